@@ -1,0 +1,104 @@
+"""Celery: doorbells to instances and commands to agents. It carries no prompts, and nothing that matters if it is lost.
+
+A doorbell says "a job waits for model M". It is rung after the job record is written; whoever hears it claims the best
+ready job. Redis pops a message before it records it as unacknowledged, so Celery may lose one (a worker killed in
+between) or deliver one twice (a connection cut): a lost bell is rung again by the coordinator, a spare one finds
+nothing to claim. That is why `visibility_timeout` needs no tuning to the length of jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from packtrain.broker import keys
+from packtrain.broker.ids import ModelId, NodeId
+from packtrain.broker.messages import NodeCommand
+
+logger = logging.getLogger(__name__)
+
+RING: Final = "packtrain.ring"
+NODE_COMMAND: Final = "packtrain.node"
+#: A command not taken by then is dropped: the coordinator plans anew from what it sees.
+COMMAND_EXPIRES_S = 10
+
+
+def make_app(url: str, *, name: str, events: bool = False) -> Celery:
+    """The Celery app of one process. Values are explained in docs/architecture.md, "Celery's settings".
+
+    Args:
+        url: Broker of the fleet.
+        name: Shown by Redis' CLIENT LIST.
+        events: Send task events; Flower needs them, they cost about a third of the no-op rate.
+    """
+    app = Celery("packtrain", broker=url, set_as_current=False)
+    app.conf.update(
+        result_backend=None,
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,  # a doorbell is never poison
+        worker_prefetch_multiplier=1,  # exactly one bell per slot: none is hoarded
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_create_missing_queues=True,
+        task_default_queue="packtrain.default",
+        task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 1},
+        worker_enable_prefetch_count_reduction=False,  # or slots stay empty for seconds after a reconnect
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # the threads pool cannot
+        worker_disable_rate_limits=True,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=events,
+        task_send_sent_event=events,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        broker_transport_options={
+            "visibility_timeout": 3600,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            # Without these a half-open link blocks the consumer loop for ever.
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "client_name": name,
+            "priority_steps": [0],  # one list per queue: order is in the ready set
+        },
+    )
+    return app
+
+
+class Doorbell:
+    """Rings for models and sends commands to nodes. Thread-safe (kombu's producer pool)."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def ring(self, model: ModelId, count: int = 1) -> None:
+        """Say `count` times that a job waits for `model`. When the broker is away that is only a warning, see above."""
+        try:
+            with self._app.producer_or_acquire() as producer:
+                for _ in range(count):
+                    self._send(RING, {"model": model}, keys.model_queue(model), producer=producer)
+        except OperationalError as error:
+            logger.warning(
+                "Could not ring for %s (%s); the coordinator will", model, error, extra={"event": "bell.failed"}
+            )
+
+    def command(self, node: NodeId, command: NodeCommand) -> None:
+        """Send a command to a node's agent.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker is away; the next tick sends it again.
+        """
+        payload = {"command": command.model_dump(mode="json")}
+        self._send(NODE_COMMAND, payload, keys.node_queue(node), expires=COMMAND_EXPIRES_S)
+
+    def _send(self, task: str, kwargs: dict[str, Any], queue: str, **options: Any) -> None:
+        self._app.send_task(task, kwargs=kwargs, queue=queue, ignore_result=True, **options)

@@ -1,0 +1,84 @@
+"""Connections to the broker: one way to make a client, sync or async, with timeouts that end a half-open link."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import Redis
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, RedisError, TimeoutError
+from redis.retry import Retry
+
+from packtrain.broker.errors import BrokerUnavailable, SetupError
+
+SOCKET_TIMEOUT_S = 5.0
+#: A blocking read returns by itself after this long, well inside the socket timeout.
+BLOCK_MS = 2_000
+#: Tries per command after the first, 0.05 to 1 s apart: a restart of Redis takes 1 to 2 s.
+RETRIES = 6
+
+_TRANSIENT: list[type[Exception]] = [ConnectionError, TimeoutError, BusyLoadingError]
+
+
+def connect(url: str, *, name: str, retries: int = RETRIES) -> Redis:
+    """A client for threads of one process. Connects on first use.
+
+    Args:
+        url: redis:// or rediss://
+        name: Shown by CLIENT LIST.
+        retries: Tries after the first for each command, on a lost connection only. Every script of ours may run twice
+            without harm: submit, emit and finish are idempotent; a claim whose reply was lost leaves a lease to lapse.
+    """
+    _check(url)
+    return Redis.from_url(
+        url,
+        client_name=name,
+        decode_responses=True,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        socket_keepalive=True,
+        health_check_interval=15,
+        retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), retries),
+        retry_on_error=_TRANSIENT,
+    )
+
+
+def connect_async(url: str, *, name: str, retries: int = RETRIES) -> aioredis.Redis:
+    """The same for one event loop."""
+    _check(url)
+    return aioredis.Redis.from_url(
+        url,
+        client_name=name,
+        decode_responses=True,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        socket_keepalive=True,
+        health_check_interval=15,
+        retry=AsyncRetry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), retries),
+        retry_on_error=_TRANSIENT,
+    )
+
+
+def unavailable(url: str, error: RedisError) -> BrokerUnavailable | SetupError:
+    """The error a user should see for a client that could not talk to the broker."""
+    if isinstance(error, AuthenticationError):
+        return SetupError(f"the broker at {masked(url)} refused the password; correct it in PACKTRAIN_URL")
+    return BrokerUnavailable(url=masked(url), reason=str(error).rstrip(".") or type(error).__name__)
+
+
+def masked(url: str) -> str:
+    """`url` without its password, for people and logs."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _check(url: str) -> None:
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise SetupError(
+            f"PACKTRAIN_URL = {masked(url)!r} is no broker; use redis://host:port/0 or rediss://host:port/0"
+        )

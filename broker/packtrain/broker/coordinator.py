@@ -1,0 +1,165 @@
+"""The coordinator: a level-triggered loop that keeps jobs moving and models where they are wanted.
+
+Each second the leader looks at the whole fleet and mends what it sees: leases that lapsed, doorbells that got lost,
+models that should be loaded or unloaded. Nothing is remembered that could not be read again, so it may die at any
+moment and a standby goes on. Serving does not depend on it: loaded instances claim and finish without a coordinator.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from packtrain.broker import placement
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, new_instance_id
+from packtrain.broker.jobs import JobStore
+from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
+from packtrain.broker.placement import Load, Plan, Snapshot, Unload
+from packtrain.broker.registry import Registry
+from packtrain.broker.states import InstanceState, JobState
+
+logger = logging.getLogger(__name__)
+
+#: Doorbells that one tick rings again for one model.
+MAX_RERING = 64
+
+
+class Bells(Protocol):
+    """The part of Celery that the coordinator uses."""
+
+    def ring(self, model: ModelId, count: int = 1) -> None:
+        """Say that jobs wait for a model."""
+        ...
+
+    def command(self, node: NodeId, command: NodeCommand) -> None:
+        """Order an agent."""
+        ...
+
+
+class Coordinator:
+    """One tick of leadership at a time; `coordinator_main` gives it real parts and a clock.
+
+    Args:
+        jobs: Job records.
+        registry: Nodes, instances, models.
+        bells: Doorbells and commands.
+        bells_waiting: Doorbells that lie in the queue of a model.
+        new_instance_id: Makes ids; an argument so that tests know them.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        registry: Registry,
+        bells: Bells,
+        bells_waiting: Callable[[ModelId], int],
+        new_instance_id: Callable[[ModelId], InstanceId] = new_instance_id,
+    ) -> None:
+        self._jobs = jobs
+        self._registry = registry
+        self._bells = bells
+        self._bells_waiting = bells_waiting
+        self._new_instance_id = new_instance_id
+        self._short_before: dict[ModelId, int] = {}
+
+    def tick(self, term: int, *, reap: bool = True) -> Plan:
+        """Look and mend once.
+
+        Args:
+            term: Of this leadership; goes with every command.
+            reap: False for one lease after Redis was away: holders could not renew and must get their chance first.
+        """
+        self._registry.prune()
+        if reap:
+            self.reap()
+        snapshot = self._look()
+        self._ring_lost_bells(snapshot)
+        plan = placement.plan(snapshot)
+        self._carry_out(plan, snapshot, term)
+        return plan
+
+    def reap(self, instance: InstanceId | None = None) -> None:
+        """Requeue jobs of silent instances, or of one known to be gone, and ring for them."""
+        for reaped in self._jobs.reap(instance):
+            logger.info(
+                "Job %s is %s after its lease lapsed", reaped.job_id, reaped.state,
+                extra={"event": "job.reaped", "job": reaped.job_id, "state": reaped.state},
+            )  # fmt: skip
+            if reaped.state is JobState.QUEUED:
+                self._bells.ring(reaped.model)
+
+    def _look(self) -> Snapshot:
+        return Snapshot(
+            now_ms=self._registry.now_ms(),
+            nodes=self._registry.nodes(),
+            instances=self._registry.instances(),
+            models=real_models(self._registry.models()),
+            waiting=self._jobs.waiting(),
+            desired=self._registry.desired(),
+        )
+
+    def _ring_lost_bells(self, snapshot: Snapshot) -> None:
+        """Jobs that outnumber their doorbells on two ticks in a row have lost some.
+
+        One tick is not enough: between a submit and its ring, and between the pop of a bell and its claim, they
+        outnumber them rightly.
+        """
+        short: dict[ModelId, int] = {}
+        for model, ready in snapshot.waiting.items():
+            missing = ready - self._bells_waiting(model)
+            if missing > 0:
+                short[model] = missing
+                lost = min(missing, self._short_before.get(model, 0), MAX_RERING)
+                if lost:
+                    logger.info("Ringing %d lost bells for %s", lost, model, extra={"event": "bell.rerung"})
+                    self._bells.ring(model, lost)
+        self._short_before = short
+
+    def _carry_out(self, plan: Plan, snapshot: Snapshot, term: int) -> None:
+        for reject in plan.rejects:
+            failed = self._jobs.reject(reject.model, reject.error)
+            logger.warning(
+                "Failed %d jobs for %s: %s", failed, reject.model, reject.error, extra={"event": "jobs.rejected"}
+            )
+        for load in plan.loads:
+            self._load(load, snapshot.models[load.model], snapshot.now_ms, term)
+        for unload in plan.unloads:
+            self._unload(unload, term)
+
+    def _load(self, load: Load, info: ModelInfo, now_ms: int, term: int) -> None:
+        instance = self._new_instance_id(load.model)
+        # The record comes first: it reserves the memory. If the command is lost, the record expires and we plan anew.
+        self._registry.put_instance(
+            InstanceBeat(
+                instance=instance, model=load.model, node=load.node, state=InstanceState.REQUESTED,
+                n_slots=info.n_slots, n_ctx=info.n_ctx, reserved_bytes=load.reserved_bytes, requested_ms=now_ms,
+            )
+        )  # fmt: skip
+        logger.info(
+            "Load %s on %s as %s: %s", load.model, load.node, instance, load.reason, extra={"event": "instance.load"}
+        )
+        self._bells.command(
+            load.node,
+            NodeCommand(
+                id=f"load-{instance}", term=term, verb="load", instance=instance, model=load.model,
+                n_slots=info.n_slots, n_ctx=info.n_ctx, reserved_bytes=load.reserved_bytes, reason=load.reason,
+            ),
+        )  # fmt: skip
+
+    def _unload(self, unload: Unload, term: int) -> None:
+        logger.info(
+            "Unload %s from %s: %s", unload.instance, unload.node, unload.reason, extra={"event": "instance.unload"}
+        )
+        self._bells.command(
+            unload.node,
+            NodeCommand(
+                id=f"unload-{unload.instance}", term=term, verb="unload", instance=unload.instance,
+                model=unload.model, reason=unload.reason,
+            ),
+        )  # fmt: skip
+
+
+def real_models(models: list[ModelInfo]) -> dict[ModelId, ModelInfo]:
+    """Models by id, without aliases."""
+    return {ModelId(info.id): info for info in models if not info.alias_of}

@@ -1,0 +1,255 @@
+"""Every error a user of Packtrain can meet, in one tree whose branches say what the caller may do about it.
+
+    PacktrainError
+    ├── InvalidRequest            change the request
+    │   ├── InvalidParameter      a field is missing, unknown or out of range
+    │   ├── PromptEmpty           nothing to answer
+    │   ├── PromptTooLong         more tokens than the context of the model holds
+    │   ├── UnknownModel          no node offers this model
+    │   ├── UnknownJob            no such job, or its record has expired
+    │   └── IdempotencyConflict   the key was used before with another request
+    ├── TryLater                  send the same request again later
+    │   ├── QueueFull             too many jobs wait for this model
+    │   ├── BrokerUnavailable     Redis cannot be reached
+    │   └── ResultTimeout         the job goes on; only this wait has ended
+    ├── JobError                  the job has ended without a result
+    │   ├── JobFailed             the engine could not finish it
+    │   ├── JobCancelled          somebody cancelled it
+    │   ├── JobExpired            its deadline passed
+    │   └── JobDead               its instance died under it too often
+    ├── ModelError                the operator must change the model or the node
+    │   ├── ModelFileInvalid      the GGUF file is broken or hostile
+    │   ├── ModelTooLarge         no node could hold it even when empty
+    │   └── ModelLoadFailed       the load was tried and failed
+    └── SetupError                this machine needs a change first
+
+The class is what travels in code; `code` is what travels on the wire and never changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class PacktrainError(Exception):
+    """Base of the tree. The message says what happened, with values, and ends with the remedy.
+
+    Args:
+        message: Whole sentence for a person; made from `data` by the subclasses that know their fields.
+        data: JSON-able values behind the message, for programs.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.data: dict[str, Any] = data
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error as it stands in job records: `{code, message, data}`."""
+        return {"code": self.code, "message": self.message, "data": self.data}
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> PacktrainError:
+        """The typed error again. A code from a newer fleet becomes a plain `JobFailed`, so nothing is hidden."""
+        cls = _BY_CODE.get(str(wire.get("code")), JobFailed)
+        error = cls.__new__(cls)
+        Exception.__init__(error, str(wire.get("message", "no message")))
+        error.message, error.data = str(error), dict(wire.get("data") or {})
+        return error
+
+
+class InvalidRequest(PacktrainError):
+    """The request cannot be served as it is. Change it."""
+
+    code = "invalid_request"
+
+
+class InvalidParameter(InvalidRequest):
+    """A field is missing, unknown or out of range."""
+
+    code = "invalid_parameter"
+
+
+class PromptEmpty(InvalidRequest):
+    """There is nothing to answer."""
+
+    code = "prompt_empty"
+
+    def __init__(self) -> None:
+        super().__init__("the prompt is empty; send at least one character")
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room in the context of one slot."""
+
+    code = "prompt_too_long"
+
+    def __init__(self, *, model: str, num_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt has {num_tokens} tokens, one slot of {model!r} holds {limit} with its answer; "
+            "shorten it, or raise `context` for this model in packtrain.toml",
+            model=model,
+            num_tokens=num_tokens,
+            limit=limit,
+        )
+
+
+class UnknownModel(InvalidRequest):
+    """No node of the fleet offers this model."""
+
+    code = "unknown_model"
+
+    def __init__(self, *, model: str, known: list[str]) -> None:
+        offered = ", ".join(sorted(known)[:12]) or "none yet"
+        super().__init__(
+            f"no node offers the model {model!r}; offered: {offered}. "
+            "Put its GGUF file into a model folder of a node, or use one of these names",
+            model=model,
+            known=sorted(known),
+        )
+
+
+class UnknownJob(InvalidRequest):
+    """No such job, or its record has expired."""
+
+    code = "unknown_job"
+
+    def __init__(self, *, job_id: str) -> None:
+        super().__init__(
+            f"there is no job {job_id!r}; records are kept for a day after the end, check the id with `packtrain jobs`",
+            job_id=job_id,
+        )
+
+
+class IdempotencyConflict(InvalidRequest):
+    """The key was used before with another request."""
+
+    code = "idempotency_conflict"
+
+    def __init__(self, *, job_id: str) -> None:
+        super().__init__(
+            f"this idempotency key already belongs to job {job_id} with a different request; use a new key",
+            job_id=job_id,
+        )
+
+
+class TryLater(PacktrainError):
+    """Nothing is wrong with the request. Send it again later."""
+
+    code = "try_later"
+
+
+class QueueFull(TryLater):
+    """Too many jobs wait for this model."""
+
+    code = "queue_full"
+
+    def __init__(self, *, model: str, waiting: int, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{waiting} jobs already wait for {model!r} (limit {limit}); try again in {retry_after_s:.0f} s",
+            model=model,
+            waiting=waiting,
+            limit=limit,
+            retry_after_s=retry_after_s,
+        )
+
+
+class BrokerUnavailable(TryLater):
+    """Redis cannot be reached."""
+
+    code = "broker_unavailable"
+
+    def __init__(self, *, url: str, reason: str) -> None:
+        super().__init__(
+            f"no broker answers at {url} ({reason}); start a fleet with `packtrain up`, or set PACKTRAIN_URL",
+            url=url,
+            reason=reason,
+        )
+
+
+class ResultTimeout(TryLater, TimeoutError):
+    """This wait has ended; the job goes on."""
+
+    code = "result_timeout"
+
+    def __init__(self, *, job_id: str, timeout_s: float, state: str) -> None:
+        super().__init__(
+            f"job {job_id} is still {state} after {timeout_s:g} s; wait longer, or cancel it",
+            job_id=job_id,
+            timeout_s=timeout_s,
+            state=state,
+        )
+
+
+class JobError(PacktrainError):
+    """The job has ended without a result."""
+
+    code = "job_error"
+
+
+class JobFailed(JobError):
+    """The engine could not finish the job."""
+
+    code = "job_failed"
+
+
+class JobCancelled(JobError):
+    """Somebody cancelled the job."""
+
+    code = "job_cancelled"
+
+
+class JobExpired(JobError):
+    """The deadline of the job passed before it ended."""
+
+    code = "job_expired"
+
+
+class JobDead(JobError):
+    """Instances died under this job too often; it is not tried again."""
+
+    code = "job_dead"
+
+
+class ModelError(PacktrainError):
+    """The operator must change the model or the node."""
+
+    code = "model_error"
+
+
+class ModelFileInvalid(ModelError):
+    """The GGUF file is broken or hostile."""
+
+    code = "model_file_invalid"
+
+    def __init__(self, *, path: str, reason: str) -> None:
+        super().__init__(
+            f"{path} is not a usable GGUF file: {reason}; download it again or remove it", path=path, reason=reason
+        )
+
+
+class ModelTooLarge(ModelError):
+    """No node could hold the model even when empty."""
+
+    code = "model_too_large"
+
+
+class ModelLoadFailed(ModelError):
+    """The load was tried and failed."""
+
+    code = "model_load_failed"
+
+
+class SetupError(PacktrainError):
+    """This machine needs a change before Packtrain can run; the message names it."""
+
+    code = "setup_error"
+
+
+def _tree(cls: type[PacktrainError]) -> list[type[PacktrainError]]:
+    return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _tree(sub))]
+
+
+_BY_CODE: dict[str, type[PacktrainError]] = {cls.code: cls for cls in _tree(PacktrainError)}

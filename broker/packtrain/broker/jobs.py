@@ -1,0 +1,292 @@
+"""Jobs as records: every step of a job's life as a pure `Call`, and the `JobStore` protocol that runs them.
+
+A job is a hash; its state is the truth, Celery's messages are only doorbells. An instance *claims* a job and gets an
+epoch that grows with every claim. All its later writes (emit, renew, finish, release) carry that epoch, and the server
+refuses them once the lease has lapsed and the job has moved on: so an instance that was frozen, cut off or thought dead
+can do no harm when it comes back, and a job ends exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, Protocol
+
+from packtrain.broker import errors, keys
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.scripts import Call
+from packtrain.broker.states import MAX_ATTEMPTS, JobState
+
+#: Jobs that one reap or reject handles, so that no script holds the server for more than some milliseconds.
+SCRIPT_BATCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a submit."""
+
+    job_id: JobId
+    model: ModelId  # the real id when the spec named an alias
+    is_new: bool  # False: an idempotency key met its job again
+    ready: int  # jobs now ready for this model, 0 when not new
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lease on one job. `epoch` must go with every later write."""
+
+    job_id: JobId
+    epoch: int
+    attempts: int  # leases of this job that lapsed before
+    queued_ms: int  # from submit to this claim
+    remaining_ms: int | None  # until its deadline; None: no deadline
+    spec_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens for the stream of a job. Text may lag behind tokens: held back for stop strings and split characters."""
+
+    index: int  # of its first token in the answer
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a job's stream: tokens, or the end."""
+
+    job_id: JobId
+    id: str  # Redis stream id: give it back to resume after it
+    text: str = ""
+    index: int = 0
+    tokens: tuple[int, ...] = ()
+    end: JobState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """A job that a reap changed."""
+
+    job_id: JobId
+    model: ModelId
+    state: JobState
+
+
+class EmitReply(IntEnum):
+    """What the server says to a chunk."""
+
+    LOST = -1  #: this epoch no longer owns the job: stop
+    OK = 0
+    CANCEL = 1  #: a client asked to cancel
+
+
+RenewVerdict = Literal["lost", "cancel"]
+
+
+class JobStore(Protocol):
+    """Where job records live: `RedisJobs` and, for tests, `MemoryJobs`; one contract suite runs on both."""
+
+    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int) -> Submitted:
+        """Write the record and make it ready. The same id with the same spec again is the same job.
+
+        Raises:
+            IdempotencyConflict, QueueFull, UnknownModel
+        """
+        ...
+
+    def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> Claim | None:
+        """Lease the best ready job, or None when none is ready."""
+        ...
+
+    def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[EmitReply]:
+        """Append (job, epoch, chunk) each to its stream."""
+        ...
+
+    def renew(self, held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> dict[JobId, RenewVerdict]:
+        """Renew (job, epoch) leases; returns only jobs that were lost or should be cancelled."""
+        ...
+
+    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
+        """End a job. False when this epoch no longer owned it: nothing was written."""
+        ...
+
+    def release(self, job_id: JobId, epoch: int) -> bool:
+        """Give a job back without counting an attempt. False when this epoch no longer owned it."""
+        ...
+
+    def cancel(self, job_id: JobId) -> JobState | None:
+        """Cancel: at once when it waits, else by a flag. The state afterwards; None: no such job."""
+        ...
+
+    def reject(self, model: ModelId, error: errors.PacktrainError) -> int:
+        """Fail up to `SCRIPT_BATCH` waiting jobs of a model; how many were."""
+        ...
+
+    def reap(self, instance: InstanceId | None = None) -> list[Reaped]:
+        """Requeue jobs whose lease lapsed (or all of an instance known to be gone); expire waiting ones."""
+        ...
+
+    def status(self, job_id: JobId) -> JobStatus | None:
+        """The record, or None."""
+        ...
+
+    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
+        """Events after the given stream ids ("0" for all); waits up to `block_ms` for the first, not if None."""
+        ...
+
+    def waiting(self) -> dict[ModelId, int]:
+        """Jobs ready, by model, for models that have any."""
+        ...
+
+
+def submit(job_id: JobId, spec: JobSpec, *, max_waiting: int, known: Sequence[str] = ()) -> Call[Submitted]:
+    """Call of submit.lua."""
+
+    def parse(reply: Any) -> Submitted:
+        verdict, number, model = reply
+        match verdict:
+            case "new" | "old":
+                return Submitted(job_id, ModelId(model), verdict == "new", int(number))
+            case "conflict":
+                raise errors.IdempotencyConflict(job_id=job_id)
+            case "full":
+                # A tenth of a second a job is a guess until rates are measured per model.
+                wait_s = min(60.0, max(1.0, int(number) * 0.1))
+                raise errors.QueueFull(model=model, waiting=int(number), limit=max_waiting, retry_after_s=wait_s)
+            case _:
+                raise errors.UnknownModel(model=spec.model, known=list(known))
+
+    deadline = "" if spec.expires_in_ms is None else spec.expires_in_ms
+    return Call(
+        "submit",
+        (keys.job(job_id), keys.model(ModelId(spec.model))),
+        (job_id, spec.model_dump_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting),
+        parse,
+    )
+
+
+def claim(model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> Call[Claim | None]:
+    """Call of claim.lua."""
+
+    def parse(reply: Any) -> Claim | None:
+        if not reply:
+            return None
+        job_id, epoch, attempts, submitted, now, deadline, spec = reply
+        remaining = int(deadline) - int(now) if deadline else None
+        return Claim(JobId(job_id), int(epoch), int(attempts), int(now) - int(submitted), remaining, spec)
+
+    return Call(
+        "claim",
+        (keys.ready(model, "interactive"), keys.ready(model, "bulk")),
+        (model, instance, node, lease_ms, _EXPIRED),
+        parse,
+    )
+
+
+def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
+    """Call of emit.lua."""
+    return Call(
+        "emit",
+        (keys.job(job_id), keys.out(job_id)),
+        (epoch, chunk.index, chunk.text, _pack(chunk.tokens), chunk.index + len(chunk.tokens)),
+        lambda reply: EmitReply(int(reply)),
+    )
+
+
+def renew(held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> Call[dict[JobId, RenewVerdict]]:
+    """Call of renew.lua."""
+    flat: list[str | int] = [lease_ms]
+    for job_id, epoch in held:
+        flat += (job_id, epoch)
+
+    def parse(reply: Any) -> dict[JobId, RenewVerdict]:
+        return {JobId(job_id): verdict for job_id, verdict in zip(reply[::2], reply[1::2], strict=True)}
+
+    return Call("renew", (keys.LEASES,), flat, parse)
+
+
+def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> Call[bool]:
+    """Call of finish.lua."""
+    index, text, tokens = (last.index, last.text, _pack(last.tokens)) if last else ("", "", "")
+    return Call(
+        "finish",
+        (keys.job(job_id), keys.out(job_id)),
+        (job_id, epoch, outcome.state, outcome.model_dump_json(exclude_defaults=True), index, text, tokens),
+        lambda reply: reply == 1,
+    )
+
+
+def release(job_id: JobId, epoch: int) -> Call[bool]:
+    """Call of release.lua."""
+    return Call("release", (keys.job(job_id),), (job_id, epoch, _CANCELLED), lambda reply: reply == 1)
+
+
+def cancel(job_id: JobId) -> Call[JobState | None]:
+    """Call of cancel.lua."""
+    return Call("cancel", (keys.job(job_id),), (job_id, _CANCELLED), lambda reply: JobState(reply) if reply else None)
+
+
+def reject(model: ModelId, error: errors.PacktrainError) -> Call[int]:
+    """Call of reject.lua."""
+    outcome = Outcome(state=JobState.FAILED, error=error.to_wire()).model_dump_json(exclude_defaults=True)
+    return Call("reject", (keys.ready(model, "interactive"), keys.ready(model, "bulk")), (outcome, SCRIPT_BATCH), int)
+
+
+def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
+    """Call of reap.lua."""
+
+    def parse(reply: Any) -> list[Reaped]:
+        rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+        return [Reaped(JobId(job_id), ModelId(model), JobState(state)) for job_id, model, state in rows]
+
+    return Call(
+        "reap",
+        (keys.LEASES, keys.DEADLINES),
+        (MAX_ATTEMPTS, SCRIPT_BATCH, instance or "", _DEAD, _CANCELLED, _EXPIRED),
+        parse,
+    )
+
+
+def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
+    """A job record (the hash as read) as a `JobStatus`; None when it is empty."""
+    if not fields:
+        return None
+    outcome = Outcome.model_validate_json(fields["outcome"]) if "outcome" in fields else None
+    known = {name: value for name, value in fields.items() if name in JobStatus.model_fields and name != "outcome"}
+    return JobStatus(id=job_id, outcome=outcome, cancel_requested="cancel" in fields, **known)
+
+
+def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Event:
+    """A stream entry as an `Event`."""
+    if "end" in fields:
+        return Event(job_id, entry_id, end=JobState(fields["end"]))
+    tokens = tuple(int(token) for token in fields["k"].split(",")) if fields["k"] else ()
+    return Event(job_id, entry_id, fields["t"], int(fields["i"]), tokens)
+
+
+def ended(state: JobState, error: errors.PacktrainError) -> Outcome:
+    """The outcome of a job that ends without a result."""
+    return Outcome(state=state, error=error.to_wire())
+
+
+def _pack(tokens: Sequence[int]) -> str:
+    return ",".join(map(str, tokens))
+
+
+def _json(state: JobState, error: errors.PacktrainError) -> str:
+    return ended(state, error).model_dump_json(exclude_defaults=True)
+
+
+CANCELLED = errors.JobCancelled("the job was cancelled; submit it again if you need its answer")
+EXPIRED = errors.JobExpired("the deadline passed before the job ended; allow more time with `expires_in`")
+DEAD = errors.JobDead(
+    f"instances died or fell silent {MAX_ATTEMPTS} times while they ran this job; it is not tried again, "
+    "see `packtrain ps` and the instance's log for the cause",
+    attempts=MAX_ATTEMPTS,
+)
+_CANCELLED = _json(JobState.CANCELLED, CANCELLED)
+_EXPIRED = _json(JobState.EXPIRED, EXPIRED)
+_DEAD = _json(JobState.DEAD, DEAD)

@@ -1,0 +1,111 @@
+"""Every Redis key that Packtrain writes, with its type and how long it lives.
+
+| key                    | type   | lives                                      | holds |
+|------------------------|--------|--------------------------------------------|--------------------------------------|
+| pt:job:<id>            | hash   | 7 d from submit, 24 h from the end         | state, epoch, spec, outcome ... |
+| pt:out:<id>            | stream | 24 h from the start, 1 h from the end      | tokens and the end of one job |
+| pt:ready:<model>:i / b | zset   | while jobs wait                            | job id → order, by lane |
+| pt:waiting             | set    | while jobs wait                            | models with a ready job |
+| pt:leases              | zset   | while jobs run                             | job id → lease deadline, ms |
+| pt:deadlines           | zset   | while such jobs live                       | job id → deadline, ms |
+| pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
+| pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
+| pt:order               | string | permanent                                  | counter that gives jobs their order |
+| pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
+| pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
+| pt:node:<id>           | hash   | 10 s from the last beat                    | `NodeBeat` |
+| pt:nodes               | zset   | permanent, pruned by the coordinator       | node id → last beat, ms |
+| pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
+| pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
+| pt:desired             | hash   | permanent                                  | model id → `Desired` |
+| pt:leader              | string | 5 s                                        | id of the leading coordinator |
+| pt:term                | string | permanent                                  | counter: the coordinator's epoch |
+| pt:schema              | string | permanent                                  | version of this table |
+
+Celery's own keys stand beside them under their usual names: a list per queue, `_kombu.binding.*`, `unacked*`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+
+SCHEMA_VERSION: Final = "1"
+
+JOB_PREFIX: Final = "pt:job:"
+OUT_PREFIX: Final = "pt:out:"
+READY_PREFIX: Final = "pt:ready:"
+HELD_PREFIX: Final = "pt:held:"
+MODEL_PREFIX: Final = "pt:model:"
+WAITING: Final = "pt:waiting"
+LEASES: Final = "pt:leases"
+DEADLINES: Final = "pt:deadlines"
+RECENT: Final = "pt:recent"
+ORDER: Final = "pt:order"
+MODELS: Final = "pt:models"
+NODES: Final = "pt:nodes"
+INSTANCES: Final = "pt:instances"
+DESIRED: Final = "pt:desired"
+LEADER: Final = "pt:leader"
+TERM: Final = "pt:term"
+SCHEMA: Final = "pt:schema"
+
+QUEUED_TTL_MS: Final = 7 * 24 * 3600 * 1000
+ENDED_TTL_MS: Final = 24 * 3600 * 1000
+STREAM_TTL_MS: Final = 24 * 3600 * 1000
+STREAM_ENDED_TTL_MS: Final = 3600 * 1000
+MODEL_TTL_MS: Final = 24 * 3600 * 1000
+NODE_TTL_MS: Final = 10_000
+INSTANCE_TTL_MS: Final = 15_000
+INSTANCE_ENDED_TTL_MS: Final = 600_000
+LEADER_TTL_MS: Final = 5_000
+RECENT_MAX: Final = 10_000
+
+#: Keys that may stand without a TTL. Tests check that nothing else does.
+PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, TERM, SCHEMA})
+
+
+def job(job_id: JobId) -> str:
+    """The record of a job."""
+    return JOB_PREFIX + job_id
+
+
+def out(job_id: JobId) -> str:
+    """The event stream of a job."""
+    return OUT_PREFIX + job_id
+
+
+def ready(model: ModelId, lane: str) -> str:
+    """The ready set of a model and lane (`interactive` or `bulk`)."""
+    return f"{READY_PREFIX}{model}:{lane[0]}"
+
+
+def held(instance: InstanceId) -> str:
+    """The jobs leased to an instance."""
+    return HELD_PREFIX + instance
+
+
+def model(model_id: ModelId) -> str:
+    """What a catalog says of a model."""
+    return MODEL_PREFIX + model_id
+
+
+def node(node_id: NodeId) -> str:
+    """The last beat of a node."""
+    return f"pt:node:{node_id}"
+
+
+def instance(instance_id: InstanceId) -> str:
+    """The last beat of an instance."""
+    return f"pt:inst:{instance_id}"
+
+
+def model_queue(model_id: ModelId) -> str:
+    """The Celery queue of a model's doorbells, consumed only by its READY instances."""
+    return f"model.{model_id}"
+
+
+def node_queue(node_id: NodeId) -> str:
+    """The Celery queue of commands to a node's agent."""
+    return f"node.{node_id}"

@@ -1,0 +1,17 @@
+-- End a running job with its outcome and its last tokens, if this epoch still owns it.
+-- Sending it again (its reply was lost with the connection) changes nothing and says 1 again.
+-- KEYS[1] job record   hash
+-- KEYS[2] job stream   stream
+-- ARGV[1] job id   ARGV[2] epoch   ARGV[3] state   ARGV[4] outcome (JSON)
+-- ARGV[5] index of the first of the last tokens   ARGV[6] their text   ARGV[7] their ids; both '' for none
+-- Returns 1 when this epoch ended the job, 0 when the job was lost to it
+local f = redis.call('HMGET', KEYS[1], 'epoch', 'state')
+if f[1] ~= ARGV[2] then return 0 end
+if f[2] == ARGV[3] then return 1 end
+if f[2] ~= 'RUNNING' then return 0 end
+if ARGV[6] ~= '' or ARGV[7] ~= '' then
+  redis.call('XADD', KEYS[2], '*', 'i', ARGV[5], 't', ARGV[6], 'k', ARGV[7])
+  redis.call('HSETNX', KEYS[1], 'first_token_ms', now_ms())
+end
+settle(ARGV[1], ARGV[3], ARGV[4])
+return 1

@@ -1,0 +1,44 @@
+-- Shared by every script; the loader puts the key names of keys.py above it as constants.
+-- Server time only: clocks of clients and nodes never decide anything.
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- True when this epoch still runs the job. Every late writer is stopped here.
+local function is_owner(job, epoch)
+  local f = redis.call('HMGET', job, 'epoch', 'state')
+  return f[1] == epoch and f[2] == 'RUNNING'
+end
+
+local function ready_key(model, lane)
+  return READY_PREFIX .. model .. ':' .. string.sub(lane, 1, 1)
+end
+
+-- Forget which instance runs the job.
+local function unlease(id)
+  redis.call('ZREM', LEASES, id)
+  local owner = redis.call('HGET', JOB_PREFIX .. id, 'instance')
+  if owner then redis.call('SREM', HELD_PREFIX .. owner, id) end
+end
+
+-- Put a running job back at its old place in the queue.
+local function requeue(id)
+  local job = JOB_PREFIX .. id
+  local f = redis.call('HMGET', job, 'model', 'lane', 'order')
+  unlease(id)
+  redis.call('HSET', job, 'state', 'QUEUED')
+  redis.call('ZADD', ready_key(f[1], f[2]), f[3], id)
+  redis.call('SADD', WAITING, f[1])
+end
+
+-- End a job for good: state, outcome, the last event of its stream, and a lifetime for what is left.
+local function settle(id, state, outcome)
+  local job, out = JOB_PREFIX .. id, OUT_PREFIX .. id
+  unlease(id)
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('HSET', job, 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
+  redis.call('PEXPIRE', job, ENDED_TTL_MS)
+  redis.call('XADD', out, '*', 'end', state)
+  redis.call('PEXPIRE', out, STREAM_ENDED_TTL_MS)
+end

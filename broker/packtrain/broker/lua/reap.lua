@@ -1,0 +1,53 @@
+-- Take jobs from instances that no longer renew them, and end waiting jobs whose deadline passed.
+-- KEYS[1] leases      zset
+-- KEYS[2] deadlines   zset
+-- ARGV[1] attempts until a job is DEAD   ARGV[2] at most this many
+-- ARGV[3] an instance that is known to be gone: take all its jobs now; '' : those whose lease lapsed
+-- ARGV[4], ARGV[5], ARGV[6] outcomes (JSON) of a job that is dead, cancelled, expired
+-- Returns {id, model, new state, id, model, new state ...}
+local now, limit = now_ms(), tonumber(ARGV[2])
+local changed = {}
+local function note(id, state)
+  changed[#changed + 1] = id
+  changed[#changed + 1] = redis.call('HGET', JOB_PREFIX .. id, 'model') or ''
+  changed[#changed + 1] = state
+end
+
+local lapsed
+if ARGV[3] == '' then
+  lapsed = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, limit)
+else
+  lapsed = redis.call('SMEMBERS', HELD_PREFIX .. ARGV[3])
+end
+for _, id in ipairs(lapsed) do
+  local job = JOB_PREFIX .. id
+  local f = redis.call('HMGET', job, 'state', 'instance')
+  if f[1] ~= 'RUNNING' then
+    redis.call('ZREM', KEYS[1], id)
+    if ARGV[3] ~= '' then redis.call('SREM', HELD_PREFIX .. ARGV[3], id) end
+  elseif ARGV[3] == '' or f[2] == ARGV[3] then
+    local attempts = redis.call('HINCRBY', job, 'attempts', 1)
+    if redis.call('HEXISTS', job, 'cancel') == 1 then
+      settle(id, 'CANCELLED', ARGV[5])
+      note(id, 'CANCELLED')
+    elseif attempts >= tonumber(ARGV[1]) then
+      settle(id, 'DEAD', ARGV[4])
+      note(id, 'DEAD')
+    else
+      requeue(id)
+      note(id, 'QUEUED')
+    end
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
+  local f = redis.call('HMGET', JOB_PREFIX .. id, 'state', 'model', 'lane')
+  if f[1] == 'QUEUED' then
+    redis.call('ZREM', ready_key(f[2], f[3]), id)
+    settle(id, 'EXPIRED', ARGV[6])
+    note(id, 'EXPIRED')
+  elseif f[1] ~= 'RUNNING' then
+    redis.call('ZREM', KEYS[2], id)
+  end
+end
+return changed

@@ -1,0 +1,36 @@
+-- Write a job record and put it into the ready set of its model. The same id twice is the same job.
+-- KEYS[1] job record   hash
+-- KEYS[2] model facts  hash; its field alias_of may name the real model
+-- ARGV[1] job id       ARGV[2] spec (JSON)     ARGV[3] digest of the spec
+-- ARGV[4] model        ARGV[5] lane            ARGV[6] user
+-- ARGV[7] ms until the deadline, '' for none   ARGV[8] jobs that may wait for one model
+-- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'full' and jobs ready | 'unknown'
+local id, model = ARGV[1], ARGV[4]
+local seen = redis.call('HGET', KEYS[1], 'digest')
+if seen then
+  if seen == ARGV[3] then return {'old', 0, redis.call('HGET', KEYS[1], 'model')} end
+  return {'conflict', 0, model}
+end
+if redis.call('EXISTS', KEYS[2]) == 0 then return {'unknown', 0, model} end
+local alias = redis.call('HGET', KEYS[2], 'alias_of')
+if alias then
+  alias = cjson.decode(alias)
+  if alias ~= '' then model = alias end
+end
+local waiting = redis.call('ZCARD', ready_key(model, 'interactive')) + redis.call('ZCARD', ready_key(model, 'bulk'))
+if waiting >= tonumber(ARGV[8]) then return {'full', waiting, model} end
+
+local now = now_ms()
+local order = redis.call('INCR', ORDER)
+redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'epoch', 0, 'attempts', 0, 'spec', ARGV[2], 'digest', ARGV[3],
+  'model', model, 'lane', ARGV[5], 'user', ARGV[6], 'order', order, 'submitted_ms', now)
+redis.call('PEXPIRE', KEYS[1], QUEUED_TTL_MS)
+if ARGV[7] ~= '' then
+  local deadline = now + tonumber(ARGV[7])
+  redis.call('HSET', KEYS[1], 'deadline_ms', deadline)
+  redis.call('ZADD', DEADLINES, deadline, id)
+end
+redis.call('ZADD', ready_key(model, ARGV[5]), order, id)
+redis.call('SADD', WAITING, model)
+redis.call('ZADD', RECENT, now, id)
+return {'new', waiting + 1, model}

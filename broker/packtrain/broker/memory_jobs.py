@@ -1,0 +1,244 @@
+"""`MemoryJobs`: the in-memory twin of `RedisJobs`, for unit tests of whatever stands on a job store.
+
+Time comes in as a function. It passes the same contract suite as the real store, so a test on it can be believed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from packtrain.broker import errors, jobs
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.states import MAX_ATTEMPTS, JobState
+
+
+@dataclass(slots=True)
+class _Record:
+    spec: JobSpec
+    model: ModelId
+    order: int
+    submitted_ms: int
+    deadline_ms: int | None
+    state: JobState = JobState.QUEUED
+    epoch: int = 0
+    attempts: int = 0
+    instance: InstanceId | None = None
+    node: NodeId | None = None
+    lease_ms: int = 0
+    cancel: bool = False
+    next_index: int = 0
+    started_ms: int | None = None
+    first_token_ms: int | None = None
+    finished_ms: int | None = None
+    outcome: Outcome | None = None
+    events: list[jobs.Event] = field(default_factory=list)
+
+
+class MemoryJobs:
+    """A `jobs.JobStore` in one process. Thread-safe.
+
+    Args:
+        now_ms: The server's clock, milliseconds.
+        models: Models that may be asked for, alias → real id.
+    """
+
+    def __init__(self, now_ms: Callable[[], int], models: Mapping[str, str]) -> None:
+        self._now_ms = now_ms
+        self._models = models
+        self._records: dict[JobId, _Record] = {}
+        self._order = 0
+        self._changed = threading.Condition(threading.RLock())
+
+    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int) -> jobs.Submitted:
+        with self._changed:
+            seen = self._records.get(job_id)
+            if seen:
+                if seen.spec.digest() != spec.digest():
+                    raise errors.IdempotencyConflict(job_id=job_id)
+                return jobs.Submitted(job_id, seen.model, False, 0)
+            if spec.model not in self._models:
+                raise errors.UnknownModel(model=spec.model, known=list(self._models))
+            model = ModelId(self._models[spec.model])
+            ready = self.waiting().get(model, 0)
+            if ready >= max_waiting:
+                raise errors.QueueFull(model=model, waiting=ready, limit=max_waiting, retry_after_s=1)
+            now = self._now_ms()
+            self._order += 1
+            deadline = None if spec.expires_in_ms is None else now + spec.expires_in_ms
+            self._records[job_id] = _Record(spec, model, self._order, now, deadline)
+            return jobs.Submitted(job_id, model, True, ready + 1)
+
+    def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> jobs.Claim | None:
+        with self._changed:
+            now = self._now_ms()
+            while best := self._best(model):
+                job_id, record = best
+                if record.deadline_ms is not None and record.deadline_ms <= now:
+                    self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
+                    continue
+                record.state, record.epoch = JobState.RUNNING, record.epoch + 1
+                record.instance, record.node, record.started_ms = instance, node, now
+                record.lease_ms = now + lease_ms
+                remaining = None if record.deadline_ms is None else record.deadline_ms - now
+                return jobs.Claim(
+                    job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
+                    record.spec.model_dump_json(),
+                )  # fmt: skip
+            return None
+
+    def emit(self, chunks: Sequence[tuple[JobId, int, jobs.Chunk]]) -> list[jobs.EmitReply]:
+        with self._changed:
+            return [self._emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks]
+
+    def renew(self, held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> dict[JobId, jobs.RenewVerdict]:
+        with self._changed:
+            news: dict[JobId, jobs.RenewVerdict] = {}
+            for job_id, epoch in held:
+                record = self._owned(job_id, epoch)
+                if record is None:
+                    news[job_id] = "lost"
+                    continue
+                record.lease_ms = self._now_ms() + lease_ms
+                if record.cancel:
+                    news[job_id] = "cancel"
+            return news
+
+    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: jobs.Chunk | None = None) -> bool:
+        with self._changed:
+            record = self._records.get(job_id)
+            if record and record.epoch == epoch and record.state is outcome.state:
+                return True
+            record = self._owned(job_id, epoch)
+            if record is None:
+                return False
+            if last and (last.text or last.tokens):
+                self._append(job_id, record, last)
+            self._settle(job_id, record, outcome)
+            return True
+
+    def release(self, job_id: JobId, epoch: int) -> bool:
+        with self._changed:
+            record = self._owned(job_id, epoch)
+            if record is None:
+                return False
+            if record.cancel:
+                self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
+            else:
+                record.state = JobState.QUEUED
+            return True
+
+    def cancel(self, job_id: JobId) -> JobState | None:
+        with self._changed:
+            record = self._records.get(job_id)
+            if record is None:
+                return None
+            if record.state is JobState.QUEUED:
+                self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
+            elif record.state is JobState.RUNNING:
+                record.cancel = True
+            return record.state
+
+    def reject(self, model: ModelId, error: errors.PacktrainError) -> int:
+        with self._changed:
+            failed = 0
+            while failed < jobs.SCRIPT_BATCH and (best := self._best(model)):
+                self._settle(*best, jobs.ended(JobState.FAILED, error))
+                failed += 1
+            return failed
+
+    def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
+        with self._changed:
+            now = self._now_ms()
+            changed = []
+            for job_id, record in self._records.items():
+                if record.state is JobState.RUNNING:
+                    gone = record.lease_ms <= now if instance is None else record.instance == instance
+                    if gone:
+                        self._lapse(job_id, record)
+                        changed.append(jobs.Reaped(job_id, record.model, record.state))
+                elif record.state is JobState.QUEUED and record.deadline_ms is not None and record.deadline_ms <= now:
+                    self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
+                    changed.append(jobs.Reaped(job_id, record.model, record.state))
+            return changed
+
+    def status(self, job_id: JobId) -> JobStatus | None:
+        with self._changed:
+            record = self._records.get(job_id)
+            if record is None:
+                return None
+            return JobStatus(
+                id=job_id, state=record.state, model=record.model, user=record.spec.user, lane=record.spec.lane,
+                attempts=record.attempts, epoch=record.epoch, submitted_ms=record.submitted_ms,
+                started_ms=record.started_ms, first_token_ms=record.first_token_ms, finished_ms=record.finished_ms,
+                instance=record.instance, node=record.node, cancel_requested=record.cancel, outcome=record.outcome,
+            )  # fmt: skip
+
+    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
+        def found() -> list[jobs.Event]:
+            return [
+                event
+                for job_id, last in after.items()
+                if (record := self._records.get(job_id))
+                for event in record.events
+                if int(event.id) > int(last.partition("-")[0])
+            ]
+
+        with self._changed:
+            if block_ms is not None:
+                self._changed.wait_for(found, block_ms / 1000)
+            return found()
+
+    def waiting(self) -> dict[ModelId, int]:
+        with self._changed:
+            counts: dict[ModelId, int] = {}
+            for record in self._records.values():
+                if record.state is JobState.QUEUED:
+                    counts[record.model] = counts.get(record.model, 0) + 1
+            return counts
+
+    def _best(self, model: ModelId) -> tuple[JobId, _Record] | None:
+        ready = (
+            (record.spec.lane != "interactive", record.order, job_id)
+            for job_id, record in self._records.items()
+            if record.model == model and record.state is JobState.QUEUED
+        )
+        best = heapq.nsmallest(1, ready)
+        return (best[0][2], self._records[best[0][2]]) if best else None
+
+    def _owned(self, job_id: JobId, epoch: int) -> _Record | None:
+        record = self._records.get(job_id)
+        return record if record and record.epoch == epoch and record.state is JobState.RUNNING else None
+
+    def _emit(self, job_id: JobId, epoch: int, chunk: jobs.Chunk) -> jobs.EmitReply:
+        record = self._owned(job_id, epoch)
+        if record is None:
+            return jobs.EmitReply.LOST
+        if chunk.index >= record.next_index:
+            self._append(job_id, record, chunk)
+            record.next_index = chunk.index + len(chunk.tokens)
+        return jobs.EmitReply.CANCEL if record.cancel else jobs.EmitReply.OK
+
+    def _append(self, job_id: JobId, record: _Record, chunk: jobs.Chunk) -> None:
+        if record.first_token_ms is None:
+            record.first_token_ms = self._now_ms()
+        event_id = str(len(record.events) + 1)
+        record.events.append(jobs.Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens))
+        self._changed.notify_all()
+
+    def _lapse(self, job_id: JobId, record: _Record) -> None:
+        record.attempts += 1
+        if record.cancel:
+            self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
+        elif record.attempts >= MAX_ATTEMPTS:
+            self._settle(job_id, record, jobs.ended(JobState.DEAD, jobs.DEAD))
+        else:
+            record.state = JobState.QUEUED
+
+    def _settle(self, job_id: JobId, record: _Record, outcome: Outcome) -> None:
+        record.state, record.outcome, record.finished_ms = outcome.state, outcome, self._now_ms()
+        record.events.append(jobs.Event(job_id, str(len(record.events) + 1), end=outcome.state))
+        self._changed.notify_all()

@@ -1,0 +1,311 @@
+"""Messages: what crosses a process boundary, versioned, frozen and checked on arrival.
+
+Clients' input (`JobSpec` and below) refuses unknown fields, so that a misspelt option is an error and not a silent
+default. Reports between our own processes ignore unknown fields, so that nodes of two versions can share a fleet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from packtrain.broker.errors import InvalidParameter, PromptEmpty
+from packtrain.broker.states import InstanceState, JobState
+
+#: Characters of one prompt, all messages together. Far above any context, far below what hurts the broker.
+MAX_PROMPT_CHARS = 4 * 1024 * 1024
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not valid Unicode at position {error.start}; decode the bytes as UTF-8 first") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+SafeId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+
+
+class _Input(BaseModel):
+    """From clients: unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Report(BaseModel):
+    """Between our own processes: unknown fields come from a newer version and are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class SamplingParams(_Input):
+    """How the next token is chosen. The names and meanings are llama.cpp's and OpenAI's."""
+
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="tokens to produce; null: what the slot holds")
+    temperature: float = Field(0.8, ge=0, le=5, description="0 takes the most likely token")
+    top_k: int = Field(40, ge=0, le=100_000, description="keep the k most likely tokens; 0: all")
+    top_p: float = Field(0.95, gt=0, le=1, description="keep the smallest set with this probability")
+    min_p: float = Field(0.05, ge=0, le=1, description="drop tokens below this share of the likeliest")
+    typical_p: float = Field(1.0, gt=0, le=1, description="locally typical sampling; 1: off")
+    repeat_penalty: float = Field(1.0, gt=0, le=10, description="1: off")
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    penalty_last_n: int = Field(64, ge=0, le=8192, description="tokens that the penalties look back on")
+    logit_bias: dict[int, float] = Field(default_factory=dict, description="token id to bias, -100 to 100")
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="null: derived from the job id")
+    stop: tuple[Annotated[Text, StringConstraints(min_length=1, max_length=256)], ...] = Field((), max_length=8)
+    ignore_eos: bool = Field(False, description="go on past the end-of-text token")
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bias_in_range(cls, bias: dict[int, float]) -> dict[int, float]:
+        if len(bias) > 1024:
+            raise ValueError(f"has {len(bias)} entries, at most 1024 are allowed")
+        for token, value in bias.items():
+            if not (0 <= token < 2**31 and -100 <= value <= 100):
+                raise ValueError(f"entry {token}: {value} is outside token ids >= 0 and -100 to 100")
+        return bias
+
+
+class Message(_Input):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class JobSpec(_Input):
+    """What a client asks for."""
+
+    v: Literal[1] = 1
+    kind: Literal["chat", "complete"] = "chat"
+    model: SafeId
+    messages: tuple[Message, ...] = Field((), max_length=4096, description="for kind `chat`")
+    prompt: Text = Field("", description="for kind `complete`: continued as it is, no template")
+    params: SamplingParams = SamplingParams()
+    lane: Literal["interactive", "bulk"] = "interactive"
+    user: SafeId = "default"
+    expires_in_ms: int | None = Field(
+        None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_prompt(self) -> Self:
+        size = len(self.prompt) + sum(len(m.content) for m in self.messages)
+        if size > MAX_PROMPT_CHARS:
+            raise ValueError(f"the prompt has {size} characters, at most {MAX_PROMPT_CHARS} are allowed")
+        if self.kind == "chat" and self.prompt:
+            raise ValueError("kind 'chat' takes `messages`, kind 'complete' takes `prompt`; do not mix them")
+        if self.kind == "complete" and self.messages:
+            raise ValueError("kind 'complete' takes `prompt`, kind 'chat' takes `messages`; do not mix them")
+        return self
+
+    @property
+    def is_empty(self) -> bool:
+        """True when there is nothing to answer."""
+        if self.kind == "complete":
+            return not self.prompt
+        return not self.messages or not self.messages[-1].content.strip()
+
+    def digest(self) -> str:
+        """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+
+
+def parse_spec(fields: dict[str, Any]) -> JobSpec:
+    """A checked `JobSpec` from untrusted fields.
+
+    Raises:
+        InvalidParameter: A field is wrong; the message names it, its value and the rule.
+        PromptEmpty: There is nothing to answer.
+    """
+    try:
+        spec = JobSpec.model_validate(fields)
+    except ValidationError as error:
+        raise invalid(error) from None
+    if spec.is_empty:
+        raise PromptEmpty()
+    return spec
+
+
+def invalid(error: ValidationError) -> InvalidParameter:
+    """pydantic's first complaint as one sentence for a person."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "request"
+    shown = repr(first.get("input"))
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return InvalidParameter(f"{where} = {shown}: {first['msg']}; correct this field", field=where)
+
+
+class Usage(_Report):
+    """Tokens of one job."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Timings(_Report):
+    """Where the time of one job went, in milliseconds."""
+
+    queue_ms: float = Field(0, description="submit to claim")
+    first_token_ms: float | None = Field(None, description="claim to first token; null: none came")
+    run_ms: float = Field(0, description="claim to end")
+
+
+class Outcome(_Report):
+    """How a job ended. Stored in its record; every client reads the same one."""
+
+    v: Literal[1] = 1
+    state: JobState
+    text: str = ""
+    finish_reason: Literal["stop", "length"] | None = None
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    seed: int | None = None
+    batch_peak: int = Field(0, description="most sequences that shared one step with this job")
+    node: str = ""
+    instance: str = ""
+    error: dict[str, Any] | None = None
+
+
+class JobStatus(_Report):
+    """A job as its record shows it now."""
+
+    id: str
+    state: JobState
+    model: str
+    user: str = "default"
+    lane: str = "interactive"
+    attempts: int = Field(0, description="leases that lapsed")
+    epoch: int = Field(0, description="claims so far")
+    submitted_ms: int = 0
+    started_ms: int | None = None
+    first_token_ms: int | None = None
+    finished_ms: int | None = None
+    instance: str | None = None
+    node: str | None = None
+    cancel_requested: bool = False
+    outcome: Outcome | None = None
+
+
+class ModelInfo(_Report):
+    """One model as a node's catalog describes it. Sizes in bytes."""
+
+    v: Literal[1] = 1
+    id: SafeId
+    alias_of: str = Field("", description="this id is only another name of that model; the other fields are unset")
+    file: str = Field("", description="file name, for people; never a path")
+    architecture: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    weights_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    n_ctx_train: int = 0
+    n_layer: int = 0
+    n_head_kv: int = 0
+    has_chat_template: bool = False
+    n_ctx: int = Field(4096, description="context of one slot, tokens")
+    n_slots: int = 8
+    required_bytes: int = Field(0, description="weights + KV of all slots + compute buffers, estimated")
+    keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
+    pinned: bool = False
+
+
+class ModelFault(_Report):
+    """A file in a model folder that cannot be offered, and why."""
+
+    file: str
+    reason: str
+
+
+class NodeBeat(_Report):
+    """What an agent says of its node every 2 s. Sizes in bytes."""
+
+    v: Literal[1] = 1
+    node: SafeId
+    host: str = ""
+    pid: int = 0
+    cores: int = 1
+    memory_total: int = 0
+    memory_free: int = 0
+    memory_budget: int = Field(0, description="what instances may use together")
+    models: tuple[str, ...] = ()
+    faults: tuple[ModelFault, ...] = ()
+    instances: tuple[str, ...] = ()
+    term_seen: int = 0
+    draining: bool = False
+    version: str = ""
+
+
+class InstanceBeat(_Report):
+    """What is known of one instance. Written by the coordinator when REQUESTED, by its agent from then on."""
+
+    v: Literal[1] = 1
+    instance: SafeId
+    model: SafeId
+    node: SafeId
+    state: InstanceState
+    reason: str = Field("", description="why FAILED, LOST or DRAINING")
+    pid: int = 0
+    n_slots: int = 0
+    n_ctx: int = 0
+    reserved_bytes: int = 0
+    resident_bytes: int = 0
+    slots_used: int = 0
+    steps: int = Field(0, description="decode calls so far")
+    batch_peak: int = Field(0, description="most sequences in one step so far")
+    tokens_out: int = 0
+    tokens_per_s: float = 0
+    requested_ms: int = 0
+    ready_ms: int = 0
+    last_used_ms: int = 0
+    hub_beat_ms: int = Field(0, description="last turn of its Celery consumer loop")
+    step_beat_ms: int = Field(0, description="last sign of life of its engine thread")
+
+
+class NodeCommand(_Report):
+    """An order from the leading coordinator to one agent. Idempotent: `id` names the intent."""
+
+    v: Literal[1] = 1
+    id: str
+    term: int
+    verb: Literal["load", "unload"]
+    instance: SafeId
+    model: SafeId
+    n_slots: int = 0
+    n_ctx: int = 0
+    reserved_bytes: int = 0
+    reason: str = ""
+
+
+class Desired(_Report):
+    """What an operator asked for by `packtrain load` and `packtrain unload`."""
+
+    replicas: int = Field(0, description="keep at least this many loaded")
+    unload_before_ms: int = Field(0, description="unload instances requested before this moment")
+
+
+def dump_hash(message: BaseModel) -> dict[str, str]:
+    """A message as the fields of a Redis hash: each value is JSON."""
+    return {name: json.dumps(value) for name, value in message.model_dump(mode="json").items()}
+
+
+def load_hash(cls: type[_M], fields: dict[str, str]) -> _M:
+    """The message again from the fields of a Redis hash."""
+    return cls.model_validate({name: json.loads(value) for name, value in fields.items()})

@@ -1,0 +1,229 @@
+"""Placement: which instances to load and unload now, as a pure function from a snapshot to a plan with reasons.
+
+One pass over the models, most wanted first; each meets the first case that holds:
+
+    1. it is loaded or on its way         nothing to do
+    2. its loads failed too often         reject its waiting jobs with the cause
+    3. its last load failed just now      wait (backoff doubles with each failure)
+    4. no live node has its file          wait
+    5. no node could hold it even empty   reject its waiting jobs with the shortfall
+    6. some node has room                 load on the one with most free memory
+    7. idle instances fill that room      unload the least recently used, only if their sum is enough
+    8. otherwise                          wait until memory is free
+
+Then instances that an operator wants gone or that were idle past their keep-alive are unloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from packtrain.broker.errors import ModelError, ModelLoadFailed, ModelTooLarge
+from packtrain.broker.ids import InstanceId, ModelId, NodeId
+from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.states import InstanceState
+
+#: Failed loads of a model after which its waiting jobs are rejected.
+MAX_LOAD_FAILURES = 3
+#: Wait after the first failed load, ms; doubles with each.
+LOAD_BACKOFF_MS = 2_000
+#: An instance is not evicted before it has been READY this long, so that two models do not chase each other, ms.
+MIN_RESIDENCY_MS = 10_000
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The fleet at one moment, on the broker's clock."""
+
+    now_ms: int
+    nodes: Sequence[NodeBeat] = ()
+    instances: Sequence[InstanceBeat] = ()
+    models: Mapping[ModelId, ModelInfo] = field(default_factory=dict)  # without aliases
+    waiting: Mapping[ModelId, int] = field(default_factory=dict)
+    desired: Mapping[ModelId, Desired] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Start an instance of `model` on `node`."""
+
+    model: ModelId
+    node: NodeId
+    reserved_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Drain and stop an instance."""
+
+    instance: InstanceId
+    model: ModelId
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Fail the jobs that wait for `model`."""
+
+    model: ModelId
+    error: ModelError
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to do now, and for every model that must wait, why."""
+
+    loads: list[Load] = field(default_factory=list)
+    unloads: list[Unload] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    waits: dict[ModelId, str] = field(default_factory=dict)
+
+
+def plan(now: Snapshot) -> Plan:
+    """The plan for this snapshot. Same snapshot, same plan."""
+    result = Plan()
+    free = {NodeId(node.node): free_bytes(node, now.instances) for node in now.nodes if not node.draining}
+    wanted = {model: count for model, count in now.waiting.items() if count}
+    wanted |= {model: 0 for model, want in now.desired.items() if want.replicas and model not in wanted}
+    for model in sorted(wanted, key=lambda model: (-wanted[model], model)):
+        _place(model, now, free, result)
+    _unload_unwanted(now, wanted, result)
+    return result
+
+
+def free_bytes(node: NodeBeat, instances: Sequence[InstanceBeat]) -> int:
+    """Bytes that a new instance may claim on a node.
+
+    The smaller of two truths: the budget less what instances hold or have reserved, and the machine's free memory less
+    what instances on their way up have reserved but not yet taken.
+    """
+    here = [i for i in instances if i.node == node.node and not i.state.is_terminal]
+    held = sum(max(i.resident_bytes, i.reserved_bytes) for i in here)
+    coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
+    return min(node.memory_budget - held, node.memory_free - coming)
+
+
+def _place(model: ModelId, now: Snapshot, free: dict[NodeId, int], result: Plan) -> None:
+    mine = [i for i in now.instances if i.model == model]
+    if any(not i.state.is_terminal and i.state is not InstanceState.DRAINING for i in mine):
+        return
+    failed = [i for i in mine if i.state is InstanceState.FAILED]
+    if failed and (verdict := _after_failures(model, failed, now.now_ms)):
+        if isinstance(verdict, ModelError):
+            result.rejects.append(Reject(model, verdict))
+        else:
+            result.waits[model] = verdict
+        return
+    info = now.models.get(model)
+    offering = [n for n in now.nodes if model in n.models and not n.draining]
+    if info is None or not offering:
+        result.waits[model] = "no live node has its file"
+        return
+    need = info.required_bytes
+    largest = max(offering, key=lambda n: n.memory_budget)
+    if need > largest.memory_budget:
+        result.rejects.append(Reject(model, _too_large(info, largest)))
+        return
+    best = max(offering, key=lambda n: (free[NodeId(n.node)], n.node))
+    best_id = NodeId(best.node)
+    if need <= free[best_id]:
+        count = now.waiting.get(model, 0)
+        why = f"{count} jobs wait" if count else "an operator asked for it"
+        result.loads.append(Load(model, best_id, need, f"{why}; most free memory: {free[best_id] // MIB} MiB"))
+        free[best_id] -= need
+        return
+    victims = _victims(need - free[best_id], best_id, now)
+    if not victims:
+        result.waits[model] = (
+            f"needs {need // MIB} MiB, {best_id} has {max(0, free[best_id]) // MIB} MiB free and nothing idle to unload"
+        )
+        return
+    for victim in victims:
+        reason = f"idle, makes room for {model}"
+        result.unloads.append(Unload(InstanceId(victim.instance), ModelId(victim.model), best_id, reason))
+    result.waits[model] = "waits until " + ", ".join(v.model for v in victims) + " is unloaded"
+
+
+def _after_failures(model: ModelId, failed: Sequence[InstanceBeat], now_ms: int) -> ModelError | str | None:
+    last = max(failed, key=lambda i: i.requested_ms)
+    if len(failed) >= MAX_LOAD_FAILURES:
+        return ModelLoadFailed(
+            f"{model!r} could not be loaded on {last.node}, {len(failed)} tries: {last.reason}; "
+            "mend that and submit again (it is tried again ten minutes after the last failure)",
+            model=model,
+            node=last.node,
+        )
+    retry_ms = last.requested_ms + LOAD_BACKOFF_MS * 2 ** len(failed)
+    if now_ms < retry_ms:
+        return f"its last load failed ({last.reason}); next try in {(retry_ms - now_ms) / 1000:.0f} s"
+    return None
+
+
+def _too_large(info: ModelInfo, largest: NodeBeat) -> ModelTooLarge:
+    short = info.required_bytes - largest.memory_budget
+    kv_per_slot = info.kv_bytes_per_token * info.n_ctx
+    fixed = info.required_bytes - kv_per_slot * info.n_slots
+    remedy = "use a smaller quantisation or a node with more memory"
+    if kv_per_slot and (slots := (largest.memory_budget - fixed) // kv_per_slot) >= 1:
+        remedy = f"set slots = {min(slots, info.n_slots)} for it in packtrain.toml"
+    elif info.kv_bytes_per_token and (context := (largest.memory_budget - fixed) // info.kv_bytes_per_token) >= 256:
+        remedy = f"set slots = 1 and context = {context // 256 * 256} for it in packtrain.toml"
+    return ModelTooLarge(
+        f"{info.id!r} needs {info.required_bytes // MIB} MiB ({info.n_slots} slots of {info.n_ctx} tokens), the "
+        f"largest node {largest.node} may use {largest.memory_budget // MIB} MiB, {short // MIB + 1} less; {remedy}",
+        model=info.id,
+        required_bytes=info.required_bytes,
+        short_bytes=short,
+    )
+
+
+def _victims(shortfall: int, node: NodeId, now: Snapshot) -> list[InstanceBeat]:
+    """The least recently used idle instances whose memory covers the shortfall; empty when all of them would not."""
+    idle = [
+        i
+        for i in now.instances
+        if i.node == node and _is_evictable(i, now) and now.now_ms - max(i.ready_ms, i.last_used_ms) >= MIN_RESIDENCY_MS
+    ]
+    victims: list[InstanceBeat] = []
+    for instance in sorted(idle, key=lambda i: (i.last_used_ms, i.instance)):
+        if shortfall <= 0:
+            break
+        victims.append(instance)
+        shortfall -= max(instance.resident_bytes, instance.reserved_bytes)
+    return victims if shortfall <= 0 else []
+
+
+def _is_evictable(instance: InstanceBeat, now: Snapshot) -> bool:
+    model = ModelId(instance.model)
+    info = now.models.get(model)
+    return (
+        instance.state is InstanceState.READY
+        and instance.slots_used == 0
+        and not now.waiting.get(model)
+        and not (info and info.pinned)
+        and not now.desired.get(model, Desired()).replicas
+    )
+
+
+def _unload_unwanted(now: Snapshot, wanted: Mapping[ModelId, int], result: Plan) -> None:
+    leaving = {unload.instance for unload in result.unloads}
+    for instance in now.instances:
+        model, instance_id = ModelId(instance.model), InstanceId(instance.instance)
+        if instance.state is not InstanceState.READY or instance_id in leaving:
+            continue
+        reason = ""
+        if instance.requested_ms < now.desired.get(model, Desired()).unload_before_ms:
+            reason = "an operator asked for it"
+        elif model not in wanted and _is_evictable(instance, now):
+            info = now.models.get(model)
+            keep_alive_s = info.keep_alive_s if info else 0
+            idle_s = (now.now_ms - max(instance.ready_ms, instance.last_used_ms)) / 1000
+            if keep_alive_s >= 0 and idle_s > keep_alive_s:
+                reason = f"idle for {idle_s:.0f} s, keep-alive is {keep_alive_s:g} s"
+        if reason:
+            result.unloads.append(Unload(instance_id, model, NodeId(instance.node), reason))

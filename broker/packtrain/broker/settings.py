@@ -1,0 +1,110 @@
+"""Settings: read once per process from the environment, then passed on. Nothing else reads the environment.
+
+Every variable is `PACKTRAIN_<NAME>`; a wrong value stops the process at its start and names the variable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from packtrain.broker.errors import SetupError
+from packtrain.broker.ids import NodeId, default_node_id, is_safe_id
+
+
+def _default_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "packtrain"
+
+
+class Settings(BaseSettings):
+    """What a Packtrain process needs to know about where it is."""
+
+    model_config = SettingsConfigDict(env_prefix="PACKTRAIN_", frozen=True, extra="ignore")
+
+    url: str = Field("", description="broker of the fleet, redis:// or rediss://; empty: the fleet of this home")
+    home: Path = Field(default_factory=_default_home, description="folder for data, logs, sockets and models")
+    models: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="model folders besides <home>/models, separated by ':'"
+    )
+    node: str = Field(default_factory=default_node_id, description="id of this node")
+    memory: int | None = Field(
+        None, ge=1, description="bytes that instances may use together; unset: 80 % of the total"
+    )
+    cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all")
+    lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
+    max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
+    events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
+    stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")
+    drain_s: float = Field(30, ge=0, description="how long running jobs may finish when an instance drains, seconds")
+    load_timeout_s: float = Field(600, gt=0, description="an instance that is not READY by then has failed, seconds")
+    scripted: bool = Field(False, description="offer scripted models instead of GGUF files; for tests and benchmarks")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_folders(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _expand_home(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("node")
+    @classmethod
+    def _safe_node(cls, value: str) -> str:
+        if not is_safe_id(value):
+            raise ValueError("use lower-case letters, digits, '-', '_' and '.', at most 80")
+        return value
+
+    @property
+    def node_id(self) -> NodeId:
+        """`node` under its own type."""
+        return NodeId(self.node)
+
+    @property
+    def fleet_file(self) -> Path:
+        """Where `packtrain up` leaves the URL for clients on this machine (mode 0600: it holds the password)."""
+        return self.home / "fleet.json"
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Every folder the catalog searches."""
+        return (self.home / "models", *self.models)
+
+    def broker_url(self) -> str:
+        """The fleet's URL: `PACKTRAIN_URL`, else the fleet that runs from this home.
+
+        Raises:
+            SetupError: Neither is there.
+        """
+        if self.url:
+            return self.url
+        try:
+            return str(json.loads(self.fleet_file.read_text())["url"])
+        except (OSError, ValueError, KeyError):
+            raise SetupError(
+                f"no fleet is known here: PACKTRAIN_URL is not set and nothing runs from {self.home}; "
+                "start one with `packtrain up`, or set PACKTRAIN_URL"
+            ) from None
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process, from the environment and these overrides.
+
+    Raises:
+        SetupError: A variable has a wrong value; the message names it.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "PACKTRAIN_" + str(first["loc"][0]).upper()
+        raise SetupError(f"{name} = {first.get('input')!r}: {first['msg']}; correct or unset it") from None

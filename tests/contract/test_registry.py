@@ -1,0 +1,98 @@
+"""What the registry promises, shown on the in-memory twin and on a real server."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from redis import Redis
+
+from packtrain.broker import keys
+from packtrain.broker.messages import Desired
+from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
+from packtrain.broker.states import InstanceState
+from tests.support.clock import FakeClock
+from tests.support.factories import MODEL, NODE, instance_beat, model_info, node_beat
+
+pytestmark = pytest.mark.contract
+
+
+class RegistryContract:
+    """Inherited by one class for each registry."""
+
+    def test_a_beat_is_read_back_as_it_was_written(self, registry: Registry) -> None:
+        node, instance, model = node_beat(models=("a", "b")), instance_beat(tokens_per_s=1.5), model_info(pinned=True)
+
+        registry.put_node(node)
+        registry.put_instance(instance)
+        registry.put_models([model])
+
+        assert registry.nodes() == [node]
+        assert registry.instances() == [instance]
+        assert registry.models() == [model]
+
+    def test_a_later_beat_replaces_an_earlier_one(self, registry: Registry) -> None:
+        registry.put_instance(instance_beat(state=InstanceState.LOADING))
+        registry.put_instance(instance_beat(state=InstanceState.READY))
+
+        assert [i.state for i in registry.instances()] == [InstanceState.READY]
+
+    def test_a_node_that_leaves_is_gone(self, registry: Registry) -> None:
+        registry.put_node(node_beat())
+
+        registry.drop_node(NODE)
+
+        assert registry.nodes() == []
+
+    def test_desired_is_kept(self, registry: Registry) -> None:
+        registry.set_desired(MODEL, Desired(replicas=1))
+
+        assert registry.desired() == {MODEL: Desired(replicas=1)}
+
+    def test_pruning_keeps_the_living(self, registry: Registry) -> None:
+        registry.put_node(node_beat())
+        registry.put_instance(instance_beat())
+
+        registry.prune()
+
+        assert len(registry.nodes()) == len(registry.instances()) == 1
+
+
+class TestMemoryRegistry(RegistryContract):
+    @pytest.fixture
+    def clock(self) -> FakeClock:
+        return FakeClock()
+
+    @pytest.fixture
+    def registry(self, clock: FakeClock) -> Registry:
+        return MemoryRegistry(clock)
+
+    def test_a_silent_node_vanishes(self, registry: Registry, clock: FakeClock) -> None:
+        registry.put_node(node_beat())
+
+        clock.advance(keys.NODE_TTL_MS)
+
+        assert registry.nodes() == []
+
+
+class TestRedisRegistry(RegistryContract):
+    @pytest.fixture
+    def registry(self, redis: Redis) -> Registry:
+        return RedisRegistry(redis)
+
+    def test_a_silent_node_vanishes_and_is_pruned(self, registry: Registry, redis: Redis) -> None:
+        registry.put_node(node_beat())
+        redis.pexpire(keys.node(NODE), 1)
+        time.sleep(0.01)
+
+        assert registry.nodes() == []
+        registry.prune()
+        assert redis.zcard(keys.NODES) == 0
+
+    def test_an_ended_instance_is_remembered_longer_than_a_silent_one(self, registry: Registry, redis: Redis) -> None:
+        registry.put_instance(instance_beat("alive"))
+        registry.put_instance(instance_beat("failed", state=InstanceState.FAILED))
+
+        lives = [redis.pttl(f"pt:inst:{name}") for name in ("alive", "failed")]
+
+        assert lives[0] <= keys.INSTANCE_TTL_MS < lives[1] <= keys.INSTANCE_ENDED_TTL_MS

@@ -1,0 +1,142 @@
+"""Estimates are sums that a reader can check by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from packtrain.workers.gguf import GgufHeader
+from packtrain.workers.memory import (
+    default_slots,
+    estimate_compute_bytes,
+    estimate_kv_bytes_per_token,
+    estimate_slot_bytes,
+    estimate_state_bytes,
+    required_bytes,
+)
+
+pytestmark = pytest.mark.unit
+
+MIB = 1024 * 1024
+
+#: The shape of SmolLM2-135M; llama.cpp's own figures for it stand in the tests.
+SMOLLM2 = GgufHeader(
+    version=3,
+    kind="model",
+    architecture="llama",
+    name="SmolLM2",
+    n_layer=30,
+    n_embd=576,
+    n_head=9,
+    n_head_kv=3,
+    key_length=64,
+    value_length=64,
+    n_ff=1536,
+    n_ctx_train=8192,
+    n_vocab=49_152,
+    has_chat_template=True,
+    quantization="Q4_1",
+    parameters=134_515_008,
+    tensor_bytes=96_576_768,
+    tensor_types={},
+    split_no=0,
+    split_count=1,
+    hints={},
+)
+
+
+def with_hints(header: GgufHeader = SMOLLM2, **hints: int) -> GgufHeader:
+    """`header` with hints; a double underscore stands for a dot."""
+    return replace(header, hints={name.replace("__", "."): value for name, value in hints.items()})
+
+
+def test_kv_of_a_grouped_query_model_is_llama_cpps_figure() -> None:
+    assert estimate_kv_bytes_per_token(SMOLLM2) == 23_040
+    assert estimate_kv_bytes_per_token(SMOLLM2) * 8192 == 180 * MIB
+
+
+def test_quantised_kv_counts_whole_blocks() -> None:
+    assert estimate_kv_bytes_per_token(SMOLLM2, "bf16") == 23_040
+    assert estimate_kv_bytes_per_token(SMOLLM2, "q8_0") == 23_040 // 2 // 32 * 34
+    assert estimate_kv_bytes_per_token(replace(SMOLLM2, n_layer=1, n_head_kv=1, key_length=33), "q8_0") == 4 * 34
+
+
+def test_layers_without_attention_hold_no_kv() -> None:
+    hybrid = replace(SMOLLM2, n_layer=4, n_head_kv=(0, 3, 0, 3))
+
+    assert estimate_kv_bytes_per_token(hybrid) == 2 * 768
+
+
+def test_only_every_nth_layer_of_an_interval_hybrid_holds_kv() -> None:
+    assert estimate_kv_bytes_per_token(with_hints(full_attention_interval=3)) == 10 * 768
+
+
+def test_layers_that_borrow_kv_hold_none() -> None:
+    assert estimate_kv_bytes_per_token(with_hints(attention__shared_kv_layers=20)) == 10 * 768
+    assert estimate_kv_bytes_per_token(with_hints(attention__shared_kv_layers=1000)) == 0
+
+
+def test_latent_attention_caches_keys_only() -> None:
+    shape = replace(SMOLLM2, n_layer=2, n_head_kv=1, key_length=576, value_length=512)
+
+    latent = with_hints(shape, attention__key_length_mla=192, attention__value_length_mla=128)
+
+    assert estimate_kv_bytes_per_token(latent) == 2 * 576 * 2
+
+
+def test_plain_transformer_has_no_recurrent_state() -> None:
+    assert estimate_state_bytes(SMOLLM2) == 0
+
+
+def test_recurrent_state_does_not_grow_with_context() -> None:
+    shape = replace(SMOLLM2, n_layer=24, n_head=0, n_head_kv=0, key_length=0, value_length=0)
+    mamba = with_hints(shape, ssm__conv_kernel=4, ssm__inner_size=1536, ssm__state_size=16)
+
+    assert estimate_kv_bytes_per_token(mamba) == 0
+    assert estimate_state_bytes(mamba) == 4 * 24 * (3 * 1536 + 16 * 1536)
+    assert estimate_slot_bytes(mamba, 256) == estimate_slot_bytes(mamba, 8192)
+
+
+def test_only_recurrent_layers_of_a_hybrid_hold_state() -> None:
+    shape = replace(SMOLLM2, n_layer=4, n_head_kv=(0, 3, 0, 3))
+
+    assert estimate_state_bytes(with_hints(shape, shortconv__l_cache=3)) == 4 * 2 * 576 * 2
+
+
+@pytest.mark.parametrize(("n_ubatch", "mib"), [(128, 24.5625), (512, 98.25), (2048, 393.0)])
+def test_compute_with_a_large_vocabulary_is_llama_cpps_figure(n_ubatch: int, mib: float) -> None:
+    assert estimate_compute_bytes(SMOLLM2, n_ubatch) == mib * MIB
+
+
+@pytest.mark.parametrize(("n_ubatch", "n_ctx", "mib"), [(512, 512, 28.5), (512, 4096, 32), (2048, 8192, 144)])
+def test_compute_with_a_wide_feed_forward_is_llama_cpps_figure(n_ubatch: int, n_ctx: int, mib: float) -> None:
+    wide = replace(SMOLLM2, n_vocab=512, n_embd=512, n_ff=4096)
+
+    assert estimate_compute_bytes(wide, n_ubatch, n_ctx) == mib * MIB
+
+
+def test_compute_of_a_mixture_counts_its_active_experts() -> None:
+    mixture = with_hints(replace(SMOLLM2, n_vocab=512, n_embd=256, n_ff=512), expert_count=8, expert_used_count=4)
+
+    assert estimate_compute_bytes(mixture, 512, 4096) == 18 * MIB
+
+
+def test_required_is_weights_and_slots_and_compute() -> None:
+    per_slot = 4096 * 23_040 + 49_152 * 4
+
+    assert estimate_slot_bytes(SMOLLM2, 4096) == per_slot
+    assert required_bytes(SMOLLM2, 4096, 8) == 96_576_768 + 8 * per_slot + int(98.25 * MIB)
+
+
+def test_context_is_rounded_up_as_llama_cpp_rounds_it() -> None:
+    assert required_bytes(SMOLLM2, 1, 1) == required_bytes(SMOLLM2, 256, 1)
+    assert required_bytes(SMOLLM2, 257, 1) == required_bytes(SMOLLM2, 512, 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "slots"),
+    [(6400, 16), (6399, 8), (3200, 8), (3199, 4), (1600, 4), (800, 2), (799, 1), (400, 1), (399, 1), (0, 1)],
+)
+def test_default_slots_are_the_most_whose_kv_fits_in_a_quarter(budget: int, slots: int) -> None:
+    assert default_slots(budget, 100) == slots

@@ -1,0 +1,330 @@
+"""The node agent: runs the instances of one node and tells the fleet about them. It never loads a model itself.
+
+One loop, no locks: commands arrive in an inbox, everything else is looked at on each tick. Since an instance's memory
+is counted from the command until its process is *seen* gone, two loads can never claim the same bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import psutil
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from packtrain.broker.coordinator import Bells
+from packtrain.broker.ids import InstanceId, ModelId
+from packtrain.broker.jobs import JobStore
+from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, NodeCommand
+from packtrain.broker.registry import Registry
+from packtrain.broker.settings import Settings
+from packtrain.broker.states import InstanceState, JobState
+from packtrain.workers.instance_messages import InstanceConfig
+from packtrain.workers.instance_process import InstanceProcess
+from packtrain.workers.node_catalog import NodeCatalog
+from packtrain.workers.supervision import Limits, Observed, verdict
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+#: Beats go out this often, and at every change.
+BEAT_S = 2.0
+SCAN_S = 5.0
+
+
+@dataclass(slots=True)
+class _Managed:
+    """An instance as the agent knows it."""
+
+    beat: InstanceBeat
+    process: InstanceProcess
+    index: int  # among the instances of its model here
+    state_since: float  # monotonic seconds
+    kill_reason: str = ""
+    tokens_before: tuple[float, int] = (0.0, 0)  # for the rate
+    is_draining: bool = False
+
+
+class Agent:
+    """The agent's loop. `command` may be called from any thread; all else belongs to the loop's thread.
+
+    Args:
+        version: Of Packtrain.
+    """
+
+    def __init__(
+        self, settings: Settings, store: JobStore, registry: Registry, bells: Bells, catalog: NodeCatalog, version: str
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._registry = registry
+        self._bells = bells
+        self._catalog = catalog
+        self._version = version
+        self._node = settings.node_id
+        self._limits = Limits(settings.load_timeout_s, settings.drain_s, settings.stall_s)
+        self._inbox: SimpleQueue[NodeCommand] = SimpleQueue()
+        self._instances: dict[InstanceId, _Managed] = {}
+        self._ended: dict[InstanceId, InstanceBeat] = {}  # waiting to be reported
+        self._term_seen = 0
+        self._is_draining = False
+        self._is_broker_reachable = True
+        self._next_beat = self._next_scan = 0.0
+        self._clock_skew_ms = 0
+        self._total_memory = psutil.virtual_memory().total
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the identities of running instances are noted."""
+        return self._settings.home / "run" / self._node
+
+    def command(self, command: NodeCommand) -> None:
+        """Leave a command for the loop."""
+        self._inbox.put(command)
+
+    def tick(self) -> None:
+        """Read commands, look at every process, report."""
+        now = time.monotonic()
+        changed = self._read_inbox()
+        for managed in list(self._instances.values()):
+            changed |= self._look_at(managed, now)
+        if now >= self._next_scan:
+            self._next_scan = now + SCAN_S
+            changed |= self._catalog.scan()
+        if changed or self._ended or now >= self._next_beat:
+            self._next_beat = now + BEAT_S
+            self._report()
+
+    def drain(self, keep_beating: Callable[[], bool]) -> None:
+        """End every instance, politely first; returns when all are gone."""
+        self._is_draining = True
+        for managed in self._instances.values():
+            self._begin_drain(managed, "the node stops")
+        while self._instances:
+            for managed in list(self._instances.values()):
+                self._look_at(managed, time.monotonic())
+            if keep_beating():
+                self._report()
+            time.sleep(TICK_S)
+        self._report()
+
+    def facts(self) -> dict[str, object]:
+        """What Flower shows on the agent's page."""
+        memory = psutil.virtual_memory()
+        mib = 1024 * 1024
+        return {
+            "node": self._node,
+            "memory_free_mib": memory.available // mib,
+            "memory_budget_mib": self._budget() // mib,
+            "models": ", ".join(sorted(self._catalog.models)) or "none",
+            "instances": ", ".join(f"{m.beat.instance} {m.beat.state}" for m in tuple(self._instances.values())) or "-",
+        }
+
+    def _read_inbox(self) -> bool:
+        changed = False
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except Empty:
+                return changed
+            changed |= self._obey(command)
+
+    def _obey(self, command: NodeCommand) -> bool:
+        if command.term < self._term_seen:
+            logger.warning(
+                "Refused %s: term %d is over, %d leads", command.id, command.term, self._term_seen,
+                extra={"event": "command.stale"},
+            )  # fmt: skip
+            return False
+        self._term_seen = command.term
+        instance = InstanceId(command.instance)
+        if command.verb == "unload":
+            managed = self._instances.get(instance)
+            if managed and not managed.is_draining:
+                self._begin_drain(managed, command.reason)
+                return True
+            return False
+        if instance in self._instances or self._is_draining:
+            return False  # said before, or too late
+        self._load(command, instance)
+        return True
+
+    def _load(self, command: NodeCommand, instance: InstanceId) -> None:
+        beat = InstanceBeat(
+            instance=instance, model=command.model, node=self._node, state=InstanceState.STARTING,
+            n_slots=command.n_slots, n_ctx=command.n_ctx, reserved_bytes=command.reserved_bytes,
+            requested_ms=self._registry_ms(),
+        )  # fmt: skip
+        entry = self._catalog.models.get(ModelId(command.model))
+        if entry is None:
+            reason = f"{self._node} has no file for {command.model!r} (any more)"
+            self._ended[instance] = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            return
+        info, path = entry
+        index = self._free_index(info)
+        config = InstanceConfig(
+            instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
+            worker_name=f"{info.id}.{index}@{self._node}",
+            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._cores(), report_fd=-1,
+        )  # fmt: skip
+        logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
+        process = InstanceProcess(
+            config,
+            on_line=lambda line: logger.info("[%s] %s", instance, line),
+            pid_file=self.run_folder / f"{instance}.json",
+        )
+        beat = beat.model_copy(update={"pid": process.pid})
+        self._instances[instance] = _Managed(beat, process, index, state_since=time.monotonic())
+
+    def _begin_drain(self, managed: _Managed, reason: str) -> None:
+        managed.is_draining = True
+        managed.beat = managed.beat.model_copy(update={"state": InstanceState.DRAINING, "reason": reason})
+        managed.state_since = time.monotonic()
+        managed.process.drain()
+        logger.info("Draining %s: %s", managed.beat.instance, reason, extra={"event": "instance.drain"})
+
+    def _look_at(self, managed: _Managed, now: float) -> bool:
+        if managed.process.exit_code() is not None:
+            self._bury(managed)
+            return True
+        changed = self._take_report(managed, now)
+        report = managed.process.last_report
+        reason = managed.kill_reason or verdict(
+            Observed(
+                state=managed.beat.state,
+                state_age_s=now - managed.state_since,
+                report_age_s=now - managed.process.last_report_at,
+                is_busy=bool(report and report.is_busy),
+                step_age_s=report.step_age_s if report else 0,
+                hub_age_s=report.hub_age_s if report else 0,
+                is_broker_reachable=self._is_broker_reachable,
+            ),
+            self._limits,
+        )
+        if reason and not managed.kill_reason:
+            managed.kill_reason = reason
+            logger.error("Killing %s: it %s", managed.beat.instance, reason, extra={"event": "instance.kill"})
+            managed.process.kill()
+        return changed
+
+    def _take_report(self, managed: _Managed, now: float) -> bool:
+        report = managed.process.last_report
+        if report is None:
+            return False
+        before = managed.beat
+        # Once it was told to drain it stays DRAINING, whatever it said just before it heard.
+        state = before.state if managed.is_draining else report.state
+        update: dict[str, object] = {
+            "state": state,
+            "slots_used": report.slots_used,
+            "steps": report.steps,
+            "batch_peak": report.batch_peak,
+            "tokens_out": report.tokens_out,
+        }
+        if report.steps != before.steps or report.slots_used:
+            update["last_used_ms"] = self._registry_ms()
+        if state is InstanceState.READY and not before.ready_ms:
+            update["ready_ms"] = update["last_used_ms"] = self._registry_ms()
+            seconds = now - managed.process.started_at
+            logger.info("%s is ready after %.1f s", before.instance, seconds, extra={"event": "instance.ready"})
+        since, tokens = managed.tokens_before
+        if now - since >= BEAT_S:
+            rate = (report.tokens_out - tokens) / (now - since) if since else 0.0
+            update["tokens_per_s"] = round(rate, 1)
+            managed.tokens_before = (now, report.tokens_out)
+        managed.beat = before.model_copy(update=update)
+        if state is not before.state:
+            managed.state_since = now
+            return True
+        return False
+
+    def _bury(self, managed: _Managed) -> None:
+        """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
+        why = managed.process.reap()
+        instance = InstanceId(managed.beat.instance)
+        stopped = managed.is_draining and managed.process.exit_code() == 0
+        state = InstanceState.STOPPED if stopped else InstanceState.FAILED
+        reason = managed.beat.reason if stopped else managed.kill_reason or why
+        log = logger.info if stopped else logger.error
+        log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
+        self._ended[instance] = managed.beat.model_copy(
+            update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
+        )
+        del self._instances[instance]
+
+    def give_back(self, instance: InstanceId) -> None:
+        """Requeue the jobs of an instance that is gone, and ring for them."""
+        for reaped in self._store.reap(instance):
+            logger.info("Job %s is %s again", reaped.job_id, reaped.state, extra={"event": "job.given_back"})
+            if reaped.state is JobState.QUEUED:
+                self._bells.ring(reaped.model)
+
+    def _report(self) -> None:
+        """Write all beats. While the broker is away nothing is forgotten: ended instances wait for the next time."""
+        try:
+            self._clock_skew_ms = self._registry.now_ms() - _local_ms()
+            for instance, beat in list(self._ended.items()):
+                self.give_back(instance)
+                self._registry.put_instance(beat)
+                del self._ended[instance]
+            for managed in self._instances.values():
+                managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.process.resident_bytes()})
+                self._registry.put_instance(managed.beat)
+            self._registry.put_models(self._catalog.offered())
+            self._registry.put_node(self._node_beat())
+        except (RedisError, OperationalError) as error:
+            if self._is_broker_reachable:
+                logger.warning("Broker is away; instances go on: %s", error, extra={"event": "broker.away"})
+            self._is_broker_reachable = False
+            return
+        if not self._is_broker_reachable:
+            logger.info("Broker is back", extra={"event": "broker.back"})
+        self._is_broker_reachable = True
+
+    def _node_beat(self) -> NodeBeat:
+        memory = psutil.virtual_memory()
+        return NodeBeat(
+            node=self._node,
+            host=self._settings.node,
+            pid=psutil.Process().pid,
+            cores=self._cores(),
+            memory_total=memory.total,
+            memory_free=memory.available,
+            memory_budget=self._budget(),
+            models=tuple(sorted(self._catalog.models)),
+            faults=self._catalog.faults,
+            instances=tuple(sorted(self._instances)),
+            term_seen=self._term_seen,
+            draining=self._is_draining,
+            version=self._version,
+        )
+
+    def _budget(self) -> int:
+        return memory_budget(self._settings, self._total_memory)
+
+    def _cores(self) -> int:
+        return self._settings.cores or len(psutil.Process().cpu_affinity() or ()) or psutil.cpu_count() or 1
+
+    def _free_index(self, info: ModelInfo) -> int:
+        """The lowest replica number of this model that is free here, so that worker names come again."""
+        taken = {managed.index for managed in self._instances.values() if managed.beat.model == info.id}
+        return next(index for index in itertools.count() if index not in taken)
+
+    def _registry_ms(self) -> int:
+        """The broker's clock, by its last known distance from ours: beats must be written while it is away, too."""
+        return _local_ms() + self._clock_skew_ms
+
+
+def memory_budget(settings: Settings, total_bytes: int) -> int:
+    """Bytes that instances of this node may use together: the setting, else four fifths of the memory."""
+    return settings.memory or total_bytes * 4 // 5
+
+
+def _local_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,112 @@
+"""Composition root of the agent process: a Celery worker on queue node.<id>, and the agent's loop beside it.
+
+    main thread   Celery consumer of node.<id>: commands from the coordinator
+    loop thread   the agent: processes, deadlines, beats
+
+Run by `packtrain node`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from importlib.metadata import version
+from typing import Any
+
+from packtrain.broker import keys, lifeline, logs
+from packtrain.broker.celery_app import NODE_COMMAND, Doorbell, make_app
+from packtrain.broker.connection import connect, masked
+from packtrain.broker.errors import PacktrainError
+from packtrain.broker.ids import InstanceId
+from packtrain.broker.messages import NodeCommand
+from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.settings import Settings, load_settings
+from packtrain.workers.agent import TICK_S, Agent, memory_budget
+from packtrain.workers.celery_worker import HubBeat, run_worker
+from packtrain.workers.instance_process import end_orphans
+from packtrain.workers.node_catalog import GgufCatalog, NodeCatalog, ScriptedCatalog
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Run the agent until SIGTERM; returns when its instances are gone."""
+    import psutil
+
+    url = settings.broker_url()
+    # Few tries per command: the loop must go on looking at its processes while the broker is away.
+    redis = connect(url, name=f"agent.{settings.node}", retries=1)
+    app = make_app(url, name=f"agent.{settings.node}", events=settings.events)
+    registry = RedisRegistry(redis)
+    catalog: NodeCatalog = (
+        ScriptedCatalog(settings)
+        if settings.scripted
+        else GgufCatalog(settings, memory_budget(settings, psutil.virtual_memory().total))
+    )
+    agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
+    stopping = threading.Event()
+    is_orphaned = threading.Event()
+
+    settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
+    for orphan in end_orphans(agent.run_folder):
+        logger.warning("Ended %s, which an agent before left behind", orphan, extra={"event": "instance.orphan"})
+        agent.give_back(InstanceId(orphan))
+
+    def loop() -> None:
+        while not stopping.wait(TICK_S):
+            try:
+                agent.tick()
+            except Exception:  # a defect in one tick must not end the supervision of running instances
+                logger.exception("A tick of the agent failed", extra={"event": "agent.tick_failed"})
+        # After a cut lifeline a new agent may already run under this node's name: then say nothing any more.
+        agent.drain(keep_beating=lambda: not is_orphaned.is_set())
+        if not is_orphaned.is_set():
+            registry.drop_node(settings.node_id)
+
+    looping = threading.Thread(target=loop, name="agent")
+
+    @app.task(name=NODE_COMMAND)  # type: ignore[untyped-decorator]
+    def command(command: dict[str, Any]) -> None:
+        agent.command(NodeCommand.model_validate(command))
+
+    def parent_is_gone() -> None:
+        is_orphaned.set()
+        os.kill(os.getpid(), 15)
+
+    lifeline.watch(parent_is_gone)
+    logger.info("Agent of node %s at %s", settings.node, masked(url), extra={"event": "agent.start"})
+    looping.start()
+    try:
+        run_worker(
+            app,
+            name=f"agent@{settings.node}",
+            queue=keys.node_queue(settings.node_id),
+            threads=1,
+            events=settings.events,
+            hub=HubBeat(),
+            facts=agent.facts,
+            on_ready=lambda: logger.info("Taking commands", extra={"event": "agent.ready"}),
+            on_stopping=lambda: None,
+        )
+    finally:
+        stopping.set()
+        looping.join()
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    try:
+        settings = load_settings()
+        logs.configure(settings.log_level)
+        run(settings)
+    except PacktrainError as error:
+        sys.stderr.write(f"packtrain node: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

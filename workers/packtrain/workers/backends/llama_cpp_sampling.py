@@ -1,0 +1,124 @@
+"""One sampler chain per sequence, in llama.cpp's own order, with randomness that depends on nothing but (seed, index).
+
+    logit bias → penalties → top-k → typical → top-p → min-p → temperature → draw
+
+The draw of token i uses a generator seeded with hash(seed, i), not the i-th value of one running generator. So a job
+that resumes on another instance after i tokens draws what it would have drawn, without replaying anything. The new
+generator costs three C calls per token, about 4 us beside 90 us for the chain at a vocabulary of 49,000.
+
+Samplers stand after top-k wherever that keeps their meaning: top-p over a whole vocabulary costs 3,000 us per token.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from llama_cpp import llama_cpp as C
+
+from packtrain.broker.messages import SamplingParams
+
+_MASK64 = 2**64 - 1
+#: llama.cpp takes this seed for "choose one at random".
+_RANDOM_SEED = 0xFFFFFFFF
+
+
+def token_seed(seed: int, index: int) -> int:
+    """The 32-bit seed for the draw of output token `index`: splitmix64 (Steele et al., 2014) of seed and index."""
+    z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    z ^= z >> 31
+    return (z >> 32) % _RANDOM_SEED
+
+
+def is_plain_greedy(params: SamplingParams) -> bool:
+    """True when the next token is simply the most likely one, so that no chain is needed."""
+    return params.temperature == 0 and not _has_penalties(params) and not params.logit_bias and not params.ignore_eos
+
+
+class SamplerChain:
+    """The sampler of one sequence. Free it with `close`; owned by the engine thread.
+
+    Args:
+        n_vocab: Vocabulary size; token ids of the bias beyond it are dropped.
+        end_tokens: Tokens that `ignore_eos` forbids.
+        history: Prompt and resumed output, which the penalties look back on.
+        num_output: How many of `history` are output: the index of the next token.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: int,
+        *,
+        n_vocab: int,
+        end_tokens: Sequence[int],
+        history: Sequence[int],
+        num_output: int,
+    ) -> None:
+        self._seed = seed
+        self._index = num_output
+        self._draws = params.temperature > 0
+        self._chain: Any = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        bias = {token: value for token, value in params.logit_bias.items() if token < n_vocab}
+        if params.ignore_eos:
+            bias |= dict.fromkeys(end_tokens, float("-inf"))
+        if bias:
+            self._add(C.llama_sampler_init_logit_bias(n_vocab, len(bias), _bias_array(bias)))
+        if _has_penalties(params):
+            self._add(
+                C.llama_sampler_init_penalties(
+                    n_vocab,
+                    params.penalty_last_n,
+                    params.repeat_penalty,
+                    params.frequency_penalty,
+                    params.presence_penalty,
+                )
+            )
+        if self._draws:
+            if params.top_k:
+                self._add(C.llama_sampler_init_top_k(params.top_k))
+            if params.typical_p < 1:
+                self._add(C.llama_sampler_init_typical(params.typical_p, 1))
+            if params.top_p < 1:
+                self._add(C.llama_sampler_init_top_p(params.top_p, 1))
+            if params.min_p > 0:
+                self._add(C.llama_sampler_init_min_p(params.min_p, 1))
+            self._add(C.llama_sampler_init_temp(params.temperature))
+        else:
+            self._add(C.llama_sampler_init_greedy())
+        if _has_penalties(params) and params.penalty_last_n:
+            for token in history[-params.penalty_last_n :]:
+                C.llama_sampler_accept(self._chain, token)
+        self._fixed = C.llama_sampler_chain_n(self._chain)
+
+    def sample(self, ctx: Any, row: int) -> int:
+        """The next token, from the logits of this row of the last batch."""
+        if self._draws:
+            if C.llama_sampler_chain_n(self._chain) > self._fixed:
+                C.llama_sampler_free(C.llama_sampler_chain_remove(self._chain, self._fixed))
+            self._add(C.llama_sampler_init_dist(token_seed(self._seed, self._index)))
+        self._index += 1
+        return int(C.llama_sampler_sample(self._chain, ctx, row))
+
+    def close(self) -> None:
+        """Free the chain and its samplers."""
+        C.llama_sampler_free(self._chain)
+        self._chain = None
+
+    def _add(self, sampler: Any) -> None:
+        C.llama_sampler_chain_add(self._chain, sampler)
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    off = params.repeat_penalty == 1 and params.presence_penalty == 0 and params.frequency_penalty == 0
+    return not off and params.penalty_last_n > 0
+
+
+def _bias_array(bias: dict[int, float]) -> Any:
+    array = (C.llama_logit_bias * len(bias))()
+    for entry, (token, value) in zip(array, bias.items(), strict=True):
+        entry.token, entry.bias = token, value
+    return ctypes.cast(array, ctypes.POINTER(C.llama_logit_bias))

@@ -1,0 +1,67 @@
+"""Scripted models as files, so that tests and benchmarks run whole fleets without weights.
+
+A file `<name>.scripted.json` in a model folder is a model: {"n_slots": 4, "n_ctx": 512, "step_ms": 0, "row_ms": 0,
+"required_mib": 1, "load_ms": 0, "fails": ""}. Only an agent started with PACKTRAIN_SCRIPTED=1 looks for them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from packtrain.broker.errors import ModelLoadFailed
+from packtrain.broker.ids import ModelId, slug
+from packtrain.broker.messages import ModelInfo
+from packtrain.workers.backends.scripted import ScriptedBackend
+
+SUFFIX = ".scripted.json"
+MIB = 1024 * 1024
+
+
+class ScriptedModel(BaseModel):
+    """The file's content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_slots: int = 4
+    n_ctx: int = 512
+    step_ms: float = 0
+    row_ms: float = 0
+    load_ms: float = 0
+    required_mib: int = 1
+    keep_alive_s: float = 300
+    fails: str = ""  # not empty: the load fails with this reason
+
+
+def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, Path]]:
+    """Scripted models in these folders, by id."""
+    found = {}
+    for folder in folders:
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            script = ScriptedModel.model_validate_json(path.read_text())
+            model = ModelId(slug(path.name.removesuffix(SUFFIX)))
+            info = ModelInfo(
+                id=model,
+                file=path.name,
+                architecture="scripted",
+                has_chat_template=True,
+                n_ctx=script.n_ctx,
+                n_slots=script.n_slots,
+                required_bytes=script.required_mib * MIB,
+                keep_alive_s=script.keep_alive_s,
+            )
+            found[model] = (info, path)
+    return found
+
+
+def load_scripted(path: Path, *, n_slots: int, n_ctx: int) -> ScriptedBackend:
+    """The backend that such a file describes. Takes `load_ms`."""
+    script = ScriptedModel.model_validate(json.loads(path.read_text()))
+    time.sleep(script.load_ms / 1000)
+    if script.fails:
+        raise ModelLoadFailed(f"scripted: {script.fails}")
+    return ScriptedBackend(n_slots=n_slots, n_ctx=n_ctx, step_s=script.step_ms / 1000, row_s=script.row_ms / 1000)

@@ -1,0 +1,194 @@
+"""The catalog: which models this node can load, under which names, with how much memory each.
+
+Models are what the model folders hold. The id of a model is the slug of its file name unless `packtrain.toml` gives it
+another; jobs name ids, never paths, so no message can make a node open a file of the sender's choice.
+
+One bad file never hides the good ones: whatever is wrong with it becomes a fault with a reason, shown beside the
+models. Files that belong to other models (vision projectors, LoRA adapters, importance matrices) are passed over.
+When two files claim one id, the one that `packtrain.toml` names has it, else the one in the earlier folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packtrain.broker.errors import ModelFileInvalid
+from packtrain.broker.ids import ModelId, slug
+from packtrain.broker.messages import ModelFault, ModelInfo
+from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
+from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
+from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_slot_bytes, required_bytes
+from packtrain.workers.model_files import ModelFile, ModelFiles, find_model_files, group_parts, printable
+
+MAX_FAULTS = 100  # they travel with every report of the node
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One model that this node can load."""
+
+    info: ModelInfo
+    path: Path  # of the file, or of the first part
+    header: GgufHeader  # of all parts together
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What the model folders held at one moment."""
+
+    models: Mapping[ModelId, CatalogEntry] = field(default_factory=dict)
+    aliases: Mapping[ModelId, ModelId] = field(default_factory=dict)  # alias -> id of a model that is there
+    faults: tuple[ModelFault, ...] = ()
+
+    def find(self, name: str) -> CatalogEntry | None:
+        """The model with this id or alias."""
+        model = ModelId(name)
+        return self.models.get(self.aliases.get(model, model))
+
+
+class CatalogScanner:
+    """Looks into the model folders again and again, and reads only the headers of files that changed.
+
+    Args:
+        folders: Model folders; earlier ones win.
+        config: What the operator says about models.
+        budget_bytes: Memory that the instances of this node may use together.
+    """
+
+    def __init__(self, folders: Sequence[Path], config: CatalogConfig, budget_bytes: int) -> None:
+        self._folders = tuple(folders)
+        self._config = config
+        self._budget_bytes = budget_bytes
+        self._headers: dict[ModelFile, GgufHeader | ModelFault] = {}
+        self._last: tuple[tuple[ModelFile, ...], tuple[ModelFault, ...]] | None = None
+        self._catalog = Catalog()
+
+    def scan(self) -> Catalog:
+        """The catalog now: the very same object as before when no file has changed. Blocks on the disk."""
+        found = find_model_files(self._folders)
+        seen = (tuple(found.files), tuple(found.faults))
+        if seen != self._last:
+            # Only what is there is kept, so the cache cannot outgrow the folders.
+            self._headers = {file: self._headers.get(file) or _read(file) for file in found.files}
+            self._catalog = self._build(group_parts(found.files), found.faults)
+            self._last = seen
+        return self._catalog
+
+    def _build(self, groups: Sequence[ModelFiles], faults: Sequence[ModelFault]) -> Catalog:
+        building = _Building(self._config, self._budget_bytes, list(faults))
+        ids = {options.file: ModelId(model) for model, options in self._config.models.items() if options.file}
+        # Files that the operator named come first and so have their ids for sure. The sort keeps the folders' order.
+        for files in sorted(groups, key=lambda files: files.first.path.name not in ids):
+            header = self._whole_header(files)
+            if isinstance(header, ModelFault):
+                building.faults.append(header)
+            elif header is not None:
+                building.add(ids.get(files.first.path.name) or ModelId(slug(files.first.stem)), files, header)
+        return building.finish()
+
+    def _whole_header(self, files: ModelFiles) -> GgufHeader | ModelFault | None:
+        """The header of all parts together, what is wrong with them, or None for files that are no model."""
+        headers: list[GgufHeader] = []
+        for file in files.parts:
+            header = self._headers[file]
+            if isinstance(header, ModelFault):
+                return header
+            headers.append(header)
+        if not headers[0].is_model:
+            return None
+        if files.missing:
+            reason = f"parts are missing: {files.missing}; put them into the same folder"
+            return ModelFault(file=files.first.label, reason=reason)
+        for file, header in zip(files.parts, headers, strict=True):
+            number, count = file.part
+            if (header.split_no + 1, header.split_count) != (number, count):
+                says = f"it is part {header.split_no + 1} of {header.split_count}"
+                reason = f"{says}, but its name makes it {number} of {count}; name it like model-00001-of-00003.gguf"
+                return ModelFault(file=file.label, reason=reason)
+        whole = merge_parts(headers)
+        if not whole.tensor_bytes:
+            return ModelFault(file=files.first.label, reason="it has no tensors; download it again")
+        return whole
+
+
+def load_catalog(folders: Sequence[Path], config: CatalogConfig, budget_bytes: int) -> Catalog:
+    """The catalog of these folders, read once. `CatalogScanner` is for those who look again."""
+    return CatalogScanner(folders, config, budget_bytes).scan()
+
+
+@dataclass(slots=True)
+class _Building:
+    """A catalog in the making: who has which name so far."""
+
+    config: CatalogConfig
+    budget_bytes: int
+    faults: list[ModelFault]
+    models: dict[ModelId, CatalogEntry] = field(default_factory=dict)
+    files: dict[ModelId, ModelFile] = field(default_factory=dict)
+
+    def add(self, model: ModelId, files: ModelFiles, header: GgufHeader) -> None:
+        holder = self.files.get(model)
+        if holder is None:
+            self.files[model] = files.first
+            self.models[model] = CatalogEntry(self._info(model, files.first, header), files.first.path, header)
+        elif holder.identity != files.first.identity:  # else two ways to one file, which is nobody's fault
+            both = f"{printable(str(holder.path))} and {printable(str(files.first.path))}"
+            remedy = f"the first has it; rename the second, or give it an id in {FILE_NAME}"
+            reason = f"the id {model!r} is claimed by {both}; {remedy}"
+            self.faults.append(ModelFault(file=files.first.label, reason=reason))
+
+    def finish(self) -> Catalog:
+        aliases: dict[ModelId, ModelId] = {}
+        for name, options in self.config.models.items():
+            model = ModelId(name)
+            if model not in self.models:
+                wanted = f"no file {printable(options.file)!r}" if options.file else f"no model {name!r}"
+                reason = f"[models.{name}] has no effect: {wanted} is in the model folders; correct it or remove it"
+                self.faults.append(ModelFault(file=FILE_NAME, reason=reason))
+                continue
+            for alias in map(ModelId, options.aliases):
+                if alias in self.models:
+                    reason = (
+                        f"the alias {alias!r} of {name!r} is also the id of a file, which has it; choose another alias"
+                    )
+                    self.faults.append(ModelFault(file=FILE_NAME, reason=reason))
+                else:
+                    aliases[alias] = model
+        if len(self.faults) > MAX_FAULTS:
+            reason = f"{len(self.faults) - MAX_FAULTS} more faults are not shown; correct these first"
+            self.faults[MAX_FAULTS:] = [ModelFault(file="", reason=reason)]
+        return Catalog(dict(sorted(self.models.items())), aliases, tuple(self.faults))
+
+    def _info(self, model: ModelId, file: ModelFile, header: GgufHeader) -> ModelInfo:
+        defaults = self.config.defaults
+        options = self.config.models.get(model) or ModelOptions()
+        n_ctx = options.context or min(header.n_ctx_train, defaults.context)
+        per_slot = estimate_slot_bytes(header, n_ctx)
+        n_slots = options.slots or defaults.slots or default_slots(self.budget_bytes, per_slot)
+        return ModelInfo(
+            id=model,
+            file=printable(file.path.name),
+            architecture=header.architecture,
+            quantization=header.quantization,
+            parameters=header.parameters,
+            weights_bytes=header.tensor_bytes,
+            kv_bytes_per_token=estimate_kv_bytes_per_token(header),
+            n_ctx_train=header.n_ctx_train,
+            n_layer=header.n_layer,
+            n_head_kv=max(header.kv_heads),
+            has_chat_template=header.has_chat_template,
+            n_ctx=n_ctx,
+            n_slots=n_slots,
+            required_bytes=required_bytes(header, n_ctx, n_slots),
+            keep_alive_s=defaults.keep_alive if options.keep_alive is None else options.keep_alive,
+            pinned=options.pinned,
+        )
+
+
+def _read(file: ModelFile) -> GgufHeader | ModelFault:
+    try:
+        return read_header(file.path)
+    except ModelFileInvalid as error:
+        return ModelFault(file=file.label, reason=printable(f"{error.data['reason']}; download it again or remove it"))

@@ -1,0 +1,148 @@
+"""`packtrain.toml`: what the operator of a node says about its models. Everything in it is optional.
+
+    [defaults]
+    context = 4096              # tokens of one slot
+    slots = 8                   # sequences at once; left out: what fits in a quarter of the memory
+    keep_alive = "5m"           # unload after this long without a job
+
+    [models.smollm2]            # the model with this id
+    file = "SmolLM2-135M-Instruct.Q4_1.gguf"    # the file in a model folder that gets this id
+    aliases = ["smol", "tiny"]  # further names that jobs may use
+    context = 2048
+    slots = 16
+    keep_alive = "10m"          # seconds, or "30s", "10m", "2h"; negative: never unload
+    pinned = true               # never evicted
+
+A mistake in this file stops the node at its start, because only the operator can say what was meant.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from packtrain.broker.errors import SetupError
+from packtrain.broker.messages import SafeId
+
+FILE_NAME = "packtrain.toml"
+DEFAULT_CONTEXT = 4096  # tokens
+DEFAULT_KEEP_ALIVE_S = 300.0
+MAX_CONTEXT = 2**24  # tokens; the longest trained so far is 10 million
+MAX_SLOTS = 256  # LLAMA_MAX_SEQ
+MAX_KEEP_ALIVE_S = 10 * 365 * 24 * 3600
+
+_DURATION = re.compile(r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600}
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError('give seconds, or a text such as "30s", "10m" or "2h"; negative: never unload')
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise ValueError('give seconds, or a text such as "30s", "10m" or "2h"; negative: never unload')
+    return float(match[1]) * _UNIT_S[match[2]]
+
+
+KeepAlive = Annotated[
+    float, BeforeValidator(_seconds), Field(ge=-MAX_KEEP_ALIVE_S, le=MAX_KEEP_ALIVE_S, allow_inf_nan=False)
+]
+Context = Annotated[int, Field(strict=True, ge=1, le=MAX_CONTEXT)]
+Slots = Annotated[int, Field(strict=True, ge=1, le=MAX_SLOTS)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Defaults(_Section):
+    """For every model that does not say otherwise."""
+
+    context: Context = Field(DEFAULT_CONTEXT, description="tokens of one slot; less where a model was trained on less")
+    slots: Slots | None = Field(None, description="sequences at once; null: what fits in a quarter of the budget")
+    keep_alive: KeepAlive = Field(DEFAULT_KEEP_ALIVE_S, description="seconds; negative: never unload")
+
+
+class ModelOptions(_Section):
+    """For one model. What is left out comes from `Defaults`."""
+
+    file: str | None = Field(None, description="name of the file, of part 1 where it is split, that gets this id")
+    aliases: tuple[SafeId, ...] = ()
+    context: Context | None = None
+    slots: Slots | None = None
+    keep_alive: KeepAlive | None = None
+    pinned: Annotated[bool, Field(strict=True)] = False
+
+    @field_validator("file")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and (Path(value).name != value or not value.lower().endswith(".gguf")):
+            raise ValueError("give the name of a .gguf file, without folders")
+        return value
+
+
+class CatalogConfig(_Section):
+    """The whole file."""
+
+    defaults: Defaults = Defaults()
+    models: dict[SafeId, ModelOptions] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        owners: dict[str, str] = {}
+        files: dict[str, str] = {}
+        for model, options in self.models.items():
+            for alias in options.aliases:
+                if alias in self.models:
+                    raise ValueError(f"models.{model}.aliases: {alias!r} is itself the id of a model")
+                if owners.setdefault(alias, model) != model:
+                    raise ValueError(f"models.{model}.aliases: {alias!r} is already an alias of {owners[alias]!r}")
+            if options.file is not None and files.setdefault(options.file, model) != model:
+                raise ValueError(f"models.{model}.file: {options.file!r} already has the id {files[options.file]!r}")
+        return self
+
+
+def load_catalog_config(home: Path) -> CatalogConfig:
+    """What `packtrain.toml` in the home folder says; the defaults where there is no such file.
+
+    Raises:
+        SetupError: The file cannot be read, is not TOML, or has a wrong key or value; the message names it.
+    """
+    path = home / FILE_NAME
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return CatalogConfig.model_validate(content)
+    except FileNotFoundError:
+        return CatalogConfig()
+    except OSError as error:
+        raise SetupError(
+            f"{path} cannot be read ({error.strerror}); correct its permissions", file=str(path)
+        ) from error
+    except ValidationError as error:
+        raise _explained(path, error) from None
+    except ValueError as error:  # of tomllib, of UTF-8, and of numbers with thousands of digits
+        raise SetupError(f"{path} is not TOML: {error}; correct this place", file=str(path)) from error
+
+
+def _explained(path: Path, error: ValidationError) -> SetupError:
+    """pydantic's first complaint, with file, key and remedy."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    message, remedy = str(first["msg"]).removeprefix("Value error, "), "correct this value"
+    if first["type"] == "extra_forbidden":
+        sections: tuple[type[_Section], ...] = (CatalogConfig, Defaults, ModelOptions)
+        known = ", ".join(sections[len(first["loc"]) - 1].model_fields)
+        message, remedy = "unknown key", f"remove it, or use one of {known}"
+    elif first["type"] == "string_pattern_mismatch":
+        message = "not a usable name"
+        remedy = "use lower-case letters, digits, '-', '_' and '.', at most 80, and begin with a letter or digit"
+    shown = (
+        f"{key} = {first['input']!r:.60}: " if key and first["type"] != "extra_forbidden" else f"{key}: " * bool(key)
+    )
+    return SetupError(f"{path}: {shown}{message}; {remedy}", file=str(path), key=key)

@@ -1,0 +1,265 @@
+"""The engine: one thread owns model and cache, and turns requests into tokens, all slots in one batch.
+
+Other threads only leave notes in an inbox; the engine thread reads it between steps, and within a long prefill by way
+of `should_stop`. One step:
+
+    1. read the inbox: new requests, cancels
+    2. fill free slots, lowest id first
+    3. end what is past its deadline
+    4. plan rows, compute them, give each new token to its sequence
+
+A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from packtrain.broker.errors import JobFailed
+from packtrain.broker.ids import JobId
+from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
+from packtrain.workers.engine.scheduler import Rows, plan_step
+from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
+from packtrain.workers.engine.text import TextStream
+
+logger = logging.getLogger(__name__)
+
+#: Prefill rows in a step that also decodes, see scheduler.py.
+PREFILL_BUDGET = 128
+#: Sequences in a row that failed alone, with no step succeeding between: then the model is broken, not a request.
+MAX_FAILURES_IN_A_ROW = 8
+
+
+class EngineBroken(Exception):
+    """Nothing can be computed any more. The process must end; its jobs go back to the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start. Read from any thread; each is right by itself."""
+
+    steps: int
+    tokens_out: int
+    batch_peak: int
+    slots_used: int
+    waiting: int
+    beat: float  # last sign of life of the engine thread, on its clock
+
+
+class Engine:
+    """Runs sequences on a backend. `submit`, `cancel`, `stop` and `stats` may be called from any thread.
+
+    Args:
+        backend: Loaded model; only this engine's thread steps it.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, backend: Backend, *, clock: Callable[[], float], prefill_budget: int = PREFILL_BUDGET) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._prefill_budget = prefill_budget
+        self._free = list(range(backend.shape.n_slots))  # a heap: the lowest id is given out first
+        self._live: dict[JobId, Sequence] = {}
+        self._waiting: deque[SequenceRequest] = deque()
+        self._arrivals = 0
+        self._steps = self._tokens_out = self._batch_peak = self._failures_in_a_row = 0
+        self._beat = clock()
+        # The inbox is all that other threads touch.
+        self._changed = threading.Condition()
+        self._new: list[SequenceRequest] = []
+        self._leaving: dict[JobId, End] = {}
+        self._is_stopping = False
+
+    def submit(self, request: SequenceRequest) -> None:
+        """Run a request. Its `on_end` is called exactly once, sooner or later."""
+        with self._changed:
+            if not self._is_stopping:
+                self._new.append(request)
+                self._changed.notify()
+                return
+        request.on_end(Ended(End.RELEASED))
+
+    def cancel(self, job_id: JobId, end: End) -> None:
+        """End a sequence soon, with this reason. Unknown jobs are ignored: it may just have ended."""
+        with self._changed:
+            self._leaving[job_id] = end
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Release every sequence and let `run` return."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters."""
+        return EngineStats(
+            self._steps, self._tokens_out, self._batch_peak, len(self._live), len(self._waiting), self._beat
+        )
+
+    @property
+    def is_busy(self) -> bool:
+        """True while any request is in a slot or waits for one."""
+        return bool(self._live or self._waiting or self._new)
+
+    def run(self) -> None:
+        """The engine thread: step while there is work, sleep while there is none, until `stop`.
+
+        Raises:
+            EngineBroken: The backend no longer computes anything.
+        """
+        while True:
+            with self._changed:
+                while not (self._new or self._leaving or self._live or self._waiting or self._is_stopping):
+                    self._changed.wait()
+                    self._beat = self._clock()
+                if self._is_stopping:
+                    break
+            self.step()
+        for request in (*self._waiting, *self._new):
+            request.on_end(Ended(End.RELEASED))
+        for sequence in list(self._live.values()):
+            self._end(sequence, End.RELEASED)
+
+    def step(self) -> None:
+        """Read the inbox, fill slots, compute one step."""
+        self._beat = self._clock()
+        self._read_inbox()
+        self._fill_slots()
+        self._end_late()
+        rows = plan_step(
+            list(self._live.values()), n_batch=self._backend.shape.n_batch, prefill_budget=self._prefill_budget
+        )
+        if rows:
+            self._compute(rows)
+
+    def _read_inbox(self) -> None:
+        with self._changed:
+            new, self._new = self._new, []
+            leaving, self._leaving = self._leaving, {}
+        self._waiting.extend(new)
+        for job_id, end in leaving.items():
+            if sequence := self._live.get(job_id):
+                self._end(sequence, end)
+        for request in [r for r in self._waiting if r.job_id in leaving]:
+            self._waiting.remove(request)
+            request.on_end(Ended(leaving[request.job_id]))
+
+    def _fill_slots(self) -> None:
+        while self._free and self._waiting:
+            request = self._waiting.popleft()
+            self._arrivals += 1
+            sequence = Sequence(request, heapq.heappop(self._free), self._arrivals, TextStream(request.params.stop))
+            for token in request.resumed:
+                sequence.text.push(self._backend.piece(token))
+                sequence.output.append(token)
+            history = (*request.prompt, *sequence.output)
+            self._backend.open(sequence.seq_id, request.params, request.seed, history, len(sequence.output))
+            self._live[request.job_id] = sequence
+            # The instance that produced the last token may have died before it could say that it was the last.
+            if end := self._reached_end(sequence):
+                self._end(sequence, end)
+
+    def _end_late(self) -> None:
+        now = self._clock()
+        for sequence in list(self._live.values()):
+            if sequence.request.deadline is not None and sequence.request.deadline <= now:
+                self._end(sequence, End.EXPIRED)
+
+    def _compute(self, rows: Seq[Rows]) -> None:
+        try:
+            self._attempt(rows)
+        except Interrupted:
+            self._repair(rows)
+        except DecodeFailed as error:
+            logger.warning("A step of %d sequences failed: %s", len(rows), error, extra={"event": "step.failed"})
+            self._repair(rows)
+            self._compute_one_by_one(rows)
+
+    def _compute_one_by_one(self, rows: Seq[Rows]) -> None:
+        for row in rows:
+            sequence = row.sequence
+            # After a repair a sequence may have more to compute than was planned.
+            count = min(row.count, sequence.num_pending)
+            try:
+                self._attempt([Rows(sequence, count)])
+            except Interrupted:
+                self._repair([row])
+                return
+            except DecodeFailed as error:
+                self._failures_in_a_row += 1
+                if self._failures_in_a_row > MAX_FAILURES_IN_A_ROW:
+                    raise EngineBroken(f"{self._failures_in_a_row} sequences in a row failed, last: {error}") from error
+                failure = JobFailed(
+                    f"the model could not compute this job ({error}); try another prompt, and report it if it repeats",
+                    cause=str(error),
+                )
+                self._end(sequence, End.FAILED, failure)
+
+    def _attempt(self, rows: Seq[Rows]) -> None:
+        requests = [
+            StepRows(r.sequence.seq_id, r.sequence.num_cached, r.sequence.pending(r.count), r.wants_token) for r in rows
+        ]
+        tokens = iter(self._backend.step(requests, self._should_stop(rows)))
+        self._failures_in_a_row = 0
+        self._steps += 1
+        self._batch_peak = max(self._batch_peak, len(rows))
+        for row in rows:
+            sequence, wants_token = row.sequence, row.wants_token
+            sequence.num_cached += row.count
+            sequence.batch_peak = max(sequence.batch_peak, len(rows))
+            if wants_token:
+                self._accept(sequence, next(tokens))
+
+    def _accept(self, sequence: Sequence, token: int) -> None:
+        if self._backend.is_end(token) and not sequence.request.params.ignore_eos:
+            self._end(sequence, End.STOP)
+            return
+        index = len(sequence.output)
+        sequence.output.append(token)
+        self._tokens_out += 1
+        text = sequence.text.push(self._backend.piece(token))
+        sequence.request.on_tokens(Tokens(index, text, (token,)))
+        if end := self._reached_end(sequence):
+            self._end(sequence, end)
+
+    def _reached_end(self, sequence: Sequence) -> End | None:
+        if sequence.text.is_stopped:
+            return End.STOP
+        return End.LENGTH if len(sequence.output) >= sequence.request.max_new else None
+
+    def _end(self, sequence: Sequence, end: End, error: JobFailed | None = None) -> None:
+        del self._live[sequence.request.job_id]
+        self._backend.close(sequence.seq_id)
+        heapq.heappush(self._free, sequence.seq_id)
+        # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
+        tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
+        sequence.request.on_end(Ended(end, tail, len(sequence.output), sequence.batch_peak, error))
+
+    def _repair(self, rows: Seq[Rows]) -> None:
+        """Bring cache and sequences to the same length after a step that broke off."""
+        for row in rows:
+            row.sequence.num_cached = self._backend.truncate(row.sequence.seq_id, row.sequence.num_cached)
+
+    def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool]:
+        """Whether to break off a step: only one with a prefill is long enough to be worth it."""
+        prefilling = [r.sequence.request for r in rows if r.count > 1]
+        deadlines = [request.deadline for request in prefilling if request.deadline is not None]
+        first_deadline = min(deadlines, default=None)
+        ids = {request.job_id for request in prefilling}
+
+        def should_stop() -> bool:
+            self._beat = self._clock()
+            if first_deadline is not None and first_deadline <= self._beat:
+                return True
+            # Reading without the lock: a stale answer costs one more call, a lock would cost one per graph node.
+            return self._is_stopping or any(job_id in ids for job_id in tuple(self._leaving))
+
+        return should_stop

@@ -1,0 +1,96 @@
+"""A sequence: one job inside an instance, its tokens and its progress.
+
+tokens of a sequence:  prompt + output
+[0, num_cached)        computed, in the KV cache of its slot
+[num_cached, num_tokens) pending: one token while decoding, more while prefilling
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from packtrain.broker.errors import PacktrainError
+from packtrain.broker.ids import JobId
+from packtrain.broker.messages import SamplingParams
+from packtrain.workers.engine.text import TextStream
+
+
+class End(StrEnum):
+    """Why a sequence left the engine."""
+
+    STOP = "stop"  #: end-of-text token or stop string
+    LENGTH = "length"  #: as many tokens as were asked for or fit
+    CANCELLED = "cancelled"  #: a client asked
+    EXPIRED = "expired"  #: its deadline passed
+    FAILED = "failed"  #: it could not be computed; see `Ended.error`
+    RELEASED = "released"  #: the instance drains: the job goes back to the queue
+    LOST = "lost"  #: the lease is gone: nothing may be written any more
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens of a sequence, with the text that may be shown. Text may lag behind tokens."""
+
+    index: int  # of the first token in the output
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A sequence has left the engine."""
+
+    end: End
+    tail: str = ""  # text that had been held back
+    num_output: int = 0
+    batch_peak: int = 0
+    error: PacktrainError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """What the engine needs to run a job. Callbacks are called from the engine thread and must not block."""
+
+    job_id: JobId
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    max_new: int  # tokens; prompt + max_new fit the slot
+    on_tokens: Callable[[Tokens], None]
+    on_end: Callable[[Ended], None]
+    resumed: tuple[int, ...] = ()  # output of an earlier lease, already shown to readers
+    deadline: float | None = None  # on the engine's clock, seconds
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A request in a slot."""
+
+    request: SequenceRequest
+    seq_id: int  # llama.cpp's sequence id, unique within the instance
+    order: int  # of arrival
+    text: TextStream
+    output: list[int] = field(default_factory=list)
+    num_cached: int = 0
+    batch_peak: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output together."""
+        return len(self.request.prompt) + len(self.output)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that still have to be computed before the next one can be sampled."""
+        return self.num_tokens - self.num_cached
+
+    def pending(self, count: int) -> list[int]:
+        """The next `count` tokens to compute."""
+        start, split = self.num_cached, len(self.request.prompt)
+        head = list(self.request.prompt[start : start + count])
+        if len(head) < count:
+            tail = max(0, start - split)
+            head += self.output[tail : tail + count - len(head)]
+        return head

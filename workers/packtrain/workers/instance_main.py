@@ -1,0 +1,216 @@
+"""Composition root of an instance process: one loaded model, its engine, and a Celery worker that answers its doorbell.
+
+    main thread   loads the model, then is the Celery consumer of queue model.<id>
+    N threads     Celery's pool, one per slot: each claims a job and waits for its end
+    engine        owns model and cache
+    publisher     writes tokens and ends to the broker
+    renewer       keeps the leases
+    reporter      tells the agent how things are, each second
+
+The queue is consumed only once the model is READY, so who consumes it is who can serve it. Whatever goes wrong in the
+engine thread ends the process: the agent sees it, gives the jobs back, and the coordinator loads the model again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from packtrain.broker import keys, lifeline, logs
+from packtrain.broker.celery_app import RING, make_app
+from packtrain.broker.connection import connect
+from packtrain.broker.errors import PacktrainError
+from packtrain.broker.ids import InstanceId, JobId, ModelId
+from packtrain.broker.messages import SamplingParams
+from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.states import InstanceState
+from packtrain.workers.backends.base import Backend
+from packtrain.workers.celery_worker import HubBeat, run_worker
+from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.sequence import Ended, SequenceRequest
+from packtrain.workers.instance_messages import InstanceConfig, InstanceReport, ReportPipe
+from packtrain.workers.publisher import Publisher
+from packtrain.workers.renewer import Renewer
+from packtrain.workers.runner import Runner
+
+logger = logging.getLogger(__name__)
+
+REPORT_S = 1.0
+#: Exit codes that the agent explains.
+EXIT_LOAD_FAILED, EXIT_ENGINE_BROKEN = 3, 4
+
+
+def load_backend(config: InstanceConfig) -> Backend:
+    """The loaded model.
+
+    Raises:
+        ModelLoadFailed
+    """
+    if config.backend == "scripted":
+        from packtrain.workers.backends.scripted_files import load_scripted
+
+        return load_scripted(Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx)
+    from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+
+    return LlamaCppBackend(
+        Path(config.path),
+        model=config.model,
+        n_slots=config.n_slots,
+        n_ctx=config.n_ctx,
+        n_threads=config.n_threads,
+    )
+
+
+class Instance:
+    """The parts of one instance process, wired."""
+
+    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend) -> None:
+        self._config = config
+        self._settings = settings
+        instance, node = InstanceId(config.instance), settings.node_id
+        # Pool threads claim while publisher and renewer write: one pooled client serves them all.
+        store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
+        self._engine = Engine(backend, clock=time.monotonic)
+        self._publisher = Publisher(store, instance, node, self._engine.cancel)
+        self._renewer = Renewer(
+            store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
+        )
+        self._runner = Runner(
+            store, backend, self._engine, self._publisher, self._renewer,
+            model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms, clock=time.monotonic,
+        )  # fmt: skip
+        self._pipe = ReportPipe(config.report_fd)
+        self._hub = HubBeat()
+        self._state = InstanceState.WARMING
+        self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+
+    def run(self) -> None:
+        """Warm up, serve until told to stop, drain."""
+        self._engine_thread.start()
+        self._set_state(InstanceState.WARMING)
+        self._warm_up()
+        self._publisher.start()
+        self._renewer.start()
+        threading.Thread(target=self._report_for_ever, name="reporter", daemon=True).start()
+        app = make_app(
+            self._settings.broker_url(), name=f"instance.{self._config.instance}", events=self._settings.events
+        )
+        runner = self._runner
+
+        @app.task(name=RING)  # type: ignore[untyped-decorator]
+        def ring(model: str) -> object:  # noqa: ARG001  the queue already says which model
+            return runner.answer()
+
+        run_worker(
+            app,
+            name=self._config.worker_name,
+            queue=keys.model_queue(ModelId(self._config.model)),
+            threads=self._config.n_slots,
+            events=self._settings.events,
+            hub=self._hub,
+            facts=self._facts,
+            on_ready=lambda: self._set_state(InstanceState.READY),
+            on_stopping=self._begin_drain,
+        )
+        self._engine.stop()
+        self._engine_thread.join()
+        self._publisher.stop()
+        self._renewer.stop()
+
+    def _warm_up(self) -> None:
+        """Decode one token, so that the first job does not pay for page faults and graph building."""
+        done = threading.Event()
+
+        def on_end(_ended: Ended) -> None:
+            done.set()
+
+        request = SequenceRequest(JobId("warm-up"), (1,), SamplingParams(temperature=0), 0, 1, lambda _: None, on_end)
+        self._engine.submit(request)
+        done.wait()
+
+    def _begin_drain(self) -> None:
+        # In a signal handler: it may have interrupted a holder of any lock, so it must take none itself.
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        """Let running jobs finish for a while, then give the rest back to the queue."""
+        self._runner.drain()
+        self._set_state(InstanceState.DRAINING)
+        deadline = time.monotonic() + self._settings.drain_s
+        while self._renewer.num_held and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._engine.stop()
+
+    def _run_engine(self) -> None:
+        try:
+            self._engine.run()
+        except BaseException:
+            logger.exception("The engine is broken; this instance ends", extra={"event": "engine.broken"})
+            sys.stderr.flush()
+            os._exit(EXIT_ENGINE_BROKEN)
+
+    def _report_for_ever(self) -> None:
+        while True:
+            self._report()
+            time.sleep(REPORT_S)
+
+    def _set_state(self, state: InstanceState) -> None:
+        self._state = state
+        self._report()
+
+    def _report(self) -> None:
+        stats = self._engine.stats
+        self._pipe.send(
+            InstanceReport(
+                state=self._state,
+                slots_used=stats.slots_used,
+                steps=stats.steps,
+                batch_peak=stats.batch_peak,
+                tokens_out=stats.tokens_out,
+                is_busy=self._engine.is_busy,
+                step_age_s=round(time.monotonic() - stats.beat, 1),
+                hub_age_s=round(self._hub.age_s, 1),
+            )
+        )
+
+    def _facts(self) -> dict[str, object]:
+        stats = self._engine.stats
+        return {
+            "instance": self._config.instance,
+            "model": self._config.model,
+            "state": self._state.value,
+            "slots": f"{stats.slots_used}/{self._config.n_slots} used",
+            "context_per_slot": self._config.n_ctx,
+            "steps": stats.steps,
+            "tokens_out": stats.tokens_out,
+            "largest_batch": stats.batch_peak,
+        }
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; the exit code."""
+    config = InstanceConfig.model_validate_json(argv[1])
+    pipe = ReportPipe(config.report_fd)
+    try:
+        settings = load_settings()
+        logs.configure(settings.log_level)
+        lifeline.watch()
+        pipe.send(InstanceReport(state=InstanceState.LOADING))
+        backend = load_backend(config)
+    except PacktrainError as error:
+        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error)))
+        sys.stderr.write(f"packtrain instance {config.instance}: {error}\n")
+        return EXIT_LOAD_FAILED
+    Instance(config, settings, backend).run()
+    # Not backend.shutdown(): the process ends now, and freeing gigabytes page by page first only takes time.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,63 @@
+"""What agent and instance say to each other: a configuration at the start, then reports on a pipe.
+
+The pipe needs no broker, so an agent knows its instances even while Redis is away.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from packtrain.broker.states import InstanceState
+
+
+class InstanceConfig(BaseModel):
+    """Everything an instance process is told, as one argument."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instance: str
+    model: str
+    path: str  # from the node's own catalog, never from a message
+    backend: Literal["llama_cpp", "scripted"] = "llama_cpp"
+    worker_name: str  # Celery's, stable across restarts: <model>.<k>@<node>
+    n_slots: int
+    n_ctx: int
+    n_threads: int
+    report_fd: int
+
+
+class InstanceReport(BaseModel):
+    """One line on the pipe, each second and at every change of state."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    state: InstanceState
+    reason: str = ""
+    slots_used: int = 0
+    steps: int = 0
+    batch_peak: int = 0
+    tokens_out: int = 0
+    is_busy: bool = False
+    step_age_s: float = 0  # since the engine's last sign of life
+    hub_age_s: float = 0  # since the last turn of the Celery consumer loop
+
+
+class ReportPipe:
+    """The instance's end. A pipe nobody reads any more is ignored: the lifeline tells of a gone agent."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def send(self, report: InstanceReport) -> None:
+        """Write one line."""
+        line = report.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        with self._lock:
+            try:
+                os.write(self._fd, line)  # below PIPE_BUF, so it is written whole
+            except OSError:
+                self._fd = -1

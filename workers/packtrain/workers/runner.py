@@ -1,0 +1,147 @@
+"""The runner: answers one doorbell. It claims a job, makes tokens of its prompt, and waits for the engine to end it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+
+from packtrain.broker import jobs
+from packtrain.broker.errors import JobFailed, PacktrainError, PromptTooLong
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.jobs import JobStore
+from packtrain.broker.messages import JobSpec, invalid
+from packtrain.workers.backends.base import Backend
+from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
+from packtrain.workers.leased_job import LeasedJob
+from packtrain.workers.publisher import Publisher
+from packtrain.workers.renewer import Renewer
+
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """One per instance; `answer` is called from as many Celery threads as there are slots."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        backend: Backend,
+        engine: Engine,
+        publisher: Publisher,
+        renewer: Renewer,
+        *,
+        model: ModelId,
+        instance: InstanceId,
+        node: NodeId,
+        lease_ms: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._engine = engine
+        self._publisher = publisher
+        self._renewer = renewer
+        self._model = model
+        self._instance = instance
+        self._node = node
+        self._lease_ms = lease_ms
+        self._clock = clock
+        self._is_draining = threading.Event()
+
+    def drain(self) -> None:
+        """Claim nothing any more."""
+        self._is_draining.set()
+
+    def answer(self) -> dict[str, Any] | None:
+        """Run one job to its end. What Flower shows of it: job, state, tokens, seconds; None: the bell was spare."""
+        if self._is_draining.is_set():
+            return None
+        try:
+            claim = self._store.claim(self._model, self._instance, self._node, lease_ms=self._lease_ms)
+        except RedisError as error:
+            logger.warning("Could not claim: %s", error, extra={"event": "claim.failed"})
+            return None
+        if claim is None:
+            return None
+        job, error = self._accept(claim)
+        self._renewer.hold(job)
+        try:
+            if error is None:
+                error = self._start(job, claim)
+            if error is not None:
+                job.on_end(Ended(End.FAILED, error=error))
+            # No timeout: an engine that dies takes the process with it, one that stalls is killed by the agent.
+            job.published.wait()
+        finally:
+            self._renewer.let_go(job)
+        ended = job.ended.end if job.ended else None
+        return {"job": job.job_id, "end": ended, "tokens": job.num_output, "seconds": round(job.seconds, 3)}
+
+    def _accept(self, claim: jobs.Claim) -> tuple[LeasedJob, PacktrainError | None]:
+        error: PacktrainError | None = None
+        try:
+            spec = JobSpec.model_validate_json(claim.spec_json)
+        except ValidationError as problem:  # written past our own client, or by a newer one
+            spec, error = JobSpec(model=self._model), invalid(problem)
+        seed = spec.params.seed if spec.params.seed is not None else seed_of(claim.job_id)
+        return LeasedJob(claim, spec, seed, clock=self._clock, on_news=self._publisher.news), error
+
+    def _start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
+        """Submit the job to the engine; the error when it cannot even start."""
+        try:
+            prompt = self._tokens_of(job.spec)
+            resumed = self._resume(job) if claim.epoch > 1 else ()
+        except PacktrainError as error:
+            return error
+        except Exception as error:  # a defect of ours must cost this job, not its slot
+            logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
+            return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
+        job.num_prompt = len(prompt)
+        room = self._backend.shape.n_ctx - len(prompt)
+        remaining_ms = claim.remaining_ms
+        self._engine.submit(
+            SequenceRequest(
+                job_id=job.job_id,
+                prompt=tuple(prompt),
+                params=job.spec.params,
+                seed=job.seed,
+                max_new=min(job.spec.params.max_tokens or room, room),
+                on_tokens=job.on_tokens,
+                on_end=job.on_end,
+                resumed=resumed,
+                deadline=None if remaining_ms is None else self._clock() + remaining_ms / 1000,
+            )
+        )
+        return None
+
+    def _tokens_of(self, spec: JobSpec) -> list[int]:
+        is_chat = spec.kind == "chat"
+        text = self._backend.render_chat(spec.messages) if is_chat else spec.prompt
+        tokens = self._backend.tokenize(text, is_rendered=is_chat)
+        limit = self._backend.shape.n_ctx - 1
+        if len(tokens) > limit:
+            raise PromptTooLong(model=self._model, num_tokens=len(tokens), limit=limit)
+        return tokens
+
+    def _resume(self, job: LeasedJob) -> tuple[int, ...]:
+        """Output of earlier leases, from the stream: readers have it, so this lease goes on after it."""
+        tokens: list[int] = []
+        last = "0"
+        while events := self._store.events({job.job_id: last}):
+            for event in events:
+                tokens += event.tokens
+                job.resume(event.text)
+            last = events[-1].id
+        return tuple(tokens)
+
+
+def seed_of(job_id: JobId) -> int:
+    """The seed of a job that names none: 32 bits of the hash of its id, so that a retry draws the same."""
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big")

@@ -1,0 +1,73 @@
+"""Supervision: whether an instance may go on, as a pure function of what its agent sees.
+
+Every state has a deadline. An instance that misses it is killed, its jobs go back to the queue at once, and the
+coordinator decides what to load again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packtrain.broker.states import InstanceState
+
+#: Importing Celery and llama.cpp takes 1 to 3 s, on a busy machine ten times that.
+STARTING_S = 60.0
+#: One token.
+WARMING_S = 120.0
+#: After the time for running jobs, until the process must be gone.
+DRAINING_MARGIN_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """From the settings; seconds."""
+
+    load_s: float
+    drain_s: float
+    stall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the agent sees of an instance; ages in seconds."""
+
+    state: InstanceState
+    state_age_s: float
+    report_age_s: float
+    is_busy: bool
+    step_age_s: float  # of the engine, when it reported
+    hub_age_s: float  # of the Celery consumer loop, when it reported
+    is_broker_reachable: bool
+
+
+def verdict(seen: Observed, limits: Limits) -> str | None:
+    """Why the instance must be killed now, or None.
+
+    >>> limits = Limits(load_s=600, drain_s=30, stall_s=60)
+    >>> verdict(Observed(InstanceState.STARTING, 61, 61, False, 0, 0, True), limits)
+    'did not start within 60 s'
+    """
+    match seen.state:
+        case InstanceState.STARTING if seen.state_age_s > STARTING_S:
+            return f"did not start within {STARTING_S:.0f} s"
+        case InstanceState.LOADING if seen.state_age_s > limits.load_s:
+            return f"was not loaded within {limits.load_s:.0f} s (raise PACKTRAIN_LOAD_TIMEOUT_S for slow disks)"
+        case InstanceState.WARMING if seen.state_age_s > WARMING_S:
+            return f"did not produce its first token within {WARMING_S:.0f} s"
+        case InstanceState.DRAINING if seen.state_age_s > limits.drain_s + DRAINING_MARGIN_S:
+            return f"did not end within {limits.drain_s + DRAINING_MARGIN_S:.0f} s of draining"
+        case InstanceState.READY:
+            return _stalled(seen, limits)
+        case _:
+            return None
+
+
+def _stalled(seen: Observed, limits: Limits) -> str | None:
+    if seen.report_age_s > limits.stall_s:
+        return f"has not reported for {seen.report_age_s:.0f} s"
+    if seen.is_busy and seen.step_age_s > limits.stall_s:
+        return f"its engine has shown no sign of life for {seen.step_age_s:.0f} s"
+    # While the broker is away a consumer loop rightly does nothing but reconnect.
+    if seen.is_broker_reachable and seen.hub_age_s > limits.stall_s:
+        return f"its consumer loop has not turned for {seen.hub_age_s:.0f} s"
+    return None
