@@ -118,10 +118,10 @@ class Coordinator:
 
     def _carry_out(self, plan: Plan, snapshot: Snapshot, term: int) -> None:
         for reject in plan.rejects:
-            failed = self._jobs.reject(reject.model, reject.error)
-            logger.warning(
-                "Failed %d jobs for %s: %s", failed, reject.model, reject.error, extra={"event": "jobs.rejected"}
-            )
+            if failed := self._jobs.reject(reject.model, reject.error):
+                logger.warning(
+                    "Failed %d jobs for %s: %s", failed, reject.model, reject.error, extra={"event": "jobs.rejected"}
+                )
         for load in plan.loads:
             self._load(load, snapshot.models[load.model], snapshot.now_ms, term)
         for unload in plan.unloads:

@@ -8,7 +8,7 @@ One pass over the models, most wanted first; each meets the first case that hold
     4. no live node has its file          wait
     5. no node could hold it even empty   reject its waiting jobs with the shortfall
     6. some node has room                 load on the one with most free memory
-    7. idle instances fill that room      unload the least recently used, only if their sum is enough
+    7. those that leave, and idle ones    unload the least recently used, only if their sum is enough, and wait
     8. otherwise                          wait until memory is free
 
 Then instances that an operator wants gone or that were idle past their keep-alive are unloaded.
@@ -87,32 +87,86 @@ class Plan:
 def plan(now: Snapshot) -> Plan:
     """The plan for this snapshot. Same snapshot, same plan."""
     result = Plan()
-    free = {NodeId(node.node): free_bytes(node, now.instances) for node in now.nodes if not node.draining}
+    rooms = {NodeId(node.node): _room(node, now) for node in now.nodes if not node.draining}
     wanted = {model: count for model, count in now.waiting.items() if count}
     wanted |= {model: 0 for model, want in now.desired.items() if want.replicas and model not in wanted}
     for model in sorted(wanted, key=lambda model: (-wanted[model], model)):
-        _place(model, now, free, result)
+        _place(model, now, rooms, result)
     _unload_unwanted(now, wanted, result)
     return result
 
 
-def free_bytes(node: NodeBeat, instances: Sequence[InstanceBeat]) -> int:
-    """Bytes that a new instance may claim on a node.
+@dataclass(slots=True)
+class _Room:
+    """What a node has left in the course of one plan, bytes.
 
-    The smaller of two truths: the budget less what instances hold or have reserved, and the machine's free memory less
-    what instances on their way up have reserved but not yet taken.
+    A new instance must fit into the smaller of two truths: the budget less what instances hold or have reserved, and
+    the machine's free memory less what instances on their way up have reserved but not yet taken.
     """
-    here = [i for i in instances if i.node == node.node and not i.state.is_terminal]
-    held = sum(max(i.resident_bytes, i.reserved_bytes) for i in here)
+
+    budget: int
+    machine: int
+    leaving: list[InstanceBeat]
+    idle: list[InstanceBeat]  # may be unloaded; least recently used first
+
+    @property
+    def free(self) -> int:
+        return min(self.budget, self.machine)
+
+    def claim(self, size: int) -> None:
+        """Give this much away, now or, when `free` is less, as soon as those that leave are gone."""
+        self.budget -= size
+        self.machine -= size
+
+    def victims(self, size: int) -> list[InstanceBeat] | None:
+        """Idle instances that must leave, too, before `size` fits; None when not even all of them would do."""
+        gone, victims = list(self.leaving), list[InstanceBeat]()
+        for instance in self.idle:
+            if self._free_without(gone + victims) >= size:
+                break
+            victims.append(instance)
+        if self._free_without(gone + victims) < size:
+            return None
+        for instance in reversed(victims):  # a small one that was taken before a large one may be spared
+            rest = [v for v in victims if v is not instance]
+            if self._free_without(gone + rest) >= size:
+                victims = rest
+        return victims
+
+    def unload(self, victims: Sequence[InstanceBeat]) -> None:
+        self.idle = [i for i in self.idle if i not in victims]
+        self.leaving += victims
+
+    def _free_without(self, gone: Sequence[InstanceBeat]) -> int:
+        return min(self.budget + sum(map(_held_bytes, gone)), self.machine + sum(i.resident_bytes for i in gone))
+
+
+def _held_bytes(instance: InstanceBeat) -> int:
+    return max(instance.resident_bytes, instance.reserved_bytes)
+
+
+def _room(node: NodeBeat, now: Snapshot) -> _Room:
+    here = [i for i in now.instances if i.node == node.node and not i.state.is_terminal]
     coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
-    return min(node.memory_budget - held, node.memory_free - coming)
+    idle = [
+        i
+        for i in here
+        if _is_evictable(i, now) and now.now_ms - max(i.ready_ms, i.last_used_ms) >= MIN_RESIDENCY_MS
+    ]
+    return _Room(
+        budget=node.memory_budget - sum(map(_held_bytes, here)),
+        machine=node.memory_free - coming,
+        leaving=[i for i in here if i.state is InstanceState.DRAINING],
+        idle=sorted(idle, key=lambda i: (i.last_used_ms, i.instance)),
+    )
 
 
-def _place(model: ModelId, now: Snapshot, free: dict[NodeId, int], result: Plan) -> None:
+def _place(model: ModelId, now: Snapshot, rooms: dict[NodeId, _Room], result: Plan) -> None:
     mine = [i for i in now.instances if i.model == model]
     if any(not i.state.is_terminal and i.state is not InstanceState.DRAINING for i in mine):
         return
-    failed = [i for i in mine if i.state is InstanceState.FAILED]
+    # One that crashed after it was READY is no failed load: the next may well live.
+    failed = [i for i in mine if i.state is InstanceState.FAILED and not i.ready_ms]
     if failed and (verdict := _after_failures(model, failed, now.now_ms)):
         if isinstance(verdict, ModelError):
             result.rejects.append(Reject(model, verdict))
@@ -129,24 +183,32 @@ def _place(model: ModelId, now: Snapshot, free: dict[NodeId, int], result: Plan)
     if need > largest.memory_budget:
         result.rejects.append(Reject(model, _too_large(info, largest)))
         return
-    best = max(offering, key=lambda n: (free[NodeId(n.node)], n.node))
-    best_id = NodeId(best.node)
-    if need <= free[best_id]:
+    by_free = sorted((NodeId(n.node) for n in offering), key=lambda n: (rooms[n].free, n), reverse=True)
+    best = by_free[0]
+    if need <= rooms[best].free:
         count = now.waiting.get(model, 0)
         why = f"{count} jobs wait" if count else "an operator asked for it"
-        result.loads.append(Load(model, best_id, need, f"{why}; most free memory: {free[best_id] // MIB} MiB"))
-        free[best_id] -= need
+        result.loads.append(Load(model, best, need, f"{why}; most free memory: {rooms[best].free // MIB} MiB"))
+        rooms[best].claim(need)
         return
-    victims = _victims(need - free[best_id], best_id, now)
-    if not victims:
-        result.waits[model] = (
-            f"needs {need // MIB} MiB, {best_id} has {max(0, free[best_id]) // MIB} MiB free and nothing idle to unload"
-        )
-        return
+    for node in by_free:
+        if (victims := rooms[node].victims(need)) is not None:
+            _make_room(model, need, node, victims, rooms[node], result)
+            return
+    free = max(0, rooms[best].free)
+    result.waits[model] = f"needs {need // MIB} MiB, {best} has {free // MIB} MiB free and nothing idle to unload"
+
+
+def _make_room(
+    model: ModelId, need: int, node: NodeId, victims: Sequence[InstanceBeat], room: _Room, result: Plan
+) -> None:
     for victim in victims:
         reason = f"idle, makes room for {model}"
-        result.unloads.append(Unload(InstanceId(victim.instance), ModelId(victim.model), best_id, reason))
-    result.waits[model] = "waits until " + ", ".join(v.model for v in victims) + " is unloaded"
+        result.unloads.append(Unload(InstanceId(victim.instance), ModelId(victim.model), node, reason))
+    room.unload(victims)
+    # Promised, so that no other model of this plan counts on the same bytes.
+    room.claim(need)
+    result.waits[model] = "waits until " + ", ".join(i.model for i in room.leaving) + " is unloaded"
 
 
 def _after_failures(model: ModelId, failed: Sequence[InstanceBeat], now_ms: int) -> ModelError | str | None:
@@ -158,7 +220,7 @@ def _after_failures(model: ModelId, failed: Sequence[InstanceBeat], now_ms: int)
             model=model,
             node=last.node,
         )
-    retry_ms = last.requested_ms + LOAD_BACKOFF_MS * 2 ** len(failed)
+    retry_ms = last.requested_ms + LOAD_BACKOFF_MS * 2 ** (len(failed) - 1)
     if now_ms < retry_ms:
         return f"its last load failed ({last.reason}); next try in {(retry_ms - now_ms) / 1000:.0f} s"
     return None
@@ -180,22 +242,6 @@ def _too_large(info: ModelInfo, largest: NodeBeat) -> ModelTooLarge:
         required_bytes=info.required_bytes,
         short_bytes=short,
     )
-
-
-def _victims(shortfall: int, node: NodeId, now: Snapshot) -> list[InstanceBeat]:
-    """The least recently used idle instances whose memory covers the shortfall; empty when all of them would not."""
-    idle = [
-        i
-        for i in now.instances
-        if i.node == node and _is_evictable(i, now) and now.now_ms - max(i.ready_ms, i.last_used_ms) >= MIN_RESIDENCY_MS
-    ]
-    victims: list[InstanceBeat] = []
-    for instance in sorted(idle, key=lambda i: (i.last_used_ms, i.instance)):
-        if shortfall <= 0:
-            break
-        victims.append(instance)
-        shortfall -= max(instance.resident_bytes, instance.reserved_bytes)
-    return victims if shortfall <= 0 else []
 
 
 def _is_evictable(instance: InstanceBeat, now: Snapshot) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -218,8 +219,9 @@ class Agent:
         if report is None:
             return False
         before = managed.beat
-        # Once it was told to drain it stays DRAINING, whatever it said just before it heard.
-        state = before.state if managed.is_draining else report.state
+        # Once it was told to drain it stays DRAINING, whatever it said just before it heard. And it has not ended, with
+        # its memory free, before the process is seen gone.
+        state = before.state if managed.is_draining or report.state.is_terminal else report.state
         update: dict[str, object] = {
             "state": state,
             "slots_used": report.slots_used,
@@ -248,7 +250,8 @@ class Agent:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
         why = managed.process.reap()
         instance = InstanceId(managed.beat.instance)
-        stopped = managed.is_draining and managed.process.exit_code() == 0
+        # While it loads nothing handles the signal yet, so it ends by it.
+        stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)
         state = InstanceState.STOPPED if stopped else InstanceState.FAILED
         reason = managed.beat.reason if stopped else managed.kill_reason or why
         log = logger.info if stopped else logger.error

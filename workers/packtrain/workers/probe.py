@@ -1,25 +1,51 @@
-"""A short-lived process that asks the llama.cpp library what it is, so that agent and `doctor` never load it.
+"""A short-lived process that says what this machine can run, so that neither agent nor client ever loads llama.cpp.
 
-Prints one JSON object: version, RPC support, CPU features, or the error that kept the library from loading.
+Prints one JSON object: the library with its features, cores, memory, model folders and what is in them; or the error
+that kept the worker side from loading.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from typing import Any
+
+
+def report() -> dict[str, Any]:
+    """What this machine has."""
+    import psutil
+
+    from packtrain.broker.settings import load_settings
+    from packtrain.workers.agent import memory_budget
+    from packtrain.workers.backends.llama_cpp_backend import supports_rpc, system_info
+    from packtrain.workers.node_catalog import GgufCatalog
+
+    settings = load_settings()
+    memory = psutil.virtual_memory()
+    catalog = GgufCatalog(settings, memory_budget(settings, memory.total))
+    catalog.scan()
+    return {
+        "version": version("llama-cpp-python"),
+        "rpc": supports_rpc(),
+        "system_info": system_info(),
+        "cores": psutil.cpu_count(),
+        "memory_total": memory.total,
+        "memory_free": memory.available,
+        "folders": [str(folder) for folder in settings.model_folders],
+        "models": sorted(catalog.models),
+        "faults": [fault.model_dump() for fault in catalog.faults if fault.file != str(settings.home / "models")],
+    }
 
 
 def main() -> int:
-    """Entry point; 0 when the library works."""
+    """Entry point; 0 when the worker side works."""
     try:
-        from packtrain.workers.backends.llama_cpp_backend import supports_rpc, system_info
-
-        report = {"version": version("llama-cpp-python"), "rpc": supports_rpc(), "system_info": system_info()}
-    except (ImportError, OSError, RuntimeError, PackageNotFoundError) as error:
-        report = {"error": f"{type(error).__name__}: {error}"}
-    sys.stdout.write(json.dumps(report) + "\n")
-    return 1 if "error" in report else 0
+        found = report()
+    except Exception as error:  # whatever it is, it is the finding
+        found = {"error": f"{type(error).__name__}: {error}"}
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 1 if "error" in found else 0
 
 
 if __name__ == "__main__":

@@ -49,10 +49,12 @@ class Renewer:
         self._stop.set()
         self._thread.join()
 
-    def hold(self, job: LeasedJob) -> None:
-        """Renew this lease from now on."""
+    def hold(self, job: LeasedJob) -> LeasedJob | None:
+        """Renew this lease from now on; the earlier lease of the same job that was held till now, if any."""
         with self._lock:
+            older = self._held.get(job.job_id)
             self._held[job.job_id] = job
+            return older
 
     def let_go(self, job: LeasedJob) -> None:
         """Renew it no more."""
@@ -78,8 +80,12 @@ class Renewer:
                 extra={"event": "engine.stalled"},
             )  # fmt: skip
             return
+        epochs = dict(held)
         for job_id, verdict in self._store.renew(held, lease_ms=self._lease_ms).items():
-            self._engine.cancel(job_id, End.LOST if verdict == "lost" else End.CANCELLED)
+            with self._lock:
+                job = self._held.get(job_id)
+                if job and job.epoch == epochs[job_id]:  # else the news is of an earlier lease
+                    self._engine.cancel(job_id, End.LOST if verdict == "lost" else End.CANCELLED)
 
     def _run(self) -> None:
         # A short lease (tests use 2 s) is renewed four times before it lapses.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
-from packtrain.broker.errors import JobFailed, PacktrainError, PromptTooLong
+from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty, PromptTooLong
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import JobSpec, invalid
@@ -70,13 +70,15 @@ class Runner:
             return None
         if claim is None:
             return None
-        job, error = self._accept(claim)
-        self._renewer.hold(job)
+        job, problem = self._accept(claim)
+        if older := self._renewer.hold(job):
+            # We were silent so long that the job was taken from us, and now we got it again.
+            self._engine.cancel(job.job_id, End.LOST)
+            older.published.wait()
         try:
-            if error is None:
-                error = self._start(job, claim)
-            if error is not None:
-                job.on_end(Ended(End.FAILED, error=error))
+            problem = problem or self._start(job, claim)
+            if problem:
+                job.on_end(Ended(End.FAILED, error=problem))
             # No timeout: an engine that dies takes the process with it, one that stalls is killed by the agent.
             job.published.wait()
         finally:
@@ -100,6 +102,10 @@ class Runner:
             resumed = self._resume(job) if claim.epoch > 1 else ()
         except PacktrainError as error:
             return error
+        except RedisError as error:  # of the resume; the job is as good as ever
+            logger.warning("Could not read what %s has: %s", job.job_id, error, extra={"event": "resume.failed"})
+            job.on_end(Ended(End.RELEASED))
+            return None
         except Exception as error:  # a defect of ours must cost this job, not its slot
             logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
             return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
@@ -125,6 +131,8 @@ class Runner:
         is_chat = spec.kind == "chat"
         text = self._backend.render_chat(spec.messages) if is_chat else spec.prompt
         tokens = self._backend.tokenize(text, is_rendered=is_chat)
+        if not tokens:  # a template or tokenizer may make nothing of something
+            raise PromptEmpty()
         limit = self._backend.shape.n_ctx - 1
         if len(tokens) > limit:
             raise PromptTooLong(model=self._model, num_tokens=len(tokens), limit=limit)

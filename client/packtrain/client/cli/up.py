@@ -238,7 +238,7 @@ def _page(fleet: RunningFleet, *, with_password: bool) -> str:
     return (
         f"\nThe fleet is up.\n\n{facts}\n\n"
         "Try, in another terminal:\n\n"
-        "  packtrain ls                                  which models there are\n"
+        "  packtrain models                              which models there are\n"
         "  packtrain run MODEL 'Why is the sky blue?'    ask one of them\n"
         "  packtrain ps                                  what runs where\n\n"
         "Ctrl-C drains and stops; a second one kills.\n"

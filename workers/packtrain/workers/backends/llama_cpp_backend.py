@@ -40,7 +40,7 @@ _ABORTED = 2  # llama_decode: the abort callback said stop
 _last_errors: deque[str] = deque(maxlen=8)
 
 
-@C.llama_log_callback
+@C.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user: Any) -> None:
     """Keep llama.cpp's errors for our own messages; drop its chatter, which would be 200 lines per load."""
     line = text.decode("utf-8", "replace").strip()
@@ -128,6 +128,7 @@ class LlamaCppBackend:
         return bool(C.llama_vocab_is_eog(self._vocab, token))
 
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
+        assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
         self._samplers[seq_id] = (
             None
@@ -149,6 +150,7 @@ class LlamaCppBackend:
         C.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
 
     def truncate(self, seq_id: int, num_cached: int) -> int:
+        assert seq_id in self._samplers, f"slot {seq_id} is not open"
         if C.llama_memory_seq_rm(self._memory, seq_id, num_cached, -1):
             return num_cached
         # Recurrent and sliding-window models cannot forget a part: the sequence is computed again from its start.
@@ -159,6 +161,8 @@ class LlamaCppBackend:
         self._batch.clear()
         wanted = []
         for row in rows:
+            assert row.seq_id in self._samplers, f"slot {row.seq_id} is not open"
+            assert 0 <= row.start < row.start + len(row.tokens) <= self._shape.n_ctx, f"{row} in {self._shape.n_ctx}"
             last = self._batch.add(row.tokens, row.start, row.seq_id, wants_logits=row.wants_token)
             if row.wants_token:
                 wanted.append((row.seq_id, last))
@@ -191,7 +195,8 @@ class LlamaCppBackend:
         """Argmax of every output row at once: 15 us per token, a greedy chain takes 99."""
         logits = C.llama_get_logits(self._ctx)  # (num_outputs, n_vocab) float32, rows in batch order
         matrix = np.ctypeslib.as_array(logits, shape=(num_outputs, self._shape.n_vocab))
-        return matrix.argmax(axis=1)
+        best: np.ndarray[Any, Any] = matrix.argmax(axis=1)
+        return best
 
     def _load(self, path: Path) -> Any:
         params = C.llama_model_default_params()
@@ -237,7 +242,7 @@ class LlamaCppBackend:
 
     def _text_of(self, token: int) -> str:
         text = C.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
-        return (text or b"").decode("utf-8", "replace")
+        return str((text or b"").decode("utf-8", "replace"))
 
 
 def _why() -> str:
@@ -251,4 +256,4 @@ def supports_rpc() -> bool:
 
 def system_info() -> str:
     """CPU features that the library was built with and found."""
-    return C.llama_print_system_info().decode().strip()
+    return str(C.llama_print_system_info().decode()).strip()

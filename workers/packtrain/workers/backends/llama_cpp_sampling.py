@@ -24,6 +24,10 @@ _MASK64 = 2**64 - 1
 _RANDOM_SEED = 0xFFFFFFFF
 
 
+#: A temperature below this takes the most likely token: logits divided by 1e-40 are infinite, all of them alike.
+MIN_TEMPERATURE = 1e-6
+
+
 def token_seed(seed: int, index: int) -> int:
     """The 32-bit seed for the draw of output token `index`: splitmix64 (Steele et al., 2014) of seed and index."""
     z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK64
@@ -35,7 +39,8 @@ def token_seed(seed: int, index: int) -> int:
 
 def is_plain_greedy(params: SamplingParams) -> bool:
     """True when the next token is simply the most likely one, so that no chain is needed."""
-    return params.temperature == 0 and not _has_penalties(params) and not params.logit_bias and not params.ignore_eos
+    draws = params.temperature >= MIN_TEMPERATURE
+    return not (draws or _has_penalties(params) or params.logit_bias or params.ignore_eos)
 
 
 class SamplerChain:
@@ -60,7 +65,7 @@ class SamplerChain:
     ) -> None:
         self._seed = seed
         self._index = num_output
-        self._draws = params.temperature > 0
+        self._draws = params.temperature >= MIN_TEMPERATURE
         self._chain: Any = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         bias = {token: value for token, value in params.logit_bias.items() if token < n_vocab}
         if params.ignore_eos:

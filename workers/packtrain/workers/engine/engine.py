@@ -80,6 +80,8 @@ class Engine:
         """Run a request. Its `on_end` is called exactly once, sooner or later."""
         with self._changed:
             if not self._is_stopping:
+                # A note left for an earlier lease of this job does not mean this one.
+                self._leaving.pop(request.job_id, None)
                 self._new.append(request)
                 self._changed.notify()
                 return
@@ -123,7 +125,10 @@ class Engine:
                 if self._is_stopping:
                     break
             self.step()
-        for request in (*self._waiting, *self._new):
+        unstarted = [*self._waiting, *self._new]
+        self._waiting.clear()
+        self._new.clear()
+        for request in unstarted:
             request.on_end(Ended(End.RELEASED))
         for sequence in list(self._live.values()):
             self._end(sequence, End.RELEASED)

@@ -42,10 +42,11 @@ class TextStream:
         if self.is_stopped:
             return ""
         self._held += text
-        begin = min((at for stop in self._stop if (at := self._held.find(stop)) >= 0), default=-1)
-        if begin >= 0:
+        # The stop string that is complete first wins, the longest of those: so the cut into pieces changes nothing.
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
             self.is_stopped = True
-            end = begin
+            _, end = min(found)
         else:
             end = len(self._held) - self._tail_that_may_stop()
         shown, self._held = self._held[:end], self._held[end:]

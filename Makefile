@@ -1,0 +1,130 @@
+# Everything a developer does here. Each target does its own set-up, and nothing again when all is up to date.
+#
+#   VENV=...              where the virtual environment is; default: .venv in the checkout
+#   PYTHON=...            interpreter that makes it, 3.11 or newer; default: python3
+#   ARGS=...              further arguments: make unit ARGS='-k lease -x'
+#   PACKTRAIN_CACHE=...   where llama.cpp's wheel and the demo model are kept; default: ~/.cache/packtrain
+#   LLAMA_CMAKE_ARGS=...  further flags for llama.cpp: make setup LLAMA_CMAKE_ARGS=-DGGML_NATIVE=OFF
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+export PACKTRAIN_CACHE LLAMA_CMAKE_ARGS
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PY = "$(VENV)/bin/python"
+# Puts the folder of the demo model before what PACKTRAIN_MODELS may hold already.
+WITH_MODEL = models="$$($(PY) deploy/demo_model.py)" && \
+	export PACKTRAIN_MODELS="$$models$${PACKTRAIN_MODELS:+:$$PACKTRAIN_MODELS}" &&
+# Quick to slow. `tiers` finds tests that no tier would run.
+STEPS = lint type tiers unit contract integration e2e
+TIERS = unit or contract or integration or e2e
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check lint format type unit contract integration e2e bench clean tiers install model
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@sed -n '3,$${/^#/!q;s/^# *//;s/^/  /;p;}' Makefile
+
+# --- set-up -------------------------------------------------------------------------------------------------------
+
+# The stamp is named by what decides the content of the environment, not by times, so that switching between branches
+# and back installs nothing. The path counts because an environment that was moved or copied does not work.
+setup: ## Make the virtual environment with everything in it; the first time builds llama.cpp, 5 to 7 minutes
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'make: $(PYTHON) is missing or older than 3.11; install one and say PYTHON=python3.12, for example' >&2; \
+		exit 1; }
+	@key="$$($(PYTHON) deploy/build_llama.py --print-key)" && \
+	stamp="$(VENV)/.packtrain-$$key-$$({ cat pyproject.toml && pwd; } | cksum | tr ' ' -)" && \
+	if test -e "$$stamp" && $(PY) -c 'import packtrain' 2>/dev/null; then :; else \
+		$(MAKE) --no-print-directory install && touch "$$stamp"; fi
+
+install:
+	@rm -f "$(VENV)"/.packtrain-*
+	@made_in="$$(cat "$(VENV)/.made-in" 2>/dev/null)"; \
+	if test -n "$$made_in" && test "$$made_in" != "$$(pwd)"; then clear=--clear; \
+	elif $(PY) -c 'import pip' 2>/dev/null; then exit 0; fi; \
+	echo 'making $(VENV)'; \
+	$(PYTHON) -m venv $$clear "$(VENV)" && pwd > "$(VENV)/.made-in" || { \
+		echo 'make: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'installing into $(VENV), about a minute'
+	@$(PY) -m pip install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
+	@wheel="$$($(PYTHON) deploy/build_llama.py --python $(PY))" && \
+	$(PY) -m pip install --quiet --no-deps --force-reinstall "$$wheel"
+	@$(PY) -m pip install --quiet --group dev --editable '.[all]'
+	@$(PY) deploy/build_llama.py --check
+
+model: setup
+	@$(PY) deploy/demo_model.py >/dev/null
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+demo: setup ## See it work: a fleet, a model and some jobs on this machine
+	@$(WITH_MODEL) exec "$(VENV)/bin/packtrain" demo $(ARGS)
+
+up: setup ## Start a fleet on this machine, with the demo model; Ctrl-C stops it
+	@$(WITH_MODEL) exec "$(VENV)/bin/packtrain" up $(ARGS)
+
+bench: setup ## Measure throughput and queue on this machine
+	@$(WITH_MODEL) $(PY) benchmarks/throughput.py $(ARGS)
+	@$(WITH_MODEL) $(PY) benchmarks/queue.py $(ARGS)
+
+# --- checking -----------------------------------------------------------------------------------------------------
+
+# All steps run, so that one look at the end shows all that is wrong.
+test: setup ## All checks and all tests, quick to slow, with a summary
+	@failed=; summary=; \
+	for step in $(STEPS); do \
+		printf '\n=== %s\n' "$$step"; \
+		begun=$$(date +%s); verdict=passed; \
+		$(MAKE) --no-print-directory "$$step" || { verdict=FAILED; failed="$$failed $$step"; }; \
+		summary="$$summary$$(printf '  %-12s %-7s %4d s' "$$step" "$$verdict" "$$(($$(date +%s) - begun))")\n"; \
+	done; \
+	printf "\n=== summary\n$$summary"; \
+	if test -n "$$failed"; then echo "FAILED:$$failed"; exit 1; else echo 'all passed'; fi
+
+check: test ## The same; this is what CI runs
+
+lint: setup ## ruff, the format, and who may import whom
+	@"$(VENV)/bin/ruff" check
+	@"$(VENV)/bin/ruff" format --check
+	@"$(VENV)/bin/lint-imports"
+
+format: setup ## Let ruff put the code into form
+	@"$(VENV)/bin/ruff" check --fix
+	@"$(VENV)/bin/ruff" format
+
+type: setup ## mypy, strict
+	@"$(VENV)/bin/mypy"
+
+unit: setup ## Tests of pure code: seconds
+	@$(PY) -m pytest -m unit $(ARGS)
+
+contract: setup ## Tests that an in-memory twin and the real part both pass
+	@$(PY) -m pytest -m contract $(ARGS)
+
+integration: setup ## Tests with a real broker, real workers, a scripted model
+	@$(PY) -m pytest -m integration $(ARGS)
+
+e2e: setup ## Tests of the whole fleet with the demo model
+	@$(WITH_MODEL) $(PY) -m pytest -m e2e $(ARGS)
+
+# pytest's exit code 5: nothing was collected, which is what we want here.
+tiers: setup
+	@$(PY) -m pytest --collect-only --quiet -m 'not ($(TIERS))'; test $$? = 5 || { \
+		echo 'make: the tests above belong to no tier; mark them with one of: $(TIERS)' >&2; exit 1; }
+
+# --- clean --------------------------------------------------------------------------------------------------------
+
+clean: ## Remove what make made in the checkout; the cache beyond it stays
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage build dist
+	@find broker client workers tests deploy benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if test ! -f "$(VENV)/.made-in"; then :; \
+	else case "$$(cd "$(VENV)" && pwd -P)" in \
+		"$$(pwd -P)"/?*) rm -rf "$(VENV)";; \
+		*) echo 'kept: $(VENV), which is outside the checkout';; \
+	esac; fi
+	@echo "kept: wheels and models in $${PACKTRAIN_CACHE:-$$HOME/.cache/packtrain}"

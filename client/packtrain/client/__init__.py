@@ -1,0 +1,87 @@
+"""The doors of a fleet: `Packtrain` for programs, its twin `AsyncPacktrain`, and the command line.
+
+>>> from packtrain.client import Packtrain
+>>> fleet = Packtrain()  # doctest: +SKIP
+>>> fleet.generate("smollm2", "Name three colours.").text  # doctest: +SKIP
+"""
+
+from packtrain.broker.errors import (
+    BrokerUnavailable,
+    IdempotencyConflict,
+    InvalidParameter,
+    InvalidRequest,
+    JobCancelled,
+    JobDead,
+    JobError,
+    JobExpired,
+    JobFailed,
+    ModelError,
+    ModelFileInvalid,
+    ModelLoadFailed,
+    ModelTooLarge,
+    PacktrainError,
+    PromptEmpty,
+    PromptTooLong,
+    QueueFull,
+    ResultTimeout,
+    SetupError,
+    TryLater,
+    UnknownJob,
+    UnknownModel,
+)
+from packtrain.broker.messages import (
+    InstanceBeat,
+    JobStatus,
+    Message,
+    ModelInfo,
+    NodeBeat,
+    SamplingParams,
+    Timings,
+    Usage,
+)
+from packtrain.broker.states import InstanceState, JobState
+from packtrain.client.aio import AsyncJob, AsyncPacktrain, AsyncTextStream
+from packtrain.client.client import Job, Packtrain, TextStream
+from packtrain.client.result import Result
+
+__all__ = [
+    "AsyncJob",
+    "AsyncPacktrain",
+    "AsyncTextStream",
+    "BrokerUnavailable",
+    "IdempotencyConflict",
+    "InstanceBeat",
+    "InstanceState",
+    "InvalidParameter",
+    "InvalidRequest",
+    "Job",
+    "JobCancelled",
+    "JobDead",
+    "JobError",
+    "JobExpired",
+    "JobFailed",
+    "JobState",
+    "JobStatus",
+    "Message",
+    "ModelError",
+    "ModelFileInvalid",
+    "ModelInfo",
+    "ModelLoadFailed",
+    "ModelTooLarge",
+    "NodeBeat",
+    "Packtrain",
+    "PacktrainError",
+    "PromptEmpty",
+    "PromptTooLong",
+    "QueueFull",
+    "Result",
+    "ResultTimeout",
+    "SamplingParams",
+    "SetupError",
+    "TextStream",
+    "Timings",
+    "TryLater",
+    "UnknownJob",
+    "UnknownModel",
+    "Usage",
+]

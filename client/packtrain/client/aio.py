@@ -1,0 +1,235 @@
+"""`AsyncPacktrain`: the twin of `Packtrain` for asyncio, method for method."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from packtrain.broker.errors import BrokerUnavailable, ResultTimeout, SetupError, UnknownJob
+from packtrain.broker.ids import JobId
+from packtrain.broker.jobs import Event
+from packtrain.broker.messages import JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.settings import load_settings
+from packtrain.broker.states import JobState
+from packtrain.client.client import BLOCK_S
+from packtrain.client.reading import RETRY_S, Cursors, Patience
+from packtrain.client.redis_transport import AsyncRedisTransport
+from packtrain.client.request import Prompt, build_spec, job_id_of
+from packtrain.client.result import Result, result_of
+from packtrain.client.transport import AsyncTransport
+
+
+class AsyncJob:
+    """A submitted job, see `Job`."""
+
+    def __init__(self, transport: AsyncTransport, job_id: JobId) -> None:
+        self.id = job_id
+        self._transport = transport
+
+    def __repr__(self) -> str:
+        return f"<AsyncJob {self.id}>"
+
+    async def status(self) -> JobStatus:
+        """As `Job.status`."""
+        status = await self._transport.status(self.id)
+        if status is None:
+            raise UnknownJob(job_id=self.id)
+        return status
+
+    async def result(self, timeout: float | None = None) -> Result:
+        """As `Job.result`."""
+        status = await self.status()
+        if not status.state.is_terminal:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            async for _ in read_events(self._transport, Cursors([self.id]), deadline):
+                pass
+            status = await self.status()
+        if status.outcome is None:
+            raise ResultTimeout(job_id=self.id, timeout_s=timeout or 0, state=status.state)
+        return result_of(self.id, status.outcome)
+
+    async def stream(self) -> AsyncIterator[str]:
+        """As `Job.stream`."""
+        await self.status()
+        async for event in read_events(self._transport, Cursors([self.id]), None):
+            if event.text:
+                yield event.text
+            if event.end and event.end is not JobState.SUCCEEDED:
+                await self.result()
+
+    async def cancel(self) -> JobState:
+        """As `Job.cancel`."""
+        state = await self._transport.cancel(self.id)
+        if state is None:
+            raise UnknownJob(job_id=self.id)
+        return state
+
+
+class AsyncTextStream:
+    """The text of one job as it comes. Leave it by `async with` or `aclose`, and the job is cancelled.
+
+    (asyncio cannot run a finaliser at a bare `break`; the job would be cancelled when the loop collects the stream.)
+    """
+
+    def __init__(self, job: AsyncJob) -> None:
+        self.job = job
+        self._texts = self._read()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._texts
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop reading; the job is cancelled unless it has ended."""
+        await self._texts.aclose()
+
+    async def _read(self) -> AsyncGenerator[str]:
+        has_ended = False
+        try:
+            async for text in self.job.stream():
+                yield text
+            has_ended = True
+        finally:
+            if not has_ended:
+                await self.job.cancel()
+
+
+class AsyncPacktrain:
+    """A fleet, for one event loop. Arguments and errors as of `Packtrain`."""
+
+    def __init__(self, url: str | None = None, *, transport: AsyncTransport | None = None) -> None:
+        self._transport = transport or _open(url)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncPacktrain {self._transport.url}>"
+
+    async def close(self) -> None:
+        """As `Packtrain.close`."""
+        await self._transport.close()
+
+    async def submit(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        idempotency_key: str | None = None,
+        expires_in: float | None = None,
+        **options: Any,
+    ) -> AsyncJob:
+        """As `Packtrain.submit`."""
+        spec = build_spec(model, prompt, raw=raw, expires_in=expires_in, options=options)
+        submitted = await self._transport.submit(job_id_of(spec, idempotency_key), spec)
+        return AsyncJob(self._transport, submitted.job_id)
+
+    async def generate(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Result:
+        """As `Packtrain.generate`."""
+        return await (await self.submit(model, prompt, **options)).result(timeout)
+
+    async def stream(self, model: str, prompt: Prompt, **options: Any) -> AsyncTextStream:
+        """As `Packtrain.stream`."""
+        return AsyncTextStream(await self.submit(model, prompt, **options))
+
+    async def map(
+        self,
+        model: str,
+        prompts: Iterable[Prompt],
+        *,
+        in_flight: int = 64,
+        on_error: Literal["raise", "return"] = "raise",
+        **options: Any,
+    ) -> AsyncIterator[Result]:
+        """As `Packtrain.map`."""
+        cursors, results = Cursors(), dict[JobId, Result]()
+        order: list[JobId] = []
+        rest = iter(prompts)
+        try:
+            while True:
+                while len(order) < in_flight and (prompt := next(rest, None)) is not None:
+                    job = await self.submit(model, prompt, **options)
+                    order.append(job.id)
+                    cursors.add(job.id)
+                if not order:
+                    return
+                while order[0] not in results:
+                    async for event in read_events(self._transport, cursors, None, until_end=True):
+                        if event.end:
+                            results[event.job_id] = await self._result(event.job_id, on_error)
+                yield results.pop(order.pop(0))
+        finally:
+            for job_id in cursors.after:
+                await self._transport.cancel(job_id)
+
+    def job(self, job_id: str) -> AsyncJob:
+        """As `Packtrain.job`."""
+        return AsyncJob(self._transport, JobId(job_id))
+
+    async def models(self) -> list[ModelInfo]:
+        """As `Packtrain.models`."""
+        return await self._transport.models()
+
+    async def nodes(self) -> list[NodeBeat]:
+        """As `Packtrain.nodes`."""
+        return await self._transport.nodes()
+
+    async def _result(self, job_id: JobId, on_error: Literal["raise", "return"]) -> Result:
+        status = await self._transport.status(job_id)
+        if status is None or status.outcome is None:
+            raise UnknownJob(job_id=job_id)
+        return result_of(job_id, status.outcome, raise_error=on_error == "raise")
+
+
+def _open(url: str | None) -> AsyncTransport:
+    settings = load_settings(**({"url": url} if url else {}))
+    url = settings.broker_url()
+    if url.startswith(("http://", "https://")):
+        raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
+    return AsyncRedisTransport(url, max_waiting=settings.max_waiting)
+
+
+async def read_events(
+    transport: AsyncTransport, cursors: Cursors, deadline: float | None, *, until_end: bool = False
+) -> AsyncIterator[Event]:
+    """As `client.read_events`."""
+    patience = Patience()
+    while cursors.after:
+        block_s = BLOCK_S if deadline is None else min(BLOCK_S, deadline - time.monotonic())
+        if block_s <= 0:
+            return
+        try:
+            events = await transport.events(cursors.after, block_s=block_s)
+            patience.is_back()
+        except BrokerUnavailable as error:
+            patience.is_away(error, time.monotonic())
+            await asyncio.sleep(RETRY_S)
+            continue
+        for event in events:
+            cursors.advance(event)
+            yield event
+        if until_end and any(event.end for event in events):
+            return

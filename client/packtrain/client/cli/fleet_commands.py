@@ -1,0 +1,222 @@
+"""Commands about the fleet: `up down node coordinator ps nodes models load unload doctor demo`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from packtrain.broker import coordinator_main
+from packtrain.broker.errors import ModelLoadFailed, SetupError
+from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.states import InstanceState
+from packtrain.client import InstanceBeat, Packtrain
+from packtrain.client.cli import demo as demo_
+from packtrain.client.cli import doctor as doctor_
+from packtrain.client.cli import views
+from packtrain.client.cli.options import CORES, HOME, JSON, MEMORY, MODELS, NODE, parse_size
+from packtrain.client.cli.up import UpOptions, run_down, run_up
+
+#: `load` and `unload` look this often, seconds.
+POLL_S = 0.3
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (up, down, node, coordinator, ps, nodes, models, load, unload, doctor, demo, version):
+        app.command()(command)
+
+
+def up(
+    home: HOME = None,
+    broker: Annotated[str | None, typer.Option("--broker", help="URL of a running broker instead of our own.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of our own broker; 0: a free one.")] = 6390,
+    flower: Annotated[bool, typer.Option("--flower", help="Run Flower, too.")] = False,
+    flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Flower; 0: a free one.")] = 5555,
+    models: MODELS = None,
+    node: NODE = None,
+    memory: MEMORY = None,
+    cores: CORES = None,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that running jobs may take at the end.")] = 30.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Run a whole fleet on this machine until Ctrl-C: broker, coordinator, node agent."""
+    settings = _settings(home, node, models)
+    _need_worker()
+    options = UpOptions(
+        home=settings.home,
+        broker_url=broker or settings.url,
+        port=port,
+        flower=flower,
+        flower_port=flower_port,
+        models=tuple(folder.absolute() for folder in settings.models),
+        node=settings.node_id,
+        drain_s=drain,
+        env=_limits(memory, cores),
+        quiet=quiet,
+    )
+    raise typer.Exit(run_up(options, Console()))
+
+
+def down(home: HOME = None) -> None:
+    """Stop the fleet that `packtrain up` runs from this home. It drains first; asked again, it kills."""
+    raise typer.Exit(run_down(_settings(home, None, None).home, Console()))
+
+
+def node(
+    home: HOME = None, node: NODE = None, models: MODELS = None, memory: MEMORY = None, cores: CORES = None
+) -> None:
+    """Run the agent of this node alone; PACKTRAIN_URL names the fleet it joins."""
+    settings = _settings(home, node, models)
+    _need_worker()
+    env = {
+        **os.environ,
+        "PACKTRAIN_URL": settings.broker_url(),
+        "PACKTRAIN_HOME": str(settings.home),
+        "PACKTRAIN_NODE": settings.node,
+        "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
+        **_limits(memory, cores),
+    }
+    # The client may not import the workers; the agent becomes this process.
+    os.execve(sys.executable, [sys.executable, "-m", "packtrain.workers.agent_main"], env)  # noqa: S606
+
+
+def coordinator() -> None:
+    """Run a coordinator alone; several may run, one leads. PACKTRAIN_URL names the fleet."""
+    raise typer.Exit(coordinator_main.main())
+
+
+def ps(
+    every: Annotated[bool, typer.Option("--all", "-a", help="Also those that ended in the last ten minutes.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Show what is loaded where, and what waits."""
+    with Packtrain() as fleet:
+        rows = [i for i in fleet.instances() if every or not i.state.is_terminal]
+        waiting = fleet.waiting()
+    views.show(rows, views.instances_table, as_json=as_json)
+    if waiting and not as_json:
+        out = views.console()
+        for model, count in sorted(waiting.items()):
+            out.print(f"{count} jobs wait for {model}")
+
+
+def nodes(as_json: JSON = False) -> None:
+    """Show the nodes of the fleet."""
+    with Packtrain() as fleet:
+        views.show(fleet.nodes(), views.nodes_table, as_json=as_json)
+
+
+def models(as_json: JSON = False) -> None:
+    """Show the models that the fleet offers, and files that it cannot offer."""
+    with Packtrain() as fleet:
+        rows, beats = fleet.models(), fleet.nodes()
+    views.show(rows, views.models_table, as_json=as_json)
+    if not as_json:
+        out = views.console()
+        for beat in beats:
+            for fault in beat.faults:
+                out.print(f"{beat.node} cannot offer {fault.file}: {fault.reason}", markup=False, soft_wrap=True)
+
+
+def load(
+    model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
+    wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
+) -> None:
+    """Load a model and keep it loaded."""
+    with Packtrain() as fleet:
+        started_ms = time.time() * 1000
+        fleet.load(model)
+        real = _real_id(fleet, model)
+
+        def is_ready(mine: list[InstanceBeat]) -> bool:
+            failed = [i for i in mine if i.state is InstanceState.FAILED and i.requested_ms > started_ms - 5000]
+            if failed and not any(not i.state.is_terminal for i in mine):
+                raise ModelLoadFailed(f"{model!r} could not be loaded: {failed[-1].reason}")
+            return any(i.state is InstanceState.READY for i in mine)
+
+        if wait:
+            _wait(fleet, real, f"loading {model}", is_ready)
+
+
+def unload(
+    model: Annotated[str, typer.Argument(help="Model id.")],
+    wait: Annotated[bool, typer.Option(help="Wait until its memory is free.")] = True,
+) -> None:
+    """Unload a model once its running jobs have ended."""
+    with Packtrain() as fleet:
+        fleet.unload(model)
+        real = _real_id(fleet, model)
+        if wait:
+            _wait(fleet, real, f"unloading {model}", lambda mine: all(i.state.is_terminal for i in mine))
+
+
+def doctor(home: HOME = None, as_json: JSON = False) -> None:
+    """Check this machine and its fleet; each finding comes with a remedy."""
+    raise typer.Exit(doctor_.run(_settings(home, None, None), as_json=as_json))
+
+
+def demo(
+    models: MODELS = None,
+    model: Annotated[str, typer.Option(help="Model id.")] = "smollm2",
+    jobs: Annotated[int, typer.Option(min=1, max=1000, help="Jobs at once.")] = 32,
+) -> None:
+    """Start a fleet, stream an answer, run many jobs at once, show what happened, stop the fleet."""
+    settings = _settings(None, None, models)
+    _need_worker()
+    folders = tuple(folder.absolute() for folder in settings.model_folders)
+    raise typer.Exit(demo_.run(folders, model, jobs))
+
+
+def version(as_json: JSON = False) -> None:
+    """Print the version."""
+    found = version_of("packtrain")
+    sys.stdout.write(json.dumps({"version": found}) + "\n" if as_json else f"packtrain {found}\n")
+
+
+def _settings(home: Path | None, node: str | None, models: list[Path] | None) -> Settings:
+    overrides: dict[str, object] = {}
+    if home:
+        overrides["home"] = home
+    if node:
+        overrides["node"] = node
+    settings = load_settings(**overrides)
+    return settings.model_copy(update={"models": (*models, *settings.models)}) if models else settings
+
+
+def _limits(memory: str | None, cores: int | None) -> dict[str, str]:
+    env = {}
+    if memory:
+        env["PACKTRAIN_MEMORY"] = str(parse_size(memory))
+    if cores:
+        env["PACKTRAIN_CORES"] = str(cores)
+    return env
+
+
+def _need_worker() -> None:
+    missing = [name for name in ("llama_cpp", "psutil", "numpy") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SetupError(
+            f"this machine cannot run models: {', '.join(missing)} is not installed; "
+            "run `pip install 'packtrain[worker]'`, see the README for its compiler"
+        )
+
+
+def _real_id(fleet: Packtrain, model: str) -> str:
+    return next((info.alias_of or info.id for info in fleet.models() if info.id == model), model)
+
+
+def _wait(fleet: Packtrain, model: str, what: str, is_done: Callable[[list[InstanceBeat]], bool]) -> None:
+    console = Console(stderr=True)
+    with console.status(what):
+        while not is_done([i for i in fleet.instances() if i.model == model]):
+            time.sleep(POLL_S)

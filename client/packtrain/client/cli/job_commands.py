@@ -1,0 +1,174 @@
+"""`packtrain run` and `packtrain jobs`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from packtrain.broker.errors import InvalidParameter, PacktrainError
+from packtrain.broker.states import JobState
+from packtrain.client import Job, Packtrain, Result
+from packtrain.client.cli import views
+from packtrain.client.cli.options import JSON
+
+STATUS_S = 0.5
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command()(run)
+    jobs = typer.Typer(help="List, show and cancel jobs.", invoke_without_command=True)
+    jobs.callback()(list_jobs)
+    jobs.command("show")(show)
+    jobs.command("cancel")(cancel)
+    app.add_typer(jobs, name="jobs")
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; left out or '-': read from stdin.")] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
+    raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Tokens to produce.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0: most likely token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer; default: from the job's id.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
+    key: Annotated[str | None, typer.Option("--idempotency-key", help="Same key, same job.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Ask a model and stream its answer. Ctrl-C cancels the job."""
+    text = _prompt(prompt)
+    options = {
+        name: value
+        for name, value in {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "stop": tuple(stop) if stop else None,
+        }.items()
+        if value is not None
+    }
+    messages: Any = text
+    if system is not None:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    with Packtrain() as fleet:
+        job = fleet.submit(model, messages, raw=raw, idempotency_key=key, expires_in=timeout, **options)
+        try:
+            if as_json:
+                with _waiting(fleet, job):
+                    result = job.result()
+                _write(json.dumps(_result_json(result)) + "\n")
+            else:
+                _stream(fleet, job)
+        except KeyboardInterrupt:
+            job.cancel()
+            raise
+
+
+def list_jobs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many, newest first.")] = 20,
+    as_json: JSON = False,
+) -> None:
+    """List the newest jobs."""
+    if context.invoked_subcommand:
+        return
+    with Packtrain() as fleet:
+        views.show(fleet.jobs(limit), views.jobs_table, as_json=as_json)
+
+
+def show(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON = False) -> None:
+    """Show one job: its state, where it ran, its answer."""
+    with Packtrain() as fleet:
+        views.show_job(fleet.job(job_id).status(), as_json=as_json)
+
+
+def cancel(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON = False) -> None:
+    """Cancel a job: at once when it waits, within a second when it runs."""
+    with Packtrain() as fleet:
+        state = fleet.job(job_id).cancel()
+    said = "is being cancelled" if state is JobState.RUNNING else f"is {state}"
+    _write(json.dumps({"id": job_id, "state": state}) + "\n" if as_json else f"job {job_id} {said}\n")
+
+
+def _prompt(argument: str | None) -> str:
+    if argument not in (None, "-"):
+        return str(argument)
+    if argument is None and sys.stdin.isatty():
+        raise InvalidParameter("there is no prompt; give it as an argument or pipe it in")
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidParameter(
+            f"stdin is not UTF-8 (byte {error.start} is {data[error.start]:#04x}); convert it first, as with iconv"
+        ) from None
+
+
+def _stream(fleet: Packtrain, job: Job) -> None:
+    texts = job.stream()
+    with _waiting(fleet, job):
+        first = next(texts, "")
+    _write(first)
+    for text in texts:
+        _write(text)
+    _write("\n")
+
+
+@contextmanager
+def _waiting(fleet: Packtrain, job: Job) -> Iterator[None]:
+    """A spinner on a terminal's stderr that says what the job waits for."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    done = threading.Event()
+    with console.status("queued") as status:
+        watcher = threading.Thread(target=_watch, args=(fleet, job, status, done), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _watch(fleet: Packtrain, job: Job, status: Status, done: threading.Event) -> None:
+    while not done.wait(STATUS_S):
+        try:
+            now = job.status()
+            mine = [i for i in fleet.instances() if i.model == now.model and not i.state.is_terminal]
+        except PacktrainError as error:
+            status.update(str(error))
+            continue
+        if now.state is JobState.RUNNING:
+            status.update(f"running on {now.node}")
+        elif mine:
+            status.update(f"{now.model} is {mine[0].state.lower()} on {mine[0].node}")
+        else:
+            status.update(f"waiting for {now.model} to be loaded")
+
+
+def _result_json(result: Result) -> dict[str, Any]:
+    fields = asdict(result)
+    del fields["error"]
+    return fields | {"usage": result.usage.model_dump(), "timings": result.timings.model_dump()}
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,129 @@
+"""How the fleet looks at a terminal: one table per kind, or the same facts as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.states import InstanceState
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def show(rows: Sequence[_M], table: Callable[[Sequence[_M]], Table], *, as_json: bool) -> None:
+    """Print rows as JSON or as a table."""
+    if as_json:
+        sys.stdout.write(json.dumps([row.model_dump(mode="json") for row in rows], indent=2) + "\n")
+    else:
+        console().print(table(rows))
+
+
+def show_job(status: JobStatus, *, as_json: bool) -> None:
+    """Print one job."""
+    if as_json:
+        sys.stdout.write(json.dumps(status.model_dump(mode="json"), indent=2) + "\n")
+        return
+    out = console()
+    out.print(jobs_table([status]))
+    if status.outcome and status.outcome.error:
+        out.print(f"error: {status.outcome.error['message']}", markup=False)
+    if status.outcome and status.outcome.text:
+        out.print(status.outcome.text, markup=False, highlight=False)
+
+
+def jobs_table(rows: Sequence[JobStatus]) -> Table:
+    """Jobs: where each is, how long it waited and ran."""
+    table = _new("JOB", "STATE", "MODEL", "LANE", "AGE", "WAITED", "RAN", "TOKENS", "WHERE")
+    now_ms = int(time.time() * 1000)
+    for row in rows:
+        outcome = row.outcome
+        waited = (row.started_ms or row.finished_ms or now_ms) - row.submitted_ms
+        ran = "" if row.started_ms is None else seconds((row.finished_ms or now_ms) - row.started_ms)
+        tokens = str(outcome.usage.completion_tokens) if outcome else ""
+        table.add_row(
+            row.id, row.state.value, row.model, row.lane, seconds(now_ms - row.submitted_ms), seconds(waited), ran,
+            tokens, row.node or "",
+        )  # fmt: skip
+    return table
+
+
+def instances_table(rows: Sequence[InstanceBeat]) -> Table:
+    """Instances: what is loaded where and how busy it is."""
+    table = _new("INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "MEMORY", "TOK/S", "LARGEST BATCH", "REASON")
+    for row in rows:
+        alive = not row.state.is_terminal
+        table.add_row(
+            row.instance, row.model, row.node, row.state.value, f"{row.slots_used}/{row.n_slots}", str(row.n_ctx),
+            size(row.resident_bytes) if alive else "", f"{row.tokens_per_s:.0f}" if alive else "",
+            str(row.batch_peak or ""), "" if row.state is InstanceState.READY else row.reason,
+        )  # fmt: skip
+    return table
+
+
+def nodes_table(rows: Sequence[NodeBeat]) -> Table:
+    """Nodes: what each has."""
+    table = _new("NODE", "CORES", "FREE", "BUDGET", "TOTAL", "MODELS", "INSTANCES", "STATE")
+    for row in rows:
+        table.add_row(
+            row.node, str(row.cores), size(row.memory_free), size(row.memory_budget), size(row.memory_total),
+            str(len(row.models)), str(len(row.instances)), "draining" if row.draining else "up",
+        )  # fmt: skip
+    return table
+
+
+def models_table(rows: Sequence[ModelInfo]) -> Table:
+    """Models: what each is and needs."""
+    table = _new("MODEL", "TYPE", "PARAMETERS", "QUANT", "WEIGHTS", "NEEDS", "CONTEXT", "SLOTS", "TRAINED", "CHAT")
+    for row in rows:
+        if row.alias_of:
+            table.add_row(row.id, f"= {row.alias_of}", *[""] * 8)
+            continue
+        table.add_row(
+            row.id, row.architecture, f"{row.parameters / 1e6:,.0f} M", row.quantization, size(row.weights_bytes),
+            size(row.required_bytes), str(row.n_ctx), str(row.n_slots), str(row.n_ctx_train),
+            "yes" if row.has_chat_template else "no",
+        )  # fmt: skip
+    return table
+
+
+def console() -> Console:
+    """Stdout, as wide as it needs to be when nobody looks at it: a script must not meet cut columns."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=250)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people.
+
+    >>> size(0), size(150 * 1024**2), size(24 * 1024**3)
+    ('0 MiB', '150 MiB', '24.0 GiB')
+    """
+    mib = num_bytes / 1024**2
+    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
+
+
+def seconds(milliseconds: float) -> str:
+    """A duration for people.
+
+    >>> seconds(80), seconds(2500), seconds(200_000)
+    ('0.08 s', '2.5 s', '3 min')
+    """
+    s = max(0.0, milliseconds / 1000)
+    if s < 1:
+        return f"{s:.2f} s"
+    return f"{s:.1f} s" if s < 120 else f"{s / 60:.0f} min"
+
+
+def _new(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column != "REASON")
+    return table

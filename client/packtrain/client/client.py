@@ -1,0 +1,297 @@
+"""`Packtrain`: a fleet as a Python object.
+
+    >>> fleet = Packtrain()                                       # doctest: +SKIP
+    >>> job = fleet.submit("smollm2", "Hello!", max_tokens=32)    # doctest: +SKIP
+    >>> for text in job.stream(): print(text, end="")             # doctest: +SKIP
+    >>> job.result().usage.completion_tokens                      # doctest: +SKIP
+
+Sampling options are keyword arguments with the names of `SamplingParams`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from packtrain.broker.errors import BrokerUnavailable, ResultTimeout, SetupError, UnknownJob
+from packtrain.broker.ids import JobId, ModelId
+from packtrain.broker.jobs import Event
+from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.settings import load_settings
+from packtrain.broker.states import JobState
+from packtrain.client.reading import RETRY_S, Cursors, Patience
+from packtrain.client.redis_transport import RedisTransport
+from packtrain.client.request import Prompt, build_spec, job_id_of
+from packtrain.client.result import Result, result_of
+from packtrain.client.transport import Transport
+
+BLOCK_S = 2.0
+
+
+class Job:
+    """A submitted job. Cheap to make and to throw away: the job itself lives in the fleet."""
+
+    def __init__(self, transport: Transport, job_id: JobId) -> None:
+        self.id = job_id
+        self._transport = transport
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    def status(self) -> JobStatus:
+        """The job's record now.
+
+        Raises:
+            UnknownJob
+        """
+        status = self._transport.status(self.id)
+        if status is None:
+            raise UnknownJob(job_id=self.id)
+        return status
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the end.
+
+        Args:
+            timeout: Seconds; None waits as long as it takes.
+
+        Raises:
+            ResultTimeout: It goes on; only this wait has ended.
+            PacktrainError: How it ended without a result, such as `PromptTooLong`, `JobCancelled`, `JobDead`.
+        """
+        status = self.status()
+        if not status.state.is_terminal:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            for _ in read_events(self._transport, Cursors([self.id]), deadline):
+                pass
+            status = self.status()
+        if status.outcome is None:
+            raise ResultTimeout(job_id=self.id, timeout_s=timeout or 0, state=status.state)
+        return result_of(self.id, status.outcome)
+
+    def stream(self) -> Iterator[str]:
+        """The text as it comes, from the beginning, whenever this is called; survives a dropped connection.
+
+        Raises:
+            PacktrainError: How the job ended, when it did not succeed; after all its text.
+        """
+        self.status()
+        for event in read_events(self._transport, Cursors([self.id]), None):
+            if event.text:
+                yield event.text
+            if event.end and event.end is not JobState.SUCCEEDED:
+                self.result()
+
+    def cancel(self) -> JobState:
+        """Cancel it; the state afterwards. A running job ends within a second, an ended one stays as it is.
+
+        Raises:
+            UnknownJob
+        """
+        state = self._transport.cancel(self.id)
+        if state is None:
+            raise UnknownJob(job_id=self.id)
+        return state
+
+
+class TextStream:
+    """The text of one job as it comes. Leaving it early (`break`, `close`, an exception) cancels the job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._texts = self._read()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._texts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading; the job is cancelled unless it has ended."""
+        self._texts.close()
+
+    def _read(self) -> Generator[str]:
+        has_ended = False
+        try:
+            yield from self.job.stream()
+            has_ended = True
+        finally:
+            if not has_ended:
+                self.job.cancel()
+
+
+class Packtrain:
+    """A fleet. Safe to share between threads.
+
+    Args:
+        url: Of the fleet, redis:// or rediss://; default: `PACKTRAIN_URL`, else the one that `packtrain up` runs here.
+        transport: Instead of a URL.
+
+    Raises:
+        SetupError: No fleet is known, or the URL is none.
+    """
+
+    def __init__(self, url: str | None = None, *, transport: Transport | None = None) -> None:
+        self._transport = transport or open_transport(url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Packtrain {self._transport.url}>"
+
+    def close(self) -> None:
+        """Free the connection. Jobs go on."""
+        self._transport.close()
+
+    def submit(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        idempotency_key: str | None = None,
+        expires_in: float | None = None,
+        **options: Any,
+    ) -> Job:
+        """Hand in a job and return at once.
+
+        Args:
+            prompt: A text (one user turn), or the turns of a chat.
+            raw: Continue the text as it stands, without the chat template.
+            idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
+            expires_in: Seconds after which the job ends as EXPIRED.
+            options: Sampling parameters by name, `lane` ("interactive" or "bulk"), `user`.
+
+        Raises:
+            InvalidParameter, PromptEmpty, UnknownModel, QueueFull, IdempotencyConflict, BrokerUnavailable
+        """
+        spec = build_spec(model, prompt, raw=raw, expires_in=expires_in, options=options)
+        return Job(self._transport, self._transport.submit(job_id_of(spec, idempotency_key), spec).job_id)
+
+    def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
+        """Submit, and wait for the result. Arguments as of `submit`; errors as of `submit` and `Job.result`."""
+        return self.submit(model, prompt, **options).result(timeout)
+
+    def stream(self, model: str, prompt: Prompt, **options: Any) -> TextStream:
+        """Submit, and give the text as it comes. Closing the stream cancels the job. Arguments as of `submit`."""
+        return TextStream(self.submit(model, prompt, **options))
+
+    def map(
+        self,
+        model: str,
+        prompts: Iterable[Prompt],
+        *,
+        in_flight: int = 64,
+        on_error: Literal["raise", "return"] = "raise",
+        **options: Any,
+    ) -> Iterator[Result]:
+        """Results for many prompts, in their order, with at most `in_flight` jobs submitted and not yet given out.
+
+        Args:
+            on_error: "return" gives a result with its `error` set instead of raising it.
+
+        Leaving the iteration early cancels what is in flight.
+        """
+        cursors, results = Cursors(), dict[JobId, Result]()
+        order: list[JobId] = []
+        rest = iter(prompts)
+        try:
+            while True:
+                while len(order) < in_flight and (prompt := next(rest, None)) is not None:
+                    job = self.submit(model, prompt, **options)
+                    order.append(job.id)
+                    cursors.add(job.id)
+                if not order:
+                    return
+                while order[0] not in results:
+                    for event in read_events(self._transport, cursors, None, until_end=True):
+                        if event.end:
+                            results[event.job_id] = self._result(event.job_id, on_error)
+                yield results.pop(order.pop(0))
+        finally:
+            for job_id in cursors.after:
+                self._transport.cancel(job_id)
+
+    def job(self, job_id: str) -> Job:
+        """A job by its id, whoever submitted it."""
+        return Job(self._transport, JobId(job_id))
+
+    def jobs(self, limit: int = 20) -> list[JobStatus]:
+        """The newest jobs first."""
+        return self._transport.recent(limit)
+
+    def models(self) -> list[ModelInfo]:
+        """Models and aliases that the fleet offers."""
+        return self._transport.models()
+
+    def nodes(self) -> list[NodeBeat]:
+        """Live nodes."""
+        return self._transport.nodes()
+
+    def instances(self) -> list[InstanceBeat]:
+        """Instances that live or ended lately."""
+        return self._transport.instances()
+
+    def waiting(self) -> dict[ModelId, int]:
+        """Jobs that wait, by model."""
+        return self._transport.waiting()
+
+    def load(self, model: str) -> None:
+        """Ask the fleet to load a model and keep it loaded."""
+        self._transport.set_desired(ModelId(model), replicas=1, unload=False)
+
+    def unload(self, model: str) -> None:
+        """Ask the fleet to unload a model once its running jobs have ended."""
+        self._transport.set_desired(ModelId(model), replicas=0, unload=True)
+
+    def _result(self, job_id: JobId, on_error: Literal["raise", "return"]) -> Result:
+        status = self._transport.status(job_id)
+        if status is None or status.outcome is None:
+            raise UnknownJob(job_id=job_id)
+        return result_of(job_id, status.outcome, raise_error=on_error == "raise")
+
+
+def open_transport(url: str | None) -> Transport:
+    """The transport that a URL's scheme asks for."""
+    settings = load_settings(**({"url": url} if url else {}))
+    url = settings.broker_url()
+    if url.startswith(("http://", "https://")):
+        raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
+    return RedisTransport(url, max_waiting=settings.max_waiting)
+
+
+def read_events(
+    transport: Transport, cursors: Cursors, deadline: float | None, *, until_end: bool = False
+) -> Iterator[Event]:
+    """Events as they come, until every job of `cursors` has ended or `deadline` (monotonic seconds) has passed.
+
+    Args:
+        until_end: Return after the first batch in which any job ended.
+    """
+    patience = Patience()
+    while cursors.after:
+        block_s = BLOCK_S if deadline is None else min(BLOCK_S, deadline - time.monotonic())
+        if block_s <= 0:
+            return
+        try:
+            events = transport.events(cursors.after, block_s=block_s)
+            patience.is_back()
+        except BrokerUnavailable as error:
+            patience.is_away(error, time.monotonic())
+            time.sleep(RETRY_S)
+            continue
+        for event in events:
+            cursors.advance(event)
+            yield event
+        if until_end and any(event.end for event in events):
+            return

@@ -1,0 +1,55 @@
+"""From a caller's arguments to a checked `JobSpec` and its id: one place for both clients and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
+from packtrain.broker.messages import JobSpec, Message, SamplingParams, parse_spec
+
+#: A text, the turns of a chat, or one of these.
+Prompt = str | Sequence[Mapping[str, str] | Message]
+
+_SPEC_FIELDS = frozenset({"lane", "user"})
+
+
+def build_spec(
+    model: str, prompt: Prompt, *, raw: bool, expires_in: float | None, options: Mapping[str, Any]
+) -> JobSpec:
+    """A checked request.
+
+    Args:
+        prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
+        expires_in: Seconds until the job ends as EXPIRED.
+        options: Sampling parameters by name, and `lane`, `user`.
+
+    Raises:
+        InvalidParameter, PromptEmpty
+    """
+    fields: dict[str, Any] = {"model": model}
+    if isinstance(prompt, str):
+        if raw:
+            fields |= {"kind": "complete", "prompt": prompt}
+        else:
+            fields["messages"] = [{"role": "user", "content": prompt}]
+    elif raw:
+        raise InvalidParameter("raw takes a text as prompt, not messages; join them yourself or leave raw out")
+    else:
+        fields["messages"] = [m.model_dump() if isinstance(m, Message) else dict(m) for m in prompt]
+    if expires_in is not None:
+        fields["expires_in_ms"] = int(expires_in * 1000)
+    known = _SPEC_FIELDS | SamplingParams.model_fields.keys()
+    if unknown := sorted(set(options) - known):
+        raise InvalidParameter(
+            f"there is no option {unknown[0]!r}; options are {', '.join(sorted(known))}", field=unknown[0]
+        )
+    fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
+    fields["params"] = {name: value for name, value in options.items() if name not in _SPEC_FIELDS}
+    return parse_spec(fields)
+
+
+def job_id_of(spec: JobSpec, idempotency_key: str | None) -> JobId:
+    """A fresh id, or the one that the user's key always names."""
+    return new_job_id() if idempotency_key is None else job_id_for_key(spec.user, idempotency_key)

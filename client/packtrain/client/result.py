@@ -1,0 +1,55 @@
+"""The result of a job, and its errors as exceptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from packtrain.broker.errors import JobFailed, PacktrainError
+from packtrain.broker.messages import Outcome, Timings, Usage
+from packtrain.broker.states import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a job. `str(result)` is its text."""
+
+    job_id: str
+    text: str
+    finish_reason: Literal["stop", "length"] | None
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    seed: int | None = None
+    batch_peak: int = 0  # most sequences that shared one step with this job
+    node: str = ""
+    instance: str = ""
+    error: PacktrainError | None = None  # only from `map(..., on_error="return")`
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Result:
+    """The result behind an outcome.
+
+    Raises:
+        PacktrainError: How the job ended, when it did not succeed and `raise_error` is set.
+    """
+    error: PacktrainError | None = None
+    if outcome.state is not JobState.SUCCEEDED:
+        wire = outcome.error or JobFailed(f"job {job_id} ended as {outcome.state} without a reason").to_wire()
+        error = PacktrainError.from_wire(wire)
+        if raise_error:
+            raise error
+    return Result(
+        job_id,
+        outcome.text,
+        outcome.finish_reason,
+        outcome.usage,
+        outcome.timings,
+        outcome.seed,
+        outcome.batch_peak,
+        outcome.node,
+        outcome.instance,
+        error,
+    )

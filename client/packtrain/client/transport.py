@@ -1,0 +1,98 @@
+"""The seam between the client's interface and the way to the fleet: Redis for members of the fleet, HTTP for others.
+
+A transport moves messages; it knows nothing of prompts, streams or waiting, which are the same over any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from packtrain.broker.ids import JobId, ModelId
+from packtrain.broker.jobs import Event, Submitted
+from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.states import JobState
+
+
+class Transport(Protocol):
+    """A way to a fleet, for threads. Every method may raise `BrokerUnavailable`."""
+
+    url: str  # without its password
+
+    def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
+        """Hand in a job. The same id with the same spec again is the same job."""
+        ...
+
+    def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
+        """Events of these jobs after the given ids; waits up to `block_s` for the first."""
+        ...
+
+    def status(self, job_id: JobId) -> JobStatus | None:
+        """A job's record, None: there is none."""
+        ...
+
+    def cancel(self, job_id: JobId) -> JobState | None:
+        """Cancel; the state afterwards, None: no such job."""
+        ...
+
+    def recent(self, limit: int) -> list[JobStatus]:
+        """The newest jobs first."""
+        ...
+
+    def waiting(self) -> dict[ModelId, int]:
+        """Jobs that wait, by model."""
+        ...
+
+    def models(self) -> list[ModelInfo]:
+        """Models and aliases that the fleet offers."""
+        ...
+
+    def nodes(self) -> list[NodeBeat]:
+        """Live nodes."""
+        ...
+
+    def instances(self) -> list[InstanceBeat]:
+        """Instances that live or ended lately."""
+        ...
+
+    def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
+        """Keep `replicas` of a model loaded; `unload`: those that are loaded now shall go."""
+        ...
+
+    def close(self) -> None:
+        """Free the connection."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """The part that `AsyncPacktrain` needs, for one event loop."""
+
+    url: str
+
+    async def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
+        """As `Transport.submit`."""
+        ...
+
+    async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
+        """As `Transport.events`."""
+        ...
+
+    async def status(self, job_id: JobId) -> JobStatus | None:
+        """As `Transport.status`."""
+        ...
+
+    async def cancel(self, job_id: JobId) -> JobState | None:
+        """As `Transport.cancel`."""
+        ...
+
+    async def models(self) -> list[ModelInfo]:
+        """As `Transport.models`."""
+        ...
+
+    async def nodes(self) -> list[NodeBeat]:
+        """As `Transport.nodes`."""
+        ...
+
+    async def close(self) -> None:
+        """As `Transport.close`."""
+        ...
