@@ -56,7 +56,7 @@ REMEDIES = (
         "memory ran out: try again with CMAKE_BUILD_PARALLEL_LEVEL=1",
     ),
     (
-        r"CMAKE_(C|CXX)_COMPILER not set|No CMAKE_(C|CXX)_COMPILER|is not able to compile|(g\+\+|gcc|cc1plus).*not found",
+        r"CMAKE_(C|CXX)_COMPILER not set|No CMAKE_(C|CXX)_COMPILER|is not able to compile|(\+\+|gcc).*not found",
         "the C++ compiler is missing or broken: apt-get install g++ (macOS: xcode-select --install)",
     ),
     (
@@ -64,7 +64,7 @@ REMEDIES = (
         "build tools are missing or too old: apt-get install cmake make",
     ),
     (
-        r"No matching distribution|Could not find a version|NewConnectionError|NameResolutionError|ReadTimeout|SSLError",
+        r"No matching distribution|NewConnectionError|NameResolutionError|ReadTimeout|SSLError",
         "the package index cannot be reached: check the network and pip's settings (`pip config debug`)",
     ),
 )

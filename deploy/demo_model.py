@@ -122,7 +122,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("demo model: another process is making it; waiting")
+            _say("demo model: another process is at work on it; waiting")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -20,7 +20,7 @@ from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobSpec, Outcome
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.states import MAX_ATTEMPTS, JobState
+from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 from tests.support.clock import FakeClock
 from tests.support.factories import INSTANCE, MODEL, NODE, model_info, spec
 
@@ -224,6 +224,37 @@ class JobStoreContract:
         assert status.outcome.error is not None
         assert status.outcome.error["code"] == "job_dead"
         assert store.events({job_id: "0"})[-1].end is JobState.DEAD
+
+    def test_a_job_that_lost_two_instances_runs_alone(self, store: JobStore) -> None:
+        suspect, other = submit(store), submit(store)
+        for _ in range(SUSPECT_ATTEMPTS):
+            claim(store, "first")
+            store.reap(InstanceId("first"))
+        # An instance that holds a lease neither gets the suspect nor anything past it.
+        neighbour = submit(store, job_id="neighbour")
+        assert claim(store, "second")[0] == suspect
+        assert store.claim(MODEL, InstanceId("second"), NODE, lease_ms=LEASE_MS) is None
+        assert claim(store, "third")[0] == other
+        store.reap(InstanceId("second"))
+        assert state(store, suspect) is JobState.DEAD
+
+        assert claim(store, "third")[0] == neighbour
+
+    def test_a_suspect_is_waited_for_until_the_instance_is_empty(self, store: JobStore) -> None:
+        suspect = submit(store)
+        for _ in range(SUSPECT_ATTEMPTS):
+            claim(store, "first")
+            store.reap(InstanceId("first"))
+        store.cancel(suspect)
+        other, epoch = submit(store), claim(store)[1]
+        suspect = submit(store)
+        for _ in range(SUSPECT_ATTEMPTS):
+            claim(store, "first")
+            store.reap(InstanceId("first"))
+
+        assert store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+        store.finish(other, epoch, DONE)
+        assert claim(store)[0] == suspect
 
     def test_reaping_a_gone_instance_takes_only_its_jobs(self, store: JobStore) -> None:
         mine, other = submit(store), submit(store)

@@ -17,7 +17,7 @@ from packtrain.broker import errors, keys
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
 from packtrain.broker.messages import JobSpec, JobStatus, Outcome
 from packtrain.broker.scripts import Call
-from packtrain.broker.states import MAX_ATTEMPTS, JobState
+from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
 #: Jobs that one reap or reject handles, so that no script holds the server for more than some milliseconds.
 SCRIPT_BATCH = 200
@@ -98,7 +98,7 @@ class JobStore(Protocol):
         ...
 
     def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> Claim | None:
-        """Lease the best ready job, or None when none is ready."""
+        """Lease the best ready job; None when none is ready, or a suspect has to run alone first (see claim.lua)."""
         ...
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[EmitReply]:
@@ -181,7 +181,7 @@ def claim(model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) 
     return Call(
         "claim",
         (keys.ready(model, "interactive"), keys.ready(model, "bulk")),
-        (model, instance, node, lease_ms, _EXPIRED),
+        (model, instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS),
         parse,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from packtrain.broker import errors, jobs
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
 from packtrain.broker.messages import JobSpec, JobStatus, Outcome
-from packtrain.broker.states import MAX_ATTEMPTS, JobState
+from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
 
 @dataclass(slots=True)
@@ -75,8 +75,13 @@ class MemoryJobs:
     def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> jobs.Claim | None:
         with self._changed:
             now = self._now_ms()
+            held = [r for r in self._records.values() if r.state is JobState.RUNNING and r.instance == instance]
+            if len(held) == 1 and held[0].attempts >= SUSPECT_ATTEMPTS:
+                return None
             while best := self._best(model):
                 job_id, record = best
+                if record.attempts >= SUSPECT_ATTEMPTS and held:
+                    return None
                 if record.deadline_ms is not None and record.deadline_ms <= now:
                     self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
                     continue

@@ -149,9 +149,7 @@ def _room(node: NodeBeat, now: Snapshot) -> _Room:
     here = [i for i in now.instances if i.node == node.node and not i.state.is_terminal]
     coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
     idle = [
-        i
-        for i in here
-        if _is_evictable(i, now) and now.now_ms - max(i.ready_ms, i.last_used_ms) >= MIN_RESIDENCY_MS
+        i for i in here if _is_evictable(i, now) and now.now_ms - max(i.ready_ms, i.last_used_ms) >= MIN_RESIDENCY_MS
     ]
     return _Room(
         budget=node.memory_budget - sum(map(_held_bytes, here)),

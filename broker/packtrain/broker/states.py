@@ -60,3 +60,5 @@ _COMING_UP = frozenset({InstanceState.REQUESTED, InstanceState.STARTING, Instanc
 
 #: Leases of one job that may lapse before it is DEAD. A crash costs every job of its batch one, so one is too few.
 MAX_ATTEMPTS = 3
+#: From this many on a job is a suspect and runs alone, so that its third crash costs nobody else.
+SUSPECT_ATTEMPTS = 2

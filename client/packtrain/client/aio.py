@@ -76,7 +76,7 @@ class AsyncTextStream:
 
     def __init__(self, job: AsyncJob) -> None:
         self.job = job
-        self._texts = self._read()
+        self._texts = _read_or_cancel(job)
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self._texts
@@ -92,16 +92,6 @@ class AsyncTextStream:
     async def aclose(self) -> None:
         """Stop reading; the job is cancelled unless it has ended."""
         await self._texts.aclose()
-
-    async def _read(self) -> AsyncGenerator[str]:
-        has_ended = False
-        try:
-            async for text in self.job.stream():
-                yield text
-            has_ended = True
-        finally:
-            if not has_ended:
-                await self.job.cancel()
 
 
 class AsyncPacktrain:
@@ -202,6 +192,17 @@ class AsyncPacktrain:
         if status is None or status.outcome is None:
             raise UnknownJob(job_id=job_id)
         return result_of(job_id, status.outcome, raise_error=on_error == "raise")
+
+
+async def _read_or_cancel(job: AsyncJob) -> AsyncGenerator[str]:
+    has_ended = False
+    try:
+        async for text in job.stream():
+            yield text
+        has_ended = True
+    finally:
+        if not has_ended:
+            await job.cancel()
 
 
 def _open(url: str | None) -> AsyncTransport:

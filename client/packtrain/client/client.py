@@ -101,7 +101,8 @@ class TextStream:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._texts = self._read()
+        # Not a method: a generator that holds its stream would be a cycle, and outlive a `break` until the next GC.
+        self._texts = _read_or_cancel(job)
 
     def __iter__(self) -> Iterator[str]:
         return self._texts
@@ -115,15 +116,6 @@ class TextStream:
     def close(self) -> None:
         """Stop reading; the job is cancelled unless it has ended."""
         self._texts.close()
-
-    def _read(self) -> Generator[str]:
-        has_ended = False
-        try:
-            yield from self.job.stream()
-            has_ended = True
-        finally:
-            if not has_ended:
-                self.job.cancel()
 
 
 class Packtrain:
@@ -259,6 +251,16 @@ class Packtrain:
         if status is None or status.outcome is None:
             raise UnknownJob(job_id=job_id)
         return result_of(job_id, status.outcome, raise_error=on_error == "raise")
+
+
+def _read_or_cancel(job: Job) -> Generator[str]:
+    has_ended = False
+    try:
+        yield from job.stream()
+        has_ended = True
+    finally:
+        if not has_ended:
+            job.cancel()
 
 
 def open_transport(url: str | None) -> Transport:

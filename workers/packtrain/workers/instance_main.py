@@ -19,11 +19,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import RING, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.errors import PacktrainError
+from packtrain.broker.errors import ModelLoadFailed, PacktrainError
 from packtrain.broker.ids import InstanceId, JobId, ModelId
 from packtrain.broker.messages import SamplingParams
 from packtrain.broker.redis_jobs import RedisJobs
@@ -90,10 +91,7 @@ class Instance:
         self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
 
     def run(self) -> None:
-        """Warm up, serve until told to stop, drain."""
-        self._engine_thread.start()
-        self._set_state(InstanceState.WARMING)
-        self._warm_up()
+        """Serve until told to stop, then drain."""
         self._publisher.start()
         self._renewer.start()
         threading.Thread(target=self._report_for_ever, name="reporter", daemon=True).start()
@@ -122,16 +120,19 @@ class Instance:
         self._publisher.stop()
         self._renewer.stop()
 
-    def _warm_up(self) -> None:
-        """Decode one token, so that the first job does not pay for page faults and graph building."""
-        done = threading.Event()
+    def warm_up(self) -> None:
+        """Start the engine and decode one token, so that the first job does not pay for page faults and graphs.
 
-        def on_end(_ended: Ended) -> None:
-            done.set()
-
-        request = SequenceRequest(JobId("warm-up"), (1,), SamplingParams(temperature=0), 0, 1, lambda _: None, on_end)
+        Raises:
+            ModelLoadFailed: Not even that could be computed.
+        """
+        self._engine_thread.start()
+        self._set_state(InstanceState.WARMING)
+        ends: SimpleQueue[Ended] = SimpleQueue()
+        request = SequenceRequest(JobId("warm-up"), (1,), SamplingParams(temperature=0), 0, 1, lambda _: None, ends.put)
         self._engine.submit(request)
-        done.wait()
+        if error := ends.get().error:
+            raise ModelLoadFailed(f"{self._config.model!r} is loaded but computes nothing: {error}")
 
     def _begin_drain(self) -> None:
         # In a signal handler: it may have interrupted a holder of any lock, so it must take none itself.
@@ -201,12 +202,13 @@ def main(argv: list[str]) -> int:
         logs.configure(settings.log_level)
         lifeline.watch()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
-        backend = load_backend(config)
+        instance = Instance(config, settings, load_backend(config))
+        instance.warm_up()
     except PacktrainError as error:
         pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error)))
         sys.stderr.write(f"packtrain instance {config.instance}: {error}\n")
         return EXIT_LOAD_FAILED
-    Instance(config, settings, backend).run()
+    instance.run()
     # Not backend.shutdown(): the process ends now, and freeing gigabytes page by page first only takes time.
     sys.stderr.flush()
     os._exit(0)

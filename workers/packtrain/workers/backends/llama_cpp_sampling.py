@@ -22,8 +22,6 @@ from packtrain.broker.messages import SamplingParams
 _MASK64 = 2**64 - 1
 #: llama.cpp takes this seed for "choose one at random".
 _RANDOM_SEED = 0xFFFFFFFF
-
-
 #: A temperature below this takes the most likely token: logits divided by 1e-40 are infinite, all of them alike.
 MIN_TEMPERATURE = 1e-6
 

@@ -189,24 +189,28 @@ class Engine:
             self._compute_one_by_one(rows)
 
     def _compute_one_by_one(self, rows: Seq[Rows]) -> None:
+        failures: list[tuple[Rows, DecodeFailed]] = []
         for row in rows:
-            sequence = row.sequence
             # After a repair a sequence may have more to compute than was planned.
-            count = min(row.count, sequence.num_pending)
+            count = min(row.count, row.sequence.num_pending)
             try:
-                self._attempt([Rows(sequence, count)])
+                self._attempt([Rows(row.sequence, count)])
             except Interrupted:
-                self._repair([row])
+                self._repair([row, *(failed for failed, _ in failures)])
                 return
             except DecodeFailed as error:
-                self._failures_in_a_row += 1
-                if self._failures_in_a_row > MAX_FAILURES_IN_A_ROW:
-                    raise EngineBroken(f"{self._failures_in_a_row} sequences in a row failed, last: {error}") from error
-                failure = JobFailed(
-                    f"the model could not compute this job ({error}); try another prompt, and report it if it repeats",
-                    cause=str(error),
-                )
-                self._end(sequence, End.FAILED, failure)
+                failures.append((row, error))
+        if len(failures) == len(rows):  # one that succeeds shows that the model is well and the others are to blame
+            self._failures_in_a_row += len(failures)
+            if self._failures_in_a_row > MAX_FAILURES_IN_A_ROW:
+                last = failures[-1][1]
+                raise EngineBroken(f"{self._failures_in_a_row} sequences in a row failed, last: {last}") from last
+        for row, error in failures:
+            failure = JobFailed(
+                f"the model could not compute this job ({error}); try another prompt, and report it if it repeats",
+                cause=str(error),
+            )
+            self._end(row.sequence, End.FAILED, failure)
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [

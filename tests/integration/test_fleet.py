@@ -1,0 +1,346 @@
+"""A whole fleet with scripted models: what its clients see."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from packtrain.broker import keys
+from packtrain.broker.celery_app import Doorbell, make_app
+from packtrain.broker.connection import connect
+from packtrain.broker.ids import ModelId, new_job_id
+from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.client import (
+    AsyncPacktrain,
+    IdempotencyConflict,
+    InvalidParameter,
+    InvalidRequest,
+    JobCancelled,
+    JobDead,
+    JobExpired,
+    JobFailed,
+    JobState,
+    ModelLoadFailed,
+    ModelTooLarge,
+    PacktrainError,
+    PromptEmpty,
+    PromptTooLong,
+    ResultTimeout,
+    UnknownJob,
+    UnknownModel,
+)
+from tests.conftest import immortal_keys
+from tests.support.factories import spec
+from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
+
+pytestmark = pytest.mark.integration
+
+MODELS = {
+    "echo": {"n_slots": 24, "n_ctx": 512, "step_ms": 2},
+    "slow": {"n_slots": 2, "n_ctx": 512, "step_ms": 50},
+    "short": {"n_slots": 2, "keep_alive_s": 1},
+    "broken": {"fails": "the script says so"},
+    "huge": {"required_mib": 10_000_000},
+}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with scripted_fleet(tmp_path_factory.mktemp("home"), MODELS) as running:
+        yield running
+
+
+def test_an_answer_comes_back(fleet: Fleet) -> None:
+    result = fleet.client.generate("echo", "hello")
+
+    assert result.text == "olleh"
+    assert result.finish_reason == "stop"
+    assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (5, 5)
+    assert result.node == "n1"
+
+
+def test_twenty_four_jobs_share_one_batch_and_none_gets_the_answer_of_another(fleet: Fleet) -> None:
+    fleet.client.generate("echo", "warm up")
+    prompts = [f"prompt {i} " + chr(ord("a") + i) * 60 for i in range(24)]
+
+    results = list(fleet.client.map("echo", prompts, in_flight=24))
+
+    assert [r.text for r in results] == [prompt[::-1] for prompt in prompts]
+    assert max(r.batch_peak for r in results) == 24
+
+
+def test_map_keeps_at_most_so_many_jobs_in_flight(fleet: Fleet) -> None:
+    taken = 0
+    peak = 0
+
+    def prompts() -> Iterator[str]:
+        nonlocal taken
+        for i in range(30):
+            taken += 1
+            yield f"number {i}"
+
+    for given, result in enumerate(fleet.client.map("echo", prompts(), in_flight=5)):
+        peak = max(peak, taken - given)
+        assert result.text == f"number {given}"[::-1]
+
+    assert taken == 30
+    assert peak <= 5 + 1
+
+
+def test_map_returns_errors_when_asked_and_goes_on(fleet: Fleet) -> None:
+    results = list(fleet.client.map("echo", ["good", "!fail", "fine"], on_error="return"))
+
+    assert [r.text for r in results] == ["doog", "", "enif"]
+    assert isinstance(results[1].error, JobFailed)
+
+
+def test_leaving_a_map_early_cancels_what_is_in_flight(fleet: Fleet) -> None:
+    for _ in fleet.client.map("slow", ["a", "b!long", "c!long", "d!long"], in_flight=4, max_tokens=400):
+        break
+
+    states = {status.id: status for status in fleet.client.jobs(4)}
+    eventually(
+        lambda: all(fleet.client.job(job_id).status().state.is_terminal for job_id in states),
+        "the jobs to be cancelled",
+    )
+
+
+def test_a_stream_gives_the_text_piece_by_piece(fleet: Fleet) -> None:
+    pieces = list(fleet.client.stream("slow", "stream me"))
+
+    assert "".join(pieces) == "em maerts"
+    assert len(pieces) > 1
+
+
+def test_closing_a_stream_cancels_the_job(fleet: Fleet) -> None:
+    with fleet.client.stream("slow", "!long", max_tokens=400) as texts:
+        next(iter(texts))
+        job = texts.job
+
+    with pytest.raises(JobCancelled):
+        job.result(timeout=10)
+
+
+def test_breaking_out_of_a_stream_cancels_the_job(fleet: Fleet) -> None:
+    stream = fleet.client.stream("slow", "!long", max_tokens=400)
+    job = stream.job
+    for _ in stream:
+        break
+    del stream
+
+    with pytest.raises(JobCancelled):
+        job.result(timeout=10)
+
+
+def test_a_late_reader_sees_the_whole_text(fleet: Fleet) -> None:
+    job = fleet.client.submit("echo", "read me later")
+    job.result()
+
+    assert "".join(job.stream()) == "retal em daer"
+
+
+def test_a_queued_job_is_cancelled_at_once(fleet: Fleet) -> None:
+    blockers = [fleet.client.submit("slow", "!long", max_tokens=400) for _ in range(2)]
+    for job in blockers:
+        until_first_text(job)
+    waiting = fleet.client.submit("slow", "never")
+
+    assert waiting.cancel() is JobState.CANCELLED
+    for job in blockers:
+        job.cancel()
+    with pytest.raises(JobCancelled):
+        waiting.result()
+
+
+def test_a_running_job_is_cancelled_within_a_second(fleet: Fleet) -> None:
+    job = fleet.client.submit("slow", "!long", max_tokens=400)
+    until_first_text(job)
+
+    asked = time.monotonic()
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        job.result(timeout=10)
+
+    assert time.monotonic() - asked < 5
+    assert (outcome := job.status().outcome) is not None
+    assert outcome.text
+
+
+def test_the_same_idempotency_key_is_the_same_job(fleet: Fleet) -> None:
+    first = fleet.client.submit("echo", "once", idempotency_key="k1")
+    again = fleet.client.submit("echo", "once", idempotency_key="k1")
+
+    assert again.id == first.id
+    with pytest.raises(IdempotencyConflict):
+        fleet.client.submit("echo", "other", idempotency_key="k1")
+
+
+def test_a_job_expires_while_it_waits_and_while_it_runs(fleet: Fleet) -> None:
+    blockers = [fleet.client.submit("slow", "!long", max_tokens=400, expires_in=1.5) for _ in range(2)]
+    waiting = fleet.client.submit("slow", "late", expires_in=0.5)
+
+    for job in (waiting, *blockers):
+        with pytest.raises(JobExpired):
+            job.result(timeout=20)
+
+
+def test_waiting_for_a_result_ends_but_the_job_goes_on(fleet: Fleet) -> None:
+    job = fleet.client.submit("slow", "take your time")
+
+    with pytest.raises(ResultTimeout):
+        job.result(timeout=0.05)
+    assert job.result().text == "emit ruoy ekat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"model": "nosuch", "prompt": "x"}, UnknownModel),
+        ({"model": "echo", "prompt": ""}, PromptEmpty),
+        ({"model": "echo", "prompt": " \n"}, PromptEmpty),
+        ({"model": "echo", "prompt": []}, PromptEmpty),
+        ({"model": "echo", "prompt": "x", "max_tokens": -1}, InvalidParameter),
+        ({"model": "echo", "prompt": "x", "temperature": float("nan")}, InvalidParameter),
+        ({"model": "echo", "prompt": "x", "temprature": 1}, InvalidParameter),
+        ({"model": "echo", "prompt": "bad \udcff text"}, InvalidParameter),
+        ({"model": "echo", "prompt": "x" * 5_000_000}, InvalidParameter),
+        ({"model": "echo", "prompt": "x " * 50_000}, PromptTooLong),
+        (
+            {"model": "echo", "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
+            InvalidRequest,
+        ),
+        ({"model": "Echo!", "prompt": "x"}, InvalidParameter),
+    ],
+)
+def test_a_wrong_request_is_a_clear_error_and_the_fleet_lives(
+    fleet: Fleet, arguments: dict[str, object], error: type[PacktrainError]
+) -> None:
+    with pytest.raises(error) as caught:
+        fleet.client.generate(**arguments)  # type: ignore[arg-type]
+
+    assert ";" in caught.value.message  # every message ends with its remedy
+    assert fleet.client.generate("echo", "alive").text == "evila"
+
+
+def test_an_unknown_job_is_named(fleet: Fleet) -> None:
+    with pytest.raises(UnknownJob, match="nosuchjob"):
+        fleet.client.job("nosuchjob").result()
+
+
+def test_a_request_written_past_the_client_fails_alone(fleet: Fleet) -> None:
+    redis = connect(fleet.url, name="test")
+    store, job_id = RedisJobs(redis), new_job_id()
+    submitted = store.submit(job_id, spec("x", model="echo"), max_waiting=10)
+    redis.hset(keys.job(job_id), "spec", '{"v": 1, "model": "echo", "params": {"top_k": "many"}}')
+    Doorbell(make_app(fleet.url, name="test")).ring(submitted.model)
+
+    with pytest.raises(InvalidParameter, match="top_k"):
+        fleet.client.job(job_id).result(timeout=10)
+    redis.close()
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_cause(fleet: Fleet) -> None:
+    with pytest.raises(ModelLoadFailed, match="the script says so"):
+        fleet.client.generate("broken", "x", timeout=60)
+
+
+def test_a_model_that_fits_nowhere_fails_its_jobs_with_the_shortfall(fleet: Fleet) -> None:
+    with pytest.raises(ModelTooLarge, match="MiB"):
+        fleet.client.generate("huge", "x", timeout=30)
+
+
+def test_an_idle_model_is_unloaded_after_its_keep_alive_and_comes_back(fleet: Fleet) -> None:
+    fleet.client.generate("short", "x")
+    first = fleet.instance("short")
+
+    eventually(lambda: first.instance not in running_instances(fleet), "the idle model to be unloaded")
+
+    assert fleet.client.generate("short", "again").text == "niaga"
+
+
+def test_an_operator_loads_and_unloads(fleet: Fleet) -> None:
+    fleet.client.load("short")
+    loaded = fleet.instance("short")
+
+    fleet.client.unload("short")
+
+    eventually(lambda: loaded.instance not in running_instances(fleet), "the model to be unloaded")
+
+
+def test_one_failing_job_harms_no_other_of_its_batch(fleet: Fleet) -> None:
+    prompts = [f"neighbour {i} " * 4 for i in range(8)] + ["!fail"]
+
+    results = list(fleet.client.map("echo", prompts, in_flight=9, on_error="return"))
+
+    assert [r.text for r in results[:8]] == [prompt[::-1] for prompt in prompts[:8]]
+    assert isinstance(results[8].error, JobFailed)
+
+
+def test_a_job_that_crashes_its_instance_dies_and_its_neighbours_finish(fleet: Fleet) -> None:
+    fleet.client.generate("echo", "warm up")
+    neighbours = [fleet.client.submit("echo", f"{i} !long", max_tokens=300) for i in range(3)]
+    for job in neighbours:
+        until_first_text(job)
+    poison = fleet.client.submit("echo", "!crash")
+
+    with pytest.raises(JobDead):
+        poison.result(timeout=60)
+    for number, job in enumerate(neighbours):
+        answer = f"{number} !long"[::-1]
+        assert job.result(timeout=60).text == (answer * 50)[:300]
+    assert fleet.client.generate("echo", "alive").text == "evila"
+
+
+def test_many_threads_may_share_one_client(fleet: Fleet) -> None:
+    answers: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        answers[number] = fleet.client.generate("echo", f"thread {number}").text
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert answers == {i: f"thread {i}"[::-1] for i in range(8)}
+
+
+def test_the_async_twin_does_the_same(fleet: Fleet) -> None:
+    async def main() -> None:
+        async with AsyncPacktrain(fleet.url) as client:
+            assert (await client.generate("echo", "hello")).text == "olleh"
+            texts = [text async for text in await client.stream("slow", "stream")]
+            assert "".join(texts) == "maerts"
+            results = [r.text async for r in client.map("echo", ["ab", "cd", "ef"], in_flight=2)]
+            assert results == ["ba", "dc", "fe"]
+            async with await client.stream("slow", "!long", max_tokens=400) as stream:
+                async for _ in stream:
+                    break
+            with pytest.raises(JobCancelled):
+                await stream.job.result(timeout=10)
+            with pytest.raises(UnknownModel):
+                await client.generate("nosuch", "x")
+            with pytest.raises(PromptTooLong):
+                await client.generate("echo", "x" * 2000)
+            assert {m.id for m in await client.models()} >= {"echo", "slow"}
+            assert [n.node for n in await client.nodes()] == ["n1"]
+
+    asyncio.run(main())
+
+
+def test_no_key_is_immortal_and_no_job_is_left_over(fleet: Fleet) -> None:
+    redis = connect(fleet.url, name="test")
+
+    eventually(lambda: not redis.zcard(keys.LEASES), "all leases to be gone")
+    assert immortal_keys(redis) <= keys.PERMANENT
+    assert not redis.zcard(keys.ready(ModelId("echo"), "interactive"))
+    redis.close()
+
+
+def running_instances(fleet: Fleet) -> set[str]:
+    return {i.instance for i in fleet.client.instances() if not i.state.is_terminal}

@@ -1,0 +1,126 @@
+"""Which tokens go into the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packtrain.broker.ids import JobId
+from packtrain.broker.messages import SamplingParams
+from packtrain.workers.engine.scheduler import plan_step
+from packtrain.workers.engine.sequence import Sequence, SequenceRequest
+from packtrain.workers.engine.text import TextStream
+
+pytestmark = pytest.mark.unit
+
+
+def sequence(pending: int, *, seq_id: int = 0, order: int | None = None) -> Sequence:
+    """A sequence with this many tokens to compute: 1 is one that decodes."""
+    request = SequenceRequest(
+        JobId(f"j{seq_id}"), (7,) * pending, SamplingParams(), 0, 8, lambda _: None, lambda _: None
+    )
+    return Sequence(request, seq_id, seq_id if order is None else order, TextStream())
+
+
+def sequences(*pending: int) -> list[Sequence]:
+    return [sequence(count, seq_id=seq_id) for seq_id, count in enumerate(pending)]
+
+
+def counts(live: Seq[Sequence], *, n_batch: int = 512, prefill_budget: int = 128) -> dict[int, int]:
+    """Rows of each sequence in the next step, by sequence id."""
+    rows = plan_step(live, n_batch=n_batch, prefill_budget=prefill_budget)
+    return {row.sequence.seq_id: row.count for row in rows}
+
+
+def test_nothing_live_gives_an_empty_step() -> None:
+    assert counts([]) == {}
+
+
+def test_every_decoding_sequence_gets_one_row() -> None:
+    assert counts(sequences(1, 1, 1)) == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_prompt_alone_fills_the_whole_batch() -> None:
+    assert counts(sequences(2000)) == {0: 512}
+
+
+def test_a_prompt_beside_a_running_answer_gets_only_the_budget() -> None:
+    assert counts(sequences(1, 2000)) == {0: 1, 1: 128}
+
+
+def test_a_short_prompt_gets_all_it_needs_before_a_long_one_gets_more_than_its_share() -> None:
+    assert counts(sequences(1, 2000, 10)) == {0: 1, 1: 118, 2: 10}
+
+
+def test_long_prompts_share_the_budget_evenly() -> None:
+    assert counts(sequences(1, 500, 600, 700, 800)) == {0: 1, 1: 32, 2: 32, 3: 32, 4: 32}
+
+
+def test_decoding_sequences_leave_prefill_what_room_is_left_in_the_batch() -> None:
+    assert counts(sequences(1, 1, 1, 50), n_batch=8) == {0: 1, 1: 1, 2: 1, 3: 5}
+
+
+def test_a_full_batch_of_decoding_sequences_makes_a_prompt_wait() -> None:
+    assert counts(sequences(1, 1, 50), n_batch=2) == {0: 1, 1: 1}
+
+
+def test_a_token_is_wanted_only_after_the_last_prompt_token() -> None:
+    partly, wholly = plan_step(sequences(600, 10), n_batch=512, prefill_budget=128)
+
+    assert (partly.wants_token, wholly.wants_token) == (False, True)
+
+
+def test_rows_come_by_rising_sequence_id() -> None:
+    live = [sequence(1, seq_id=3), sequence(40, seq_id=2), sequence(1, seq_id=0), sequence(5, seq_id=1)]
+
+    rows = plan_step(live, n_batch=512, prefill_budget=128)
+
+    assert [row.sequence.seq_id for row in rows] == [0, 1, 2, 3]
+
+
+_PENDING = st.lists(st.one_of(st.just(1), st.integers(1, 300)), min_size=1, max_size=16)
+
+
+@given(pending=_PENDING, n_batch=st.integers(16, 128), budget=st.integers(1, 128))
+def test_no_step_exceeds_its_limits_or_leaves_out_a_decoding_sequence(
+    pending: list[int], n_batch: int, budget: int
+) -> None:
+    rows = plan_step(sequences(*pending), n_batch=n_batch, prefill_budget=budget)
+
+    prefill = sum(row.count for row in rows if row.sequence.num_pending > 1)
+    assert sum(row.count for row in rows) <= n_batch
+    assert prefill <= budget or 1 not in pending
+    assert all(1 <= row.count <= row.sequence.num_pending for row in rows)
+    assert {s for s, count in enumerate(pending) if count == 1} <= {row.sequence.seq_id for row in rows}
+    assert [row.sequence.seq_id for row in rows] == sorted({row.sequence.seq_id for row in rows})
+
+
+@given(pending=_PENDING, n_batch=st.integers(16, 128), budget=st.integers(1, 128))
+def test_room_is_shared_max_min_fairly_and_none_is_wasted(pending: list[int], n_batch: int, budget: int) -> None:
+    given_rows = counts(sequences(*pending), n_batch=n_batch, prefill_budget=budget)
+
+    got = {s: given_rows.get(s, 0) for s, count in enumerate(pending) if count > 1}
+    limited = [count for s, count in got.items() if count < pending[s]]
+    room = min(n_batch - pending.count(1), budget) if 1 in pending else n_batch
+    # One row of difference is rounding.
+    assert all(count <= min(limited) + 1 for count in got.values() if limited)
+    assert sum(got.values()) == min(room, sum(count for count in pending if count > 1))
+
+
+@given(pending=_PENDING, n_batch=st.integers(17, 64), budget=st.integers(1, 64))
+def test_every_prompt_is_computed_in_the_end_however_long_others_decode(
+    pending: list[int], n_batch: int, budget: int
+) -> None:
+    live = sequences(*pending)
+
+    for _ in range(sum(pending) + len(pending)):
+        for row in plan_step(live, n_batch=n_batch, prefill_budget=budget):
+            sequence = row.sequence
+            sequence.num_cached += row.count
+            if sequence.num_pending == 0:
+                sequence.output.append(7)  # and decodes for ever
+
+    assert [s.num_pending for s in live] == [1] * len(live)
