@@ -101,16 +101,16 @@ type: setup ## mypy, strict
 	@"$(VENV)/bin/mypy"
 
 unit: setup ## Tests of pure code: seconds
-	@$(PY) -m pytest -m unit $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m unit $(ARGS)
 
 contract: setup ## Tests that an in-memory twin and the real part both pass
-	@$(PY) -m pytest -m contract $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m contract $(ARGS)
 
 integration: setup ## Tests with a real broker, real workers, a scripted model
-	@$(PY) -m pytest -m integration $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m integration $(ARGS)
 
 e2e: setup ## Tests of the whole fleet with the demo model
-	@$(WITH_MODEL) $(PY) -m pytest -m e2e $(ARGS)
+	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m e2e $(ARGS)
 
 # pytest's exit code 5: nothing was collected, which is what we want here.
 tiers: setup

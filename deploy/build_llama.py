@@ -96,10 +96,11 @@ class BuildFailed(Exception):
 def pinned_version(pyproject: str) -> str:
     """The version that pyproject.toml pins, which is the only place that names it."""
     extras = tomllib.loads(pyproject)["project"]["optional-dependencies"]
-    pins = {line.removeprefix(f"{PACKAGE}==") for lines in extras.values() for line in lines if PACKAGE in line}
-    if len(pins) != 1 or not re.fullmatch(r"[\d.]+", pin := pins.pop()):
+    requirements: list[str] = [line for lines in extras.values() for line in lines]
+    pins = {line.removeprefix(f"{PACKAGE}==") for line in requirements if line.startswith(PACKAGE)}
+    if len(pins) != 1 or not re.fullmatch(r"[\d.]+", min(pins)):
         raise BuildFailed(f"pyproject.toml must pin {PACKAGE} with == in one place")
-    return pin
+    return min(pins)
 
 
 def is_native(cmake_args: str) -> bool:

@@ -52,13 +52,15 @@ class Fleet:
 
 
 @contextmanager
-def scripted_fleet(home: Path, models: dict[str, dict[str, Any]], **env: str) -> Iterator[Fleet]:
+def scripted_fleet(
+    home: Path, models: dict[str, dict[str, Any]], *, flower: bool = False, **env: str
+) -> Iterator[Fleet]:
     """A fleet that offers scripted models, each by what its file says."""
     folder = home / "models"
     folder.mkdir(parents=True, exist_ok=True)
     for name, script in models.items():
         (folder / f"{name}.scripted.json").write_text(json.dumps(script))
-    with fleet(home, PACKTRAIN_SCRIPTED="1", **env) as running:
+    with fleet(home, flower=flower, PACKTRAIN_SCRIPTED="1", **env) as running:
         yield running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -113,7 +114,7 @@ def test_any_cut_into_pieces_shows_the_text_up_to_the_first_stop_string(
 ) -> None:
     data = text.encode()
     bounds = sorted({0, len(data), *(cut for cut in cuts if cut <= len(data))})
-    pieces = [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [data[a:b] for a, b in itertools.pairwise(bounds)]
 
     expected = cut_by_the_first_stop(text, stop)
     so_far = ""

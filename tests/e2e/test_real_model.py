@@ -1,0 +1,217 @@
+"""The whole fleet with a real model: SmolLM2-135M-Instruct, Q8_0."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import string
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from packtrain.client import InvalidParameter, JobCancelled, JobState, PromptEmpty, PromptTooLong, UnknownModel
+from tests.support.demo_model import MODEL, demo_model_folder
+from tests.support.fleets import Fleet, eventually, fleet, until_first_text
+
+pytestmark = pytest.mark.e2e
+
+NUM_PROMPTS = 24
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "packtrain.toml").write_text(
+        f"[models.{MODEL}]\nslots = {NUM_PROMPTS}\ncontext = 1024\naliases = ['smol']\n"
+    )
+    with fleet(home, demo_model_folder()) as running:
+        running.client.generate(MODEL, "Hi", max_tokens=1)
+        yield running
+
+
+def copying_prompts() -> tuple[list[str], list[str]]:
+    """Prompts that a small model answers by copying a code that only this prompt holds, and those codes."""
+    random = Random(0)
+    codes = ["".join(random.choices(string.ascii_uppercase, k=2)) + str(random.randrange(100, 1000)) for _ in range(24)]
+    shots = "".join(f"The code is {c}. Repeat the code: {c}\n" for c in ("KX417", "BM902", "TQ335", "ZD846"))
+    return [f"{shots}The code is {code}. Repeat the code:" for code in codes], codes
+
+
+def test_twenty_four_prompts_share_a_batch_and_each_answer_belongs_to_its_own_prompt(real: Fleet) -> None:
+    prompts, codes = copying_prompts()
+
+    results = list(real.client.map(MODEL, prompts, in_flight=24, raw=True, temperature=0, max_tokens=12, stop=("\n",)))
+
+    assert [r.text.strip() for r in results] == codes
+    assert len(set(codes)) == NUM_PROMPTS  # so an answer given to another prompt would be wrong
+    assert max(r.batch_peak for r in results) == NUM_PROMPTS
+
+
+def test_a_chat_answer_streams_in_readable_pieces(real: Fleet) -> None:
+    pieces = list(real.client.stream(MODEL, "Count from one to ten in words.", max_tokens=40, temperature=0))
+
+    assert len(pieces) > 3
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+    assert "two" in "".join(pieces).lower()
+
+
+def test_the_same_seed_draws_the_same_answer_alone(real: Fleet) -> None:
+    answers = {real.client.generate(MODEL, "Invent a name.", seed=11, max_tokens=16).text for _ in range(3)}
+    others = {real.client.generate(MODEL, "Invent a name.", seed=s, max_tokens=16).text for s in range(5)}
+
+    assert len(answers) == 1
+    assert len(others) > 1
+
+
+def test_sampling_parameters_take_effect(real: Fleet) -> None:
+    def text(**options: object) -> str:
+        return real.client.generate(MODEL, "Write one word.", max_tokens=8, **options).text  # type: ignore[arg-type]
+
+    plain = text(temperature=0)
+
+    assert text(temperature=1.5, top_k=1, seed=1) == plain
+    assert text(temperature=0, stop=(plain[1:3],)) == plain[:1]
+    assert text(temperature=0, logit_bias={1234: 100.0}) != plain
+    assert real.client.generate(MODEL, "Hi", max_tokens=5, temperature=0).usage.completion_tokens == 5
+    ignoring = real.client.generate(MODEL, "Say OK.", max_tokens=60, temperature=0, ignore_eos=True)
+    assert ignoring.usage.completion_tokens == 60
+    assert ignoring.finish_reason == "length"
+
+
+def test_an_alias_reaches_the_model(real: Fleet) -> None:
+    assert real.client.generate("smol", "Hi", max_tokens=4).text
+
+
+def test_wrong_requests_are_clear_errors_and_the_fleet_lives(real: Fleet) -> None:
+    client = real.client
+
+    with pytest.raises(PromptTooLong) as caught:
+        client.generate(MODEL, "word " * 100_000, timeout=60)
+    assert caught.value.data["num_tokens"] > 100_000
+    assert caught.value.data["limit"] == 1023
+    with pytest.raises(PromptEmpty):
+        client.generate(MODEL, "")
+    with pytest.raises(UnknownModel, match="smollm2"):
+        client.generate("nosuch", "x")
+    with pytest.raises(InvalidParameter, match="max_tokens"):
+        client.generate(MODEL, "x", max_tokens=-5)
+    with pytest.raises(InvalidParameter, match="Unicode"):
+        client.generate(MODEL, b"\xff\xfe".decode("utf-8", "surrogateescape"))
+    assert client.generate(MODEL, "Hi", max_tokens=3).usage.completion_tokens == 3
+
+
+def test_a_running_and_a_prefilling_job_are_cancelled(real: Fleet) -> None:
+    running = real.client.submit(MODEL, "Tell a long story.", ignore_eos=True)
+    until_first_text(running)
+    prefilling = [real.client.submit(MODEL, f"{i} " + "a b c d " * 220, max_tokens=1) for i in range(12)]
+    for job in (running, *prefilling):
+        job.cancel()
+
+    with pytest.raises(JobCancelled):
+        running.result(timeout=20)
+    ended = [eventually(lambda j=j: (s := j.status()).state.is_terminal and s, "the end") for j in prefilling]  # type: ignore[misc]
+    assert JobState.CANCELLED in {status.state for status in ended if status}
+    assert real.client.generate(MODEL, "Hi", max_tokens=3).text
+
+
+def test_killing_the_instance_in_mid_generation_keeps_every_token(real: Fleet) -> None:
+    options = {"max_tokens": 150, "temperature": 0.0, "ignore_eos": True}
+    job = real.client.submit(MODEL, "Tell me about the sea.", **options)
+    seen: list[str] = []
+    reader = threading.Thread(target=lambda: seen.extend(job.stream()))
+    reader.start()
+    eventually(lambda: len(seen) >= 3, "some of the text")
+
+    real.kill(real.instance(MODEL).pid)
+
+    result = job.result(timeout=90)
+    reader.join(timeout=20)
+    assert result.usage.completion_tokens == 150
+    assert "".join(seen) == result.text
+    assert job.status().attempts == 1
+
+
+def packtrain(real: Fleet, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    program = "from packtrain.client.cli.main import main; main()"
+    environment = {**os.environ, "PACKTRAIN_URL": real.url, "PACKTRAIN_HOME": str(real.running.home)}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], input=stdin, capture_output=True, env=environment, timeout=60
+    )
+
+
+def test_the_command_line_runs_a_prompt(real: Fleet) -> None:
+    streamed = packtrain(real, "run", MODEL, "Say hello.", "-n", "8", "-t", "0")
+    piped = packtrain(real, "run", MODEL, "-n", "8", "-t", "0", "--json", stdin=b"Say hello.")
+
+    assert streamed.returncode == 0, streamed.stderr
+    fields = json.loads(piped.stdout)
+    assert fields["text"] == streamed.stdout.decode().rstrip("\n")
+    assert fields["usage"]["completion_tokens"] == 8
+
+
+def test_the_command_line_shows_the_fleet(real: Fleet) -> None:
+    for command in ("ps", "nodes", "models", "jobs"):
+        rows = json.loads(packtrain(real, command, "--json").stdout)
+        assert rows, command
+        assert packtrain(real, command).returncode == 0
+    assert MODEL in packtrain(real, "ps").stdout.decode()
+    assert packtrain(real, "doctor").returncode == 0, packtrain(real, "doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "says"),
+    [
+        (["run", "nosuch", "x"], b"", 2, b"nosuch"),
+        (["run", MODEL, ""], b"", 2, b"empty"),
+        (["run", MODEL], b"\xff\xfe", 2, b"UTF-8"),
+        (["run", MODEL, "x", "-n", "-3"], b"", 2, b"max_tokens"),
+        (["jobs", "show", "nosuch"], b"", 2, b"nosuch"),
+        (["load", "nosuch"], b"", 2, b"nosuch"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_an_exit_code(
+    real: Fleet, arguments: list[str], stdin: bytes, code: int, says: bytes
+) -> None:
+    done = packtrain(real, *arguments, stdin=stdin)
+
+    assert done.returncode == code
+    assert says in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") <= 2
+
+
+def test_interrupting_run_cancels_its_job(real: Fleet) -> None:
+    program = "from packtrain.client.cli.main import main; main()"
+    environment = {**os.environ, "PACKTRAIN_URL": real.url}
+    arguments = [sys.executable, "-c", program, "run", MODEL, "Tell a very long story."]
+    before = {status.id for status in real.client.jobs(5)}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+    assert process.returncode == 130
+    (job_id,) = {status.id for status in real.client.jobs(5)} - before
+    with pytest.raises(JobCancelled):
+        real.client.job(job_id).result(timeout=20)
+
+
+def test_a_broken_model_file_is_reported_by_name_and_the_agent_lives(real: Fleet) -> None:
+    folder: Path = real.running.home / "models"
+    (folder / "hostile.gguf").write_bytes(b"GGUF" + b"\xff" * 60)
+
+    fault = eventually(
+        lambda: [f for n in real.client.nodes() for f in n.faults if "hostile" in f.file], "the fault", 20
+    )
+
+    assert fault
+    assert "hostile.gguf" in packtrain(real, "models").stdout.decode()
+    (folder / "hostile.gguf").unlink()
+    assert real.client.generate(MODEL, "Hi", max_tokens=2).text

@@ -1,0 +1,236 @@
+"""Faults on real processes: kill -9, SIGSTOP, a broker that restarts. Every job finishes exactly once in effect."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+
+from packtrain.broker import keys
+from packtrain.broker.celery_app import Doorbell, make_app
+from packtrain.broker.connection import connect
+from packtrain.broker.ids import JobId, ModelId, new_job_id
+from packtrain.broker.jobs import Event
+from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.client import Job, JobState
+from tests.support.factories import spec
+from tests.support.fleets import LEASE_MS, Fleet, eventually, scripted_fleet, until_first_text
+
+pytestmark = pytest.mark.integration
+
+#: 30 ms a step: an answer of 100 tokens takes 3 s, long enough for a fault to hit the middle of it.
+MODELS = {"steady": {"n_slots": 8, "n_ctx": 512, "step_ms": 30}}
+PROMPT = "abcdefghi !long"
+ANSWER = (PROMPT[::-1] * 40)[:100]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    with scripted_fleet(tmp_path, MODELS) as running:
+        running.client.generate("steady", "warm up")
+        yield running
+
+
+@pytest.fixture
+def redis(fleet: Fleet) -> Iterator[Redis]:
+    client = connect(fleet.url, name="test")
+    yield client
+    client.close()
+
+
+def start_jobs(fleet: Fleet, count: int = 4) -> tuple[list[Job], list[str]]:
+    """Jobs in mid-generation, and what readers of their streams have seen; a reader ends with its job."""
+    jobs = [fleet.client.submit("steady", PROMPT, max_tokens=100) for _ in range(count)]
+    seen = [""] * count
+
+    def read(number: int) -> None:
+        for text in jobs[number].stream():
+            seen[number] += text
+
+    for number, job in enumerate(jobs):
+        threading.Thread(target=read, args=(number,), daemon=True).start()
+        until_first_text(job)
+    return jobs, seen
+
+
+def assert_each_finished_once(redis: Redis, jobs: list[Job], seen: list[str]) -> None:
+    for job in jobs:
+        assert job.result(timeout=60).text == ANSWER
+    eventually(lambda: all(text == ANSWER for text in seen), f"all readers to have seen the answer, not {seen}")
+    for job in jobs:
+        events = every_event(redis, job)
+        ends = [event for event in events if event.end]
+        tokens = [index for event in events for index in range(event.index, event.index + len(event.tokens))]
+        assert len(ends) == 1
+        assert tokens == list(range(100))
+
+
+def every_event(redis: Redis, job: Job) -> list[Event]:
+    events: list[Event] = []
+    while more := RedisJobs(redis).events({JobId(job.id): events[-1].id if events else "0"}):
+        events += more
+    return events
+
+
+def test_killing_an_instance_in_mid_generation_costs_time_but_no_token(fleet: Fleet, redis: Redis) -> None:
+    jobs, seen = start_jobs(fleet)
+
+    fleet.kill(fleet.instance("steady").pid)
+
+    assert_each_finished_once(redis, jobs, seen)
+    assert {job.status().attempts for job in jobs} == {1}
+
+
+def test_late_writes_of_a_frozen_instance_are_refused(fleet: Fleet, redis: Redis) -> None:
+    jobs, seen = start_jobs(fleet)
+    frozen = fleet.instance("steady")
+
+    fleet.kill(frozen.pid, signal.SIGSTOP)
+    eventually(
+        lambda: all(j.status().state is JobState.QUEUED for j in jobs), "the leases to lapse", LEASE_MS / 1000 + 10
+    )
+    # It wakes up in the middle of a step and writes what it has.
+    fleet.kill(frozen.pid, signal.SIGCONT)
+
+    log = fleet.running.home / "logs" / "agent.log"
+    eventually(lambda: all(f"{job.id} was lost to epoch 1" in log.read_text() for job in jobs), "the refusals")
+    assert_each_finished_once(redis, jobs, seen)
+    assert all(job.status().epoch > 1 for job in jobs)
+
+
+def test_a_broker_killed_and_restarted_loses_nothing(fleet: Fleet, redis: Redis) -> None:
+    jobs, seen = start_jobs(fleet)
+    waiting = [fleet.client.submit("steady", f"waiting {i}") for i in range(20)]
+    broker = broker_process(redis)
+
+    broker.kill()
+
+    assert_each_finished_once(redis, jobs, seen)
+    assert [job.result(timeout=60).text for job in waiting] == [f"waiting {i}"[::-1] for i in range(20)]
+
+
+def test_a_lost_doorbell_is_rung_again(fleet: Fleet, redis: Redis) -> None:
+    instance = fleet.instance("steady")
+    # A stopped worker's blocked pop still takes the bell off the list; killed, it takes the bell with it.
+    fleet.kill(instance.pid, signal.SIGSTOP)
+    jobs = [fleet.client.submit("steady", f"lost bell {i}") for i in range(3)]
+    eventually(lambda: redis.llen("model.steady") == 2, "one bell to be popped")
+    fleet.kill(instance.pid)
+
+    assert [job.result(timeout=60).text for job in jobs] == [f"lost bell {i}"[::-1] for i in range(3)]
+
+
+def test_a_job_whose_bell_was_never_rung_runs(fleet: Fleet, redis: Redis) -> None:
+    job_id = new_job_id()
+
+    RedisJobs(redis).submit(job_id, spec("no bell", model="steady"), max_waiting=10)  # the client died right here
+
+    assert fleet.client.job(job_id).result(timeout=20).text == "lleb on"
+
+
+def test_spare_doorbells_do_no_harm(fleet: Fleet) -> None:
+    Doorbell(make_app(fleet.url, name="test")).ring(ModelId("steady"), 50)
+
+    assert fleet.client.generate("steady", "after many bells").text == "slleb ynam retfa"
+
+
+def test_connections_cut_by_the_broker_run_no_job_twice(fleet: Fleet, redis: Redis) -> None:
+    jobs, seen = start_jobs(fleet)
+
+    redis.client_kill_filter(_type="normal", skipme=True)
+
+    assert_each_finished_once(redis, jobs, seen)
+    assert {job.status().epoch for job in jobs} == {1}
+
+
+def test_killing_the_agent_costs_time_but_no_token(fleet: Fleet, redis: Redis) -> None:
+    jobs, seen = start_jobs(fleet)
+    instance = fleet.instance("steady")
+
+    fleet.kill(fleet.running.pids["agent"])
+
+    assert_each_finished_once(redis, jobs, seen)
+    eventually(lambda: not psutil.pid_exists(instance.pid), "the orphaned instance to end")
+    assert fleet.client.generate("steady", "again", timeout=60).text == "niaga"
+
+
+def test_killing_the_coordinator_disturbs_no_running_job(fleet: Fleet, redis: Redis) -> None:
+    jobs, seen = start_jobs(fleet)
+    term = int(str(redis.get(keys.TERM)))
+
+    fleet.kill(fleet.running.pids["coordinator"])
+
+    assert_each_finished_once(redis, jobs, seen)
+    eventually(lambda: int(str(redis.get(keys.TERM))) > term, "another leadership")
+
+
+def test_an_instance_that_hangs_is_killed_and_its_job_is_given_up(tmp_path: Path) -> None:
+    with scripted_fleet(tmp_path, {"h": {"n_slots": 2}}, PACKTRAIN_STALL_S="1.5") as fleet:
+        fleet.client.generate("h", "warm up")
+        job = fleet.client.submit("h", "!hang")
+
+        status = eventually(lambda: (s := job.status()).state.is_terminal and s, "the job to be given up", 60)
+
+        assert status
+        assert status.state is JobState.DEAD
+        assert fleet.client.generate("h", "alive", timeout=60).text == "evila"
+
+
+def test_unloading_a_busy_instance_gives_its_jobs_back_with_their_tokens(tmp_path: Path) -> None:
+    with scripted_fleet(tmp_path, MODELS, PACKTRAIN_DRAIN_S="0.2") as fleet:
+        redis = connect(fleet.url, name="test")
+        fleet.client.generate("steady", "warm up")
+        jobs, seen = start_jobs(fleet)
+
+        fleet.client.unload("steady")
+
+        assert_each_finished_once(redis, jobs, seen)
+        assert {job.status().attempts for job in jobs} == {0}
+        redis.close()
+
+
+def test_killing_up_itself_leaves_nothing_behind(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "m.scripted.json").write_text("{}")
+    program = "import sys; from packtrain.client.cli.main import main; main()"
+    arguments = ["up", "--home", str(home), "--port", "0", "--node", "n1", "--drain", "1", "--quiet"]
+    environment = {"PACKTRAIN_SCRIPTED": "1", "PATH": "/usr/bin:/bin"}
+    up = subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, stdin=subprocess.DEVNULL)
+    try:
+        eventually(lambda: (home / "fleet.json").exists(), "the fleet to be announced")
+        children = eventually(
+            lambda: (c := psutil.Process(up.pid).children(recursive=True)) and len(c) >= 4 and c, "all processes"
+        )
+    finally:
+        up.kill()
+        up.wait()
+
+    assert children
+    eventually(lambda: not any(child.is_running() for child in children), f"{children} to end", 30)
+
+
+def broker_process(redis: Redis) -> psutil.Process:
+    """The server behind a client."""
+    return psutil.Process(int(redis.info("server")["process_id"]))
+
+
+def test_the_same_home_serves_again_after_a_restart_with_its_jobs(tmp_path: Path) -> None:
+    with scripted_fleet(tmp_path, MODELS) as fleet:
+        waiting = fleet.client.submit("steady", "keep me", expires_in=3600)
+        job_id = waiting.id
+        redis = connect(fleet.url, name="test")
+        broker_process(redis)
+        redis.close()
+    begin = time.monotonic()
+    with scripted_fleet(tmp_path, MODELS) as fleet:
+        assert fleet.client.job(job_id).result(timeout=30).text == "em peek"
+    assert time.monotonic() - begin < 60

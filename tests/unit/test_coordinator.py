@@ -1,0 +1,276 @@
+"""One tick at a time: what the coordinator mends, on in-memory twins."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+import pytest
+
+from packtrain.broker.coordinator import MAX_RERING, Coordinator
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.memory_jobs import MemoryJobs
+from packtrain.broker.messages import Desired, NodeCommand
+from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB
+from packtrain.broker.registry import MemoryRegistry
+from packtrain.broker.states import InstanceState, JobState
+from tests.support.clock import FakeClock
+from tests.support.factories import INSTANCE, MODEL, NODE, instance_beat, model_info, node_beat, spec
+
+pytestmark = pytest.mark.unit
+
+TERM = 7
+
+
+class RecordingBells:
+    """`Bells` that remember; each ring also lies in the queue of its model."""
+
+    def __init__(self, registry: MemoryRegistry) -> None:
+        self.rings: list[ModelId] = []
+        self.commands: list[tuple[NodeId, NodeCommand]] = []
+        self.reserved_at_command: list[int] = []
+        self._registry = registry
+
+    def ring(self, model: ModelId, count: int = 1) -> None:
+        self.rings += [model] * count
+
+    def command(self, node: NodeId, command: NodeCommand) -> None:
+        self.commands.append((node, command))
+        self.reserved_at_command.append(sum(i.reserved_bytes for i in self._registry.instances()))
+
+
+class Fleet:
+    """A coordinator with one node and one model on it."""
+
+    def __init__(self, **node: Any) -> None:
+        self.clock = FakeClock()
+        self.jobs = MemoryJobs(self.clock, {MODEL: MODEL, "little": MODEL})
+        self.registry = MemoryRegistry(self.clock)
+        self.registry.put_node(node_beat(**node))
+        self.registry.put_models([model_info(), model_info("little", alias_of=MODEL)])
+        self.bells = RecordingBells(self.registry)
+        self.bells_waiting = 0
+        numbers = itertools.count(1)
+        self.coordinator = Coordinator(
+            self.jobs,
+            self.registry,
+            self.bells,
+            lambda model: self.bells_waiting,
+            lambda model: InstanceId(f"{model}-{next(numbers)}"),
+        )
+
+    def submit(self, count: int = 1, model: str = MODEL) -> list[JobId]:
+        ids = [JobId(f"job{number}") for number in range(count)]
+        for job_id in ids:
+            self.jobs.submit(job_id, spec(model=model), max_waiting=1000)
+        return ids
+
+    def tick(self, count: int = 1, **options: bool) -> None:
+        for _ in range(count):
+            self.coordinator.tick(TERM, **options)
+
+    @property
+    def verbs(self) -> list[tuple[str, str]]:
+        return [(command.verb, command.instance) for _, command in self.bells.commands]
+
+
+def test_a_waiting_job_has_its_model_loaded() -> None:
+    fleet = Fleet()
+    fleet.submit()
+    fleet.tick()
+
+    ((node, command),) = fleet.bells.commands
+    assert (node, command.verb, command.model, command.term) == (NODE, "load", MODEL, TERM)
+    assert (command.n_slots, command.n_ctx, command.reserved_bytes) == (4, 512, 100 * MIB)
+
+
+def test_a_job_for_an_alias_loads_the_model_behind_it() -> None:
+    fleet = Fleet()
+    fleet.submit(model="little")
+    fleet.tick()
+
+    assert [command.model for _, command in fleet.bells.commands] == [MODEL]
+
+
+def test_memory_is_reserved_before_the_command_goes_out() -> None:
+    fleet = Fleet()
+    fleet.submit()
+    fleet.tick()
+
+    assert fleet.bells.reserved_at_command == [100 * MIB]
+    (instance,) = fleet.registry.instances()
+    assert (instance.state, instance.requested_ms) == (InstanceState.REQUESTED, fleet.clock())
+
+
+def test_a_model_on_its_way_is_not_commanded_again() -> None:
+    fleet = Fleet()
+    fleet.submit()
+    fleet.tick(3)
+
+    assert fleet.verbs == [("load", "tiny-1")]
+
+
+def test_a_load_whose_command_was_lost_is_planned_anew() -> None:
+    fleet = Fleet()
+    fleet.submit()
+    fleet.tick()
+    fleet.clock.advance(15_000)
+    fleet.registry.put_node(node_beat())
+    fleet.tick()
+
+    assert fleet.verbs == [("load", "tiny-1"), ("load", "tiny-2")]
+
+
+def test_nothing_is_loaded_for_nobody() -> None:
+    fleet = Fleet()
+    fleet.tick()
+
+    assert fleet.bells.commands == []
+
+
+def test_an_operators_wish_is_carried_out() -> None:
+    fleet = Fleet()
+    fleet.registry.set_desired(MODEL, Desired(replicas=1))
+    fleet.tick()
+
+    assert fleet.verbs == [("load", "tiny-1")]
+
+
+def test_an_idle_instance_is_unloaded() -> None:
+    fleet = Fleet()
+    fleet.registry.put_models([model_info(keep_alive_s=60)])
+    fleet.registry.put_instance(instance_beat(ready_ms=fleet.clock() - 70_000))
+    fleet.tick()
+
+    ((node, command),) = fleet.bells.commands
+    assert (node, command.verb, command.instance, command.term) == (NODE, "unload", INSTANCE, TERM)
+    assert "idle" in command.reason
+
+
+def test_jobs_that_outnumber_their_bells_are_rung_for_only_on_the_second_tick() -> None:
+    fleet = Fleet()
+    fleet.submit(3)
+    fleet.bells_waiting = 1
+    fleet.tick()
+    assert fleet.bells.rings == []
+
+    fleet.tick()
+    assert fleet.bells.rings == [MODEL, MODEL]
+
+
+def test_bells_that_were_only_on_their_way_are_not_rung_again() -> None:
+    fleet = Fleet()
+    fleet.submit(3)
+    fleet.tick()
+    fleet.bells_waiting = 3
+    fleet.tick()
+    fleet.bells_waiting = 2
+    fleet.tick()
+
+    assert fleet.bells.rings == []
+
+
+def test_only_what_was_short_on_both_ticks_is_rung_for() -> None:
+    fleet = Fleet()
+    fleet.submit(3)
+    fleet.bells_waiting = 2
+    fleet.tick()
+    fleet.bells_waiting = 0
+    fleet.tick()
+
+    assert fleet.bells.rings == [MODEL]
+
+
+def test_more_bells_than_jobs_are_left_alone() -> None:
+    fleet = Fleet()
+    fleet.submit(1)
+    fleet.bells_waiting = 5
+    fleet.tick(2)
+
+    assert fleet.bells.rings == []
+
+
+def test_one_tick_rings_only_so_often() -> None:
+    fleet = Fleet()
+    fleet.submit(MAX_RERING + 50)
+    fleet.tick(2)
+
+    assert len(fleet.bells.rings) == MAX_RERING
+
+
+def test_a_job_whose_lease_lapsed_waits_again_and_is_rung_for() -> None:
+    fleet = Fleet()
+    fleet.registry.put_instance(instance_beat())
+    (job_id,) = fleet.submit()
+    fleet.jobs.claim(MODEL, INSTANCE, NODE, lease_ms=1000)
+    fleet.clock.advance(1001)
+    fleet.tick()
+
+    status = fleet.jobs.status(job_id)
+    assert status is not None
+    assert (status.state, status.attempts) == (JobState.QUEUED, 1)
+    assert fleet.bells.rings == [MODEL]
+
+
+def test_after_the_broker_was_away_nobody_is_reaped() -> None:
+    fleet = Fleet()
+    (job_id,) = fleet.submit()
+    fleet.jobs.claim(MODEL, INSTANCE, NODE, lease_ms=1000)
+    fleet.clock.advance(1001)
+    fleet.tick(reap=False)
+
+    status = fleet.jobs.status(job_id)
+    assert status is not None
+    assert status.state is JobState.RUNNING
+
+
+def test_a_job_past_its_deadline_expires_without_a_bell() -> None:
+    fleet = Fleet(models=())
+    fleet.jobs.submit(JobId("late"), spec(expires_in_ms=500), max_waiting=10)
+    fleet.clock.advance(501)
+    fleet.tick()
+
+    status = fleet.jobs.status(JobId("late"))
+    assert status is not None
+    assert status.state is JobState.EXPIRED
+    assert fleet.bells.rings == []
+
+
+def test_jobs_for_a_model_that_cannot_be_loaded_fail_with_the_cause() -> None:
+    fleet = Fleet()
+    for number in range(MAX_LOAD_FAILURES):
+        fleet.registry.put_instance(
+            instance_beat(f"tiny-{number}", state=InstanceState.FAILED, reason="the disk is full")
+        )
+    (job_id,) = fleet.submit()
+    fleet.tick()
+
+    status = fleet.jobs.status(job_id)
+    assert status is not None
+    assert status.outcome is not None
+    assert status.outcome.error is not None
+    assert status.outcome.error["code"] == "model_load_failed"
+    assert "the disk is full" in status.outcome.error["message"]
+    assert fleet.bells.commands == []
+
+
+def test_jobs_for_a_model_too_large_fail_at_once() -> None:
+    fleet = Fleet(memory_budget=50 * MIB)
+    (job_id,) = fleet.submit()
+    fleet.tick()
+
+    status = fleet.jobs.status(job_id)
+    assert status is not None
+    assert status.outcome is not None
+    assert status.outcome.error is not None
+    assert status.outcome.error["code"] == "model_too_large"
+
+
+def test_a_rejection_that_meets_no_job_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = Fleet(memory_budget=50 * MIB)
+    fleet.registry.set_desired(MODEL, Desired(replicas=1))
+    with caplog.at_level(logging.INFO):
+        fleet.tick(3)
+
+    assert [record for record in caplog.records if getattr(record, "event", "") == "jobs.rejected"] == []
