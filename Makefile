@@ -57,7 +57,7 @@ install:
 	@$(PY) -m pip install --quiet --group dev --editable '.[all]'
 	@$(PY) deploy/build_llama.py --check
 
-model: setup
+model: setup ## Get the demo model, which `demo`, `up`, `bench` and `e2e` do by themselves
 	@$(PY) deploy/demo_model.py >/dev/null
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ up: setup ## Start a fleet on this machine, with the demo model; Ctrl-C stops it
 	@$(WITH_MODEL) exec "$(VENV)/bin/packtrain" up $(ARGS)
 
 bench: setup ## Measure throughput and queue on this machine
-	@$(WITH_MODEL) $(PY) benchmarks/throughput.py $(ARGS)
-	@$(WITH_MODEL) $(PY) benchmarks/queue.py $(ARGS)
+	@$(WITH_MODEL) $(PY) -m benchmarks.throughput $(ARGS)
+	@$(WITH_MODEL) $(PY) -m benchmarks.queue $(ARGS)
 
 # --- checking -----------------------------------------------------------------------------------------------------
 

@@ -385,6 +385,18 @@ class TestRedisJobs(JobStoreContract):
 
         assert store.emit([(job_id, epoch, Chunk(0, "a", (1,)))]) == [EmitReply.OK]
 
+    def test_a_job_whose_stream_expired_while_it_waited_begins_anew(self, store: JobStore, redis: Redis) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        store.emit([(job_id, epoch, Chunk(0, "abc", (1, 2, 3)))])
+        store.release(job_id, epoch)
+        redis.delete(keys.out(job_id))
+
+        _, epoch = claim(store)
+        store.emit([(job_id, epoch, Chunk(0, "a", (1,)))])
+
+        assert [event.text for event in store.events({job_id: "0"})] == ["a"]
+        assert redis.ttl(keys.out(job_id)) > 0
+
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
         job_id, epoch = submit(store), claim(store)[1]
         store.finish(job_id, epoch, DONE)

@@ -20,8 +20,8 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% end
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # llama.cpp's token types
 
 
-def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
-    """The model at `path`; the same seed gives the same weights."""
+def write_tiny_model(path: Path, *, seed: int = 0, template: str = TEMPLATE) -> Path:
+    """The model at `path`; the same seed gives the same weights. An empty template is left out."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>"]
     kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL]
     writer = gguf.GGUFWriter(path, "llama")
@@ -46,7 +46,8 @@ def write_tiny_model(path: Path, *, seed: int = 0) -> Path:
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(TEMPLATE)
+    if template:
+        writer.add_chat_template(template)
     _add_weights(writer, len(tokens), np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

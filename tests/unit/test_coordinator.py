@@ -24,7 +24,7 @@ TERM = 7
 
 
 class RecordingBells:
-    """`Bells` that remember; each ring also lies in the queue of its model."""
+    """`Bells` that remember, and note what was reserved when a command went out."""
 
     def __init__(self, registry: MemoryRegistry) -> None:
         self.rings: list[ModelId] = []

@@ -16,8 +16,8 @@ from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
 from packtrain.broker.placement import (
     LOAD_BACKOFF_MS,
     MAX_LOAD_FAILURES,
-    MIN_RESIDENCY_MS,
     MIB,
+    MIN_RESIDENCY_MS,
     Plan,
     Snapshot,
     plan,
@@ -178,7 +178,7 @@ def test_a_model_too_large_for_every_node_is_rejected_with_the_shortfall() -> No
         ({"required_bytes": 1200 * MIB}, "smaller quantisation"),
     ],
 )
-def test_the_remedy_for_a_model_too_large_is_the_smallest_change_that_fits(sizes: dict[str, int], remedy: str) -> None:
+def test_the_remedy_for_a_model_too_large_is_the_smallest_change_that_fits(sizes: dict[str, Any], remedy: str) -> None:
     info = model_info(**sizes)
     (reject,) = plan(fleet(models=[info])).rejects
 
@@ -417,7 +417,7 @@ def test_nobody_is_unloaded_twice_in_one_plan() -> None:
     assert unloads(plan(replace(snapshot, desired=desired))) == ["a"]
 
 
-_STATES = st.sampled_from([state for state in InstanceState])
+_STATES = st.sampled_from(list(InstanceState))
 _SIZES = st.integers(0, 12).map(lambda n: n * 100 * MIB)
 _TIMES = st.sampled_from([0, LONG_AGO, NOW - MIN_RESIDENCY_MS, NOW - 1])
 _NAMES = ("a", "b", "c", "d")

@@ -33,17 +33,25 @@ class Publisher:
 
     Args:
         cancel: Ends a sequence in the engine, for jobs that the broker says are lost or cancelled.
+        retry_s: Seconds between two tries while the broker is away.
     """
 
     def __init__(
-        self, store: JobStore, instance: InstanceId, node: NodeId, cancel: Callable[[JobId, End], None]
+        self,
+        store: JobStore,
+        instance: InstanceId,
+        node: NodeId,
+        cancel: Callable[[JobId, End], None],
+        *,
+        retry_s: float = RETRY_S,
     ) -> None:
         self._store = store
         self._instance = instance
         self._node = node
         self._cancel = cancel
+        self._retry_s = retry_s
         self._changed = threading.Condition()
-        self._dirty: dict[JobId, LeasedJob] = {}
+        self._dirty: dict[LeasedJob, None] = {}  # a set that keeps its order; by lease, for a job may come again
         self._is_urgent = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -64,7 +72,7 @@ class Publisher:
         with self._changed:
             if not self._dirty or (is_urgent and not self._is_urgent):
                 self._changed.notify()
-            self._dirty[job.job_id] = job
+            self._dirty[job] = None
             self._is_urgent |= is_urgent
 
     def _run(self) -> None:
@@ -74,7 +82,7 @@ class Publisher:
                     self._changed.wait()
                 if not self._is_urgent and not self._stop.is_set():
                     self._changed.wait_for(lambda: self._is_urgent or self._stop.is_set(), FLUSH_S)
-                batch, self._dirty, self._is_urgent = list(self._dirty.values()), {}, False
+                batch, self._dirty, self._is_urgent = list(self._dirty), {}, False
             if not batch and self._stop.is_set():
                 return
             self._publish(batch)
@@ -130,4 +138,4 @@ class Publisher:
                     logger.warning("Broker is away while stopping: %s", error, extra={"event": "publish.abandoned"})
                     return None
                 logger.warning("Broker is away, trying again: %s", error, extra={"event": "publish.retry"})
-                self._stop.wait(RETRY_S)
+                self._stop.wait(self._retry_s)

@@ -36,6 +36,8 @@ while true do
       settle(id, 'EXPIRED', ARGV[5])
     else
       local epoch = redis.call('HINCRBY', job, 'epoch', 1)
+      -- A stream that has expired has no tokens: what comes next begins at 0 again.
+      if redis.call('EXISTS', OUT_PREFIX .. id) == 0 then redis.call('HDEL', job, 'tokens') end
       redis.call('HSET', job, 'state', 'RUNNING', 'instance', ARGV[2], 'node', ARGV[3], 'started_ms', now)
       redis.call('ZADD', LEASES, now + tonumber(ARGV[4]), id)
       redis.call('SADD', held, id)

@@ -115,6 +115,8 @@ class LlamaCppBackend:
         return str(rendered.prompt)
 
     def piece(self, token: int) -> bytes:
+        if not 0 <= token < self._shape.n_vocab:  # resumed from another file of that name; C would end the process
+            return b""
         if token not in self._pieces:
             buffer = ctypes.create_string_buffer(64)
             size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)

@@ -205,10 +205,10 @@ class Engine:
             if self._failures_in_a_row > MAX_FAILURES_IN_A_ROW:
                 last = failures[-1][1]
                 raise EngineBroken(f"{self._failures_in_a_row} sequences in a row failed, last: {last}") from last
-        for row, error in failures:
+        for row, cause in failures:
             failure = JobFailed(
-                f"the model could not compute this job ({error}); try another prompt, and report it if it repeats",
-                cause=str(error),
+                f"the model could not compute this job ({cause}); try another prompt, and report it if it repeats",
+                cause=str(cause),
             )
             self._end(row.sequence, End.FAILED, failure)
 

@@ -1,0 +1,468 @@
+"""What the engine may rely on, shown on the scripted model and on llama.cpp with a tiny random one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
+from packtrain.broker.messages import Message, SamplingParams
+from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
+from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.backends.llama_cpp_sampling import MIN_TEMPERATURE, is_plain_greedy, token_seed
+from packtrain.workers.backends.scripted import ScriptedBackend
+from tests.support.tiny_model import END_OF_TURN, EOS, write_tiny_model
+
+pytestmark = pytest.mark.contract
+
+PROMPT = "the quick brown fox jumps over the lazy dog"
+GREEDY = SamplingParams(temperature=0)
+WARM = SamplingParams(temperature=0.8)
+N_SLOTS, N_CTX = 4, 256
+
+
+class Counter:
+    """A `should_stop` that says yes at its n-th question."""
+
+    def __init__(self, yes_at: int | None = None) -> None:
+        self.asked = 0
+        self._yes_at = yes_at
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self._yes_at is not None and self.asked >= self._yes_at
+
+
+class Slot:
+    """A sequence in a slot of a backend, stepped by hand."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        prompt: str | list[int] = PROMPT,
+        *,
+        seq_id: int = 0,
+        params: SamplingParams = GREEDY,
+        seed: int = 1,
+        output: list[int] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.seq_id = seq_id
+        self.tokens = prompt if isinstance(prompt, list) else backend.tokenize(prompt, is_rendered=False)
+        self.tokens = [*self.tokens, *(output or [])]
+        self.num_cached = 0
+        backend.open(seq_id, params, seed, self.tokens, len(output or []))
+
+    def rows(self, count: int | None = None) -> StepRows:
+        end = len(self.tokens) if count is None else self.num_cached + count
+        return StepRows(self.seq_id, self.num_cached, self.tokens[self.num_cached : end], end == len(self.tokens))
+
+    def took(self, rows: StepRows, token: int | None = None) -> None:
+        self.num_cached += len(rows.tokens)
+        if token is not None:
+            self.tokens.append(token)
+
+    def next(self) -> int:
+        """One step alone."""
+        rows = self.rows()
+        (token,) = self.backend.step([rows], Counter())
+        self.took(rows, token)
+        return token
+
+    def run(self, count: int) -> list[int]:
+        return [self.next() for _ in range(count)]
+
+    def close(self) -> None:
+        self.backend.close(self.seq_id)
+
+
+def answer(backend: Backend, count: int = 12, **fields: Any) -> list[int]:
+    """The first tokens of an answer, from a slot of its own."""
+    slot = Slot(backend, **fields)
+    tokens = slot.run(count)
+    slot.close()
+    return tokens
+
+
+class BackendContract:
+    """Inherited by one class for each backend."""
+
+    def test_a_step_gives_a_token_for_each_row_that_wants_one_in_order(self, backend: Backend) -> None:
+        alone = [answer(backend, 1, prompt=prompt) for prompt in ("first", "second")]
+        slots = [Slot(backend, "first", seq_id=0), Slot(backend, "half", seq_id=1), Slot(backend, "second", seq_id=3)]
+
+        tokens = backend.step([slots[0].rows(), slots[1].rows(2), slots[2].rows()], Counter())
+
+        assert [[token] for token in tokens] == alone
+
+    def test_no_wanted_row_gives_no_token(self, backend: Backend) -> None:
+        assert backend.step([Slot(backend).rows(5)], Counter()) == []
+
+    def test_every_token_is_in_the_vocabulary(self, backend: Backend) -> None:
+        assert all(0 <= token < backend.shape.n_vocab for token in answer(backend, params=WARM))
+
+    def test_a_prompt_in_chunks_gives_the_same_token_as_at_once(self, backend: Backend) -> None:
+        (at_once,) = answer(backend, 1)
+        slot = Slot(backend)
+        while slot.num_cached + 7 < len(slot.tokens):
+            rows = slot.rows(7)
+            assert backend.step([rows], Counter()) == []
+            slot.took(rows)
+
+        assert slot.next() == at_once
+
+    def test_the_next_token_depends_on_what_came_before(self, backend: Backend) -> None:
+        assert answer(backend, 4, prompt="abcdef") != answer(backend, 4, prompt="fedcba")
+
+    def test_a_step_again_after_truncate_gives_the_same_token(self, backend: Backend) -> None:
+        slot = Slot(backend)
+        slot.run(5)
+        before = slot.num_cached
+        expected = slot.next()
+        slot.tokens.pop()
+
+        slot.num_cached = backend.truncate(slot.seq_id, before)
+
+        assert slot.num_cached in (before, 0)
+        assert slot.next() == expected
+
+    def test_truncating_to_nothing_computes_the_prompt_anew(self, backend: Backend) -> None:
+        slot = Slot(backend)
+        expected = slot.next()
+        slot.tokens.pop()
+
+        slot.num_cached = backend.truncate(slot.seq_id, 0)
+
+        assert slot.num_cached == 0
+        assert slot.next() == expected
+
+    def test_truncating_one_sequence_leaves_the_others(self, backend: Backend) -> None:
+        expected = answer(backend, 6)
+        slot, other = Slot(backend), Slot(backend, "another prompt", seq_id=1)
+        tokens = slot.run(3)
+        other.run(3)
+
+        backend.truncate(other.seq_id, 0)
+
+        assert tokens + slot.run(3) == expected
+
+    def test_a_slot_can_be_closed_and_opened_again(self, backend: Backend) -> None:
+        expected = answer(backend, prompt="another prompt")
+        answer(backend)
+
+        assert answer(backend, prompt="another prompt") == expected
+
+    def test_a_closed_slot_leaves_the_others_alone(self, backend: Backend) -> None:
+        expected = answer(backend, 6)
+        slot, other = Slot(backend), Slot(backend, "another prompt", seq_id=1)
+        tokens = slot.run(3)
+        other.run(3)
+
+        other.close()
+
+        assert tokens + slot.run(3) == expected
+
+    def test_an_open_slot_is_not_opened_again(self, backend: Backend) -> None:
+        Slot(backend)
+
+        with pytest.raises(AssertionError, match="in use"):
+            Slot(backend)
+
+    def test_the_same_seed_gives_the_same_tokens(self, backend: Backend) -> None:
+        assert answer(backend, params=WARM, seed=5) == answer(backend, params=WARM, seed=5)
+
+    @pytest.mark.parametrize("params", [GREEDY, WARM, SamplingParams(temperature=0.8, repeat_penalty=1.3)])
+    @pytest.mark.parametrize("done", [1, 5, 11])
+    def test_a_resumed_sequence_goes_on_as_if_unbroken(
+        self, backend: Backend, params: SamplingParams, done: int
+    ) -> None:
+        whole = answer(backend, 12, params=params, seed=5)
+
+        rest = answer(backend, 12 - done, params=params, seed=5, output=whole[:done])
+
+        assert whole[:done] + rest == whole
+
+    def test_text_survives_its_tokens(self, backend: Backend) -> None:
+        text = "héllo wörld €😀\n"
+
+        assert b"".join(map(backend.piece, backend.tokenize(text, is_rendered=False))) == text.encode()
+
+    def test_a_rendered_chat_holds_what_the_user_said(self, backend: Backend) -> None:
+        rendered = backend.render_chat([Message(role="user", content="knock knock")])
+
+        assert "knock knock" in rendered
+        assert backend.tokenize(rendered, is_rendered=True)
+
+    def test_an_end_token_has_no_text(self, backend: Backend) -> None:
+        ends = [token for token in range(backend.shape.n_vocab) if backend.is_end(token)]
+
+        assert ends
+        assert [backend.piece(token) for token in ends] == [b""] * len(ends)
+
+    def test_a_step_asks_whether_to_stop_and_is_right_after_a_repair(self, slow: Backend) -> None:
+        (expected,) = answer(slow, 1)
+        slot = Slot(slow)
+
+        with pytest.raises(Interrupted):
+            slow.step([slot.rows()], Counter(yes_at=1))
+        slot.num_cached = slow.truncate(slot.seq_id, 0)
+
+        assert slot.next() == expected
+
+
+class TestScripted(BackendContract):
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return ScriptedBackend(n_slots=N_SLOTS, n_ctx=N_CTX)
+
+    @pytest.fixture
+    def slow(self) -> Backend:
+        return ScriptedBackend(n_slots=N_SLOTS, n_ctx=N_CTX, step_s=0.001)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> Iterator[LlamaCppBackend]:
+    backend = LlamaCppBackend(tiny_model, model="tiny", n_slots=N_SLOTS, n_ctx=N_CTX, n_threads=1)
+    yield backend
+    backend.shutdown()
+
+
+class TestLlamaCpp(BackendContract):
+    @pytest.fixture
+    def backend(self, loaded: LlamaCppBackend) -> Iterator[Backend]:
+        yield loaded
+        for seq_id in range(N_SLOTS):
+            try:
+                loaded.close(seq_id)
+            except KeyError:  # was not open
+                continue
+
+    @pytest.fixture
+    def slow(self, backend: Backend) -> Backend:
+        return backend
+
+    def test_a_long_prefill_asks_often_and_stops_in_its_middle(self, backend: Backend) -> None:
+        calm, impatient = Counter(), Counter(yes_at=10)
+        long = "x" * (N_CTX - 10)
+        slot, other = Slot(backend, long), Slot(backend, long, seq_id=1)
+        backend.step([slot.rows()], calm)
+
+        with pytest.raises(Interrupted):
+            backend.step([other.rows()], impatient)
+
+        assert impatient.asked < calm.asked
+
+    def test_another_seed_gives_other_tokens(self, backend: Backend) -> None:
+        assert answer(backend, params=WARM, seed=5) != answer(backend, params=WARM, seed=6)
+
+    def test_a_draw_depends_only_on_seed_and_index(self, backend: Backend) -> None:
+        """The same context at index 0 and at index 3: equal logits, draws of their own index."""
+        prompt = backend.tokenize(PROMPT, is_rendered=False)
+        as_output = [answer(backend, 1, prompt=prompt[:-3], output=prompt[-3:], params=WARM, seed=s) for s in range(20)]
+        as_prompt = [answer(backend, 1, prompt=prompt, params=WARM, seed=s) for s in range(20)]
+        again = [answer(backend, 1, prompt=prompt[:-3], output=prompt[-3:], params=WARM, seed=s) for s in range(20)]
+
+        assert as_output == again
+        assert as_output != as_prompt
+
+    def test_a_neighbour_changes_no_draw(self, backend: Backend) -> None:
+        alone = answer(backend, 6, params=WARM, seed=5)
+        slot, other = Slot(backend, params=WARM, seed=5), Slot(backend, "another", seq_id=1, params=WARM, seed=9)
+        tokens = []
+        for _ in range(6):
+            rows = [slot.rows(), other.rows()]
+            for one, row, token in zip([slot, other], rows, backend.step(rows, Counter()), strict=True):
+                one.took(row, token)
+            tokens.append(slot.tokens[-1])
+
+        assert tokens == alone
+
+    def test_greedy_is_the_same_by_argmax_and_by_a_chain(self, backend: Backend) -> None:
+        chained = SamplingParams(temperature=0, logit_bias={0: 0})
+
+        assert is_plain_greedy(GREEDY)
+        assert not is_plain_greedy(chained)
+        assert answer(backend, 30, params=chained) == answer(backend, 30)
+
+    def test_greedy_and_drawing_sequences_share_a_step(self, backend: Backend) -> None:
+        expected = [answer(backend, 1, prompt=p, params=s) for p, s in (("a b", WARM), ("c d", GREEDY), ("e f", WARM))]
+        slots = [
+            Slot(backend, "a b", seq_id=0, params=WARM),
+            Slot(backend, "c d", seq_id=1),
+            Slot(backend, "e f", seq_id=2, params=WARM),
+        ]
+
+        assert [[token] for token in backend.step([slot.rows() for slot in slots], Counter())] == expected
+
+    @pytest.mark.parametrize("temperature", [1e-40, 1e-300, MIN_TEMPERATURE, 1e-4])
+    def test_a_temperature_next_to_zero_takes_the_most_likely_token(self, backend: Backend, temperature: float) -> None:
+        assert answer(backend, params=SamplingParams(temperature=temperature)) == answer(backend)
+
+    def test_a_logit_bias_forces_and_forbids(self, backend: Backend) -> None:
+        best = answer(backend, 1)[0]
+        forced = SamplingParams(temperature=0, logit_bias={77: 100})
+        forbidden = SamplingParams(temperature=0, logit_bias={best: -100})
+
+        assert answer(backend, 5, params=forced) == [77] * 5
+        assert answer(backend, 1, params=forbidden) != [best]
+
+    def test_a_logit_bias_outside_the_vocabulary_is_dropped(self, backend: Backend) -> None:
+        far = SamplingParams(temperature=0, logit_bias={backend.shape.n_vocab: 100, 2**31 - 1: 100})
+
+        assert answer(backend, params=far) == answer(backend)
+
+    def test_ignoring_the_end_never_gives_an_end_token(self, backend: Backend) -> None:
+        bias = {EOS: 100.0, END_OF_TURN: 100.0}
+        ending = answer(backend, 1, params=SamplingParams(temperature=0, logit_bias=bias))
+        going_on = answer(backend, 20, params=SamplingParams(temperature=0, logit_bias=bias, ignore_eos=True))
+
+        assert backend.is_end(ending[0])
+        assert not any(backend.is_end(token) for token in going_on)
+
+    @pytest.mark.parametrize(
+        "penalty",
+        [{"repeat_penalty": 10}, {"presence_penalty": 2}, {"frequency_penalty": 2}],
+        ids=lambda p: next(iter(p)),
+    )
+    def test_a_penalty_tells_on_what_was_said(self, backend: Backend, penalty: dict[str, float]) -> None:
+        loud = {"temperature": 0, "logit_bias": dict.fromkeys((77, 78), 3.0)}
+        plain = SamplingParams.model_validate(loud)
+        wary = SamplingParams.model_validate({**loud, **penalty})
+
+        assert answer(backend, 40, params=wary) != answer(backend, 40, params=plain)
+
+    def test_a_penalty_looks_back_on_the_prompt(self, backend: Backend) -> None:
+        best = answer(backend, 1)[0]
+        prompt = backend.tokenize(PROMPT, is_rendered=False)
+        wary = SamplingParams(temperature=0, presence_penalty=2, repeat_penalty=10)
+        slot = Slot(backend, params=wary)
+        backend.close(slot.seq_id)
+        # History and cache are two things: here the same logits meet another history.
+        backend.open(0, wary, 1, [*prompt, best], 0)
+        (token,) = backend.step([StepRows(0, 0, prompt, True)], Counter())
+
+        assert token != best
+
+    def test_a_penalty_looks_back_no_further_than_asked(self, backend: Backend) -> None:
+        best = answer(backend, 1)[0]
+        prompt = backend.tokenize(PROMPT, is_rendered=False)
+        short = SamplingParams(temperature=0, presence_penalty=2, repeat_penalty=10, penalty_last_n=2)
+        backend.open(0, short, 1, [best, *[0] * 2], 0)
+        (token,) = backend.step([StepRows(0, 0, prompt, True)], Counter())
+
+        assert token == best
+
+    def test_a_plain_prompt_smuggles_in_no_special_token(self, backend: Backend) -> None:
+        assert END_OF_TURN not in backend.tokenize("<|im_end|>", is_rendered=False)
+        assert END_OF_TURN in backend.tokenize("<|im_end|>", is_rendered=True)
+
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            [StepRows(2, 0, [5], True)],
+            [StepRows(99, 0, [5], True)],
+            [StepRows(-1, 0, [5], True)],
+            [StepRows(0, 0, [], True)],
+            [StepRows(0, -1, [5], True)],
+            [StepRows(0, N_CTX, [5], True)],
+            [StepRows(0, 0, [5] * (N_CTX + 1), True)],
+            [StepRows(0, 0, [5] * 200, True)] * 3,
+        ],
+        ids=["closed", "no slot", "negative", "empty", "before", "behind", "over", "batch"],
+    )
+    def test_a_bad_step_is_refused_before_it_reaches_c(self, backend: Backend, rows: list[StepRows]) -> None:
+        backend.open(0, GREEDY, 1, [], 0)
+
+        with pytest.raises(AssertionError):
+            backend.step(rows, Counter())
+
+    @pytest.mark.parametrize("token", [-1, 10_000])
+    def test_a_token_outside_the_vocabulary_costs_only_its_own_step(self, backend: Backend, token: int) -> None:
+        slot = Slot(backend)
+        expected = slot.next()
+        backend.open(1, GREEDY, 1, [], 0)
+
+        with pytest.raises(DecodeFailed):
+            backend.step([StepRows(1, 0, [token], True)], Counter())
+        backend.truncate(1, 0)
+
+        slot.close()
+        assert answer(backend, 1) == [expected]
+
+    @pytest.mark.parametrize("seq_id", [-1, N_SLOTS])
+    def test_a_slot_that_is_none_is_not_opened(self, backend: Backend, seq_id: int) -> None:
+        with pytest.raises(AssertionError):
+            backend.open(seq_id, GREEDY, 1, [], 0)
+
+    def test_a_slot_that_is_not_open_is_neither_truncated_nor_closed(self, backend: Backend) -> None:
+        with pytest.raises(AssertionError):
+            backend.truncate(0, 0)
+        with pytest.raises(KeyError):
+            backend.close(0)
+
+    @pytest.mark.parametrize("token", [-1, 10_000])
+    def test_a_token_outside_the_vocabulary_has_no_text(self, backend: Backend, token: int) -> None:
+        assert backend.piece(token) == b""
+        assert not backend.is_end(token)
+
+    @pytest.mark.parametrize("history", [[-1], [2**31 - 1], [10_000] * 100])
+    def test_a_history_of_unknown_tokens_does_no_harm(self, backend: Backend, history: list[int]) -> None:
+        params = SamplingParams(temperature=0, repeat_penalty=1.1)
+        backend.open(0, params, 1, history, 0)
+
+        assert backend.step([StepRows(0, 0, [5, 6], True)], Counter())
+
+    def test_every_slot_can_be_filled_to_its_last_token(self, backend: Backend) -> None:
+        slots = [Slot(backend, "x" * (N_CTX - 3), seq_id=seq_id) for seq_id in range(N_SLOTS)]
+        for slot in slots:
+            slot.run(2)
+
+        assert [len(slot.tokens) for slot in slots] == [N_CTX] * N_SLOTS
+
+    def test_a_file_that_is_no_model_is_refused_with_the_reason(self, tmp_path: Path) -> None:
+        path = tmp_path / "broken.gguf"
+        path.write_bytes(b"GGUF" + b"\xff" * 100)
+
+        with pytest.raises(ModelLoadFailed, match=r"broken\.gguf"):
+            LlamaCppBackend(path, model="broken", n_slots=1, n_ctx=64, n_threads=1)
+
+    def test_the_same_file_loaded_again_answers_the_same(self, backend: Backend, tiny_model: Path) -> None:
+        again = LlamaCppBackend(tiny_model, model="tiny", n_slots=1, n_ctx=N_CTX, n_threads=1)
+
+        assert answer(again, params=WARM) == answer(backend, params=WARM)
+        again.shutdown()
+
+    @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ raise_exception('no system message') }}"])
+    def test_a_template_that_refuses_is_the_users_to_hear(self, tmp_path: Path, template: str) -> None:
+        path = write_tiny_model(tmp_path / "t.gguf", template=template)
+        backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
+
+        with pytest.raises(InvalidParameter, match="refuses"):
+            backend.render_chat([Message(role="user", content="x")])
+        backend.shutdown()
+
+    @pytest.mark.parametrize("template", ["", "{% for %}"])
+    def test_a_template_that_is_unusable_leaves_plain_prompts(self, tmp_path: Path, template: str) -> None:
+        path = write_tiny_model(tmp_path / "t.gguf", template=template)
+        backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
+
+        with pytest.raises(InvalidRequest, match="plain prompt"):
+            backend.render_chat([Message(role="user", content="x")])
+        assert answer(backend, 2)
+        backend.shutdown()
+
+
+def test_token_seeds_are_stable_distinct_and_never_llamas_random_one() -> None:
+    seeds = [token_seed(seed, index) for seed in (0, 1, 2**63 - 1) for index in range(1000)]
+
+    assert (token_seed(0, 0), token_seed(1, 0), token_seed(0, 1)) == (3793791033, 2433363436, 1853398634)
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 0xFFFFFFFF for seed in seeds)

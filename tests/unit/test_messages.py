@@ -1,0 +1,286 @@
+"""What clients may ask, what they are told when they may not, and that messages survive the wire."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from packtrain.broker import errors
+from packtrain.broker.errors import InvalidParameter, JobFailed, PacktrainError, PromptEmpty
+from packtrain.broker.messages import (
+    MAX_PROMPT_CHARS,
+    Desired,
+    InstanceBeat,
+    ModelFault,
+    ModelInfo,
+    NodeBeat,
+    dump_hash,
+    load_hash,
+    parse_spec,
+)
+from packtrain.broker.states import InstanceState
+from tests.support.factories import MODEL, instance_beat, model_info, node_beat, spec
+
+pytestmark = pytest.mark.unit
+
+
+def chat(content: str = "hello", **fields: Any) -> dict[str, Any]:
+    """The fields of a chat, as a client sends them."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
+
+
+def complete(prompt: str = "hello", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "kind": "complete", "prompt": prompt, **fields}
+
+
+def test_a_plain_chat_is_accepted_with_defaults() -> None:
+    parsed = parse_spec(chat())
+
+    assert (parsed.kind, parsed.lane, parsed.user, parsed.params.max_tokens) == ("chat", "interactive", "default", None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (chat(params={"max_tokens": -1}), "params.max_tokens"),
+        (chat(params={"max_tokens": 0}), "params.max_tokens"),
+        (chat(params={"max_tokens": "many"}), "params.max_tokens"),
+        (chat(params={"max_tokens": 1.5}), "params.max_tokens"),
+        (chat(params={"temperature": -0.1}), "params.temperature"),
+        (chat(params={"temperature": math.nan}), "params.temperature"),
+        (chat(params={"temperature": math.inf}), "params.temperature"),
+        (chat(params={"top_p": 0}), "params.top_p"),
+        (chat(params={"repeat_penalty": 0}), "params.repeat_penalty"),
+        (chat(params={"seed": -1}), "params.seed"),
+        (chat(params={"seed": 2**63}), "params.seed"),
+        (chat(params={"stop": [""]}), "params.stop.0"),
+        (chat(params={"stop": ["x" * 257]}), "params.stop.0"),
+        (chat(params={"stop": ["x"] * 9}), "params.stop"),
+        (chat(params={"logit_bias": {"-1": 1}}), "params.logit_bias"),
+        (chat(params={"logit_bias": {"5": 101}}), "params.logit_bias"),
+        (chat(params={"logit_bias": {str(n): 1 for n in range(1025)}}), "params.logit_bias"),
+        (chat(params={"logit_bias": {"five": 1}}), "params.logit_bias.five.[key]"),
+        (chat(params={"max_token": 5}), "params.max_token"),
+        (chat(messagse=[]), "messagse"),
+        (chat(model=None), "model"),
+        (chat(model="../etc/passwd"), "model"),
+        (chat(model="Tiny"), "model"),
+        (chat(model="tiny\n"), "model"),
+        (chat(model="x" * 81), "model"),
+        (chat(user="a b"), "user"),
+        (chat(lane="fast"), "lane"),
+        (chat(kind="embed"), "kind"),
+        (chat(v=2), "v"),
+        (chat(expires_in_ms=0), "expires_in_ms"),
+        (chat(messages="hello"), "messages"),
+        (chat(messages=[{"role": "robot", "content": "x"}]), "messages.0.role"),
+        (chat(messages=[{"role": "user"}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": None}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": "x", "name": "y"}]), "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "model"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_its_name(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        parse_spec(fields)
+
+    assert caught.value.data["field"] == field
+    assert str(caught.value).startswith(f"{field} = ")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        chat(prompt="and a prompt"),
+        complete(messages=[{"role": "user", "content": "x"}]),
+    ],
+)
+def test_messages_and_prompt_do_not_mix(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match="do not mix"):
+        parse_spec(fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        chat(""),
+        chat(" \n\t"),
+        chat(messages=[]),
+        {"model": MODEL},
+        complete(""),
+        {"model": MODEL, "kind": "complete"},
+    ],
+)
+def test_an_empty_prompt_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(PromptEmpty):
+        parse_spec(fields)
+
+
+def test_white_space_is_a_prompt_to_continue() -> None:
+    assert parse_spec(complete("\n")).prompt == "\n"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        chat("\ud800"),
+        complete("half of a pair: \udc00"),
+        chat(params={"stop": ["\ud800"]}),
+        {**chat(), "\ud800": 1},
+        chat(model="\ud800"),
+    ],
+)
+def test_text_that_is_no_unicode_is_refused_in_words_that_can_be_sent(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        parse_spec(fields)
+
+    assert json.dumps(caught.value.to_wire(), ensure_ascii=False).encode()
+
+
+def test_a_prompt_too_large_is_refused_and_not_shown() -> None:
+    half = "x" * (MAX_PROMPT_CHARS // 2 + 1)
+    with pytest.raises(InvalidParameter, match=str(MAX_PROMPT_CHARS)) as caught:
+        parse_spec(chat(messages=[{"role": "user", "content": half}] * 2))
+
+    assert len(str(caught.value)) < 400
+
+
+def test_the_largest_prompt_is_accepted() -> None:
+    assert len(parse_spec(complete("x" * MAX_PROMPT_CHARS)).prompt) == MAX_PROMPT_CHARS
+
+
+def test_a_logit_bias_survives_the_way_through_json() -> None:
+    parsed = parse_spec(chat(params={"logit_bias": {"5": -100, "7": 0.5}}))
+
+    assert parsed.params.logit_bias == {5: -100, 7: 0.5}
+    assert type(parsed).model_validate_json(parsed.model_dump_json()) == parsed
+
+
+def test_a_digest_tells_requests_apart_and_knows_the_same_again() -> None:
+    assert spec("a").digest() == spec("a").digest()
+    assert spec("a").digest() != spec("b").digest()
+    assert spec("a").digest() != spec("a", lane="bulk").digest()
+
+
+#: What travels on the wire never changes: a code is added here, not renamed.
+CODES = {
+    "internal_error": errors.PacktrainError,
+    "invalid_request": errors.InvalidRequest,
+    "invalid_parameter": errors.InvalidParameter,
+    "prompt_empty": errors.PromptEmpty,
+    "prompt_too_long": errors.PromptTooLong,
+    "unknown_model": errors.UnknownModel,
+    "unknown_job": errors.UnknownJob,
+    "idempotency_conflict": errors.IdempotencyConflict,
+    "try_later": errors.TryLater,
+    "queue_full": errors.QueueFull,
+    "broker_unavailable": errors.BrokerUnavailable,
+    "result_timeout": errors.ResultTimeout,
+    "job_error": errors.JobError,
+    "job_failed": errors.JobFailed,
+    "job_cancelled": errors.JobCancelled,
+    "job_expired": errors.JobExpired,
+    "job_dead": errors.JobDead,
+    "model_error": errors.ModelError,
+    "model_file_invalid": errors.ModelFileInvalid,
+    "model_too_large": errors.ModelTooLarge,
+    "model_load_failed": errors.ModelLoadFailed,
+    "setup_error": errors.SetupError,
+}
+
+EXAMPLES: list[PacktrainError] = [
+    errors.PromptEmpty(),
+    errors.PromptTooLong(model="m", num_tokens=5, limit=4),
+    errors.UnknownModel(model="m", known=["b", "a"]),
+    errors.UnknownJob(job_id="j"),
+    errors.IdempotencyConflict(job_id="j"),
+    errors.QueueFull(model="m", waiting=3, limit=2, retry_after_s=1.5),
+    errors.BrokerUnavailable(url="redis://h", reason="refused"),
+    errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
+    errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
+    *(
+        cls("what happened; what to do", field="x", number=3)
+        for cls in CODES.values()
+        if "__init__" not in vars(cls) or cls is errors.PacktrainError
+    ),
+]
+
+
+def _tree(cls: type[PacktrainError]) -> set[type[PacktrainError]]:
+    return {cls}.union(*map(_tree, cls.__subclasses__()))
+
+
+def test_every_error_has_a_code_of_its_own_that_never_changes() -> None:
+    ours = {cls for cls in _tree(PacktrainError) if cls.__module__ == errors.__name__}
+
+    assert {cls.code: cls for cls in ours} == CODES
+    assert len(ours) == len(CODES)
+
+
+def test_every_error_has_an_example_here() -> None:
+    assert {type(error) for error in EXAMPLES} == set(CODES.values())
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: error.code)
+def test_an_error_is_the_same_after_the_wire(error: PacktrainError) -> None:
+    again = PacktrainError.from_wire(json.loads(json.dumps(error.to_wire())))
+
+    assert type(again) is type(error)
+    assert (str(again), again.message, again.data) == (str(error), error.message, error.data)
+    with pytest.raises(type(error)):
+        raise again
+
+
+def test_an_error_of_a_newer_fleet_is_a_failed_job_that_hides_nothing() -> None:
+    again = PacktrainError.from_wire({"code": "from_the_future", "message": "why", "data": {"x": 1}})
+
+    assert type(again) is JobFailed
+    assert (str(again), again.data) == ("why", {"x": 1})
+
+
+@pytest.mark.parametrize("wire", [{}, {"code": None}, {"message": None, "data": None}, {"code": ["job_failed"]}])
+def test_a_mangled_error_is_still_an_error(wire: dict[str, Any]) -> None:
+    assert isinstance(PacktrainError.from_wire(wire), PacktrainError)
+
+
+def test_a_timeout_is_caught_as_a_timeout_too() -> None:
+    assert isinstance(errors.ResultTimeout(job_id="j", timeout_s=1, state="QUEUED"), TimeoutError)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        instance_beat(state=InstanceState.FAILED, reason='a "quoted" \n ünïcode reason', tokens_per_s=1.25),
+        node_beat(models=("a", "b"), faults=(ModelFault(file="x.gguf", reason="no magic"),), draining=True),
+        model_info(alias_of="other", pinned=True, keep_alive_s=-1),
+        Desired(replicas=2, unload_before_ms=5),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_message_is_the_same_after_a_redis_hash(message: BaseModel) -> None:
+    assert load_hash(type(message), dump_hash(message)) == message
+
+
+def test_every_value_of_a_hash_is_a_string() -> None:
+    assert {type(value) for value in dump_hash(node_beat()).values()} == {str}
+
+
+@pytest.mark.parametrize("cls", [InstanceBeat, NodeBeat, ModelInfo])
+def test_a_field_of_a_newer_node_is_ignored(cls: type[BaseModel]) -> None:
+    known = {InstanceBeat: instance_beat(), NodeBeat: node_beat(), ModelInfo: model_info()}[cls]
+
+    assert load_hash(cls, {**dump_hash(known), "from_the_future": "[1]"}) == known
+
+
+@given(reason=st.text(), number=st.floats(allow_nan=False))
+def test_any_text_and_number_survives_a_hash(reason: str, number: float) -> None:
+    beat = instance_beat(reason=reason, tokens_per_s=number)
+
+    assert load_hash(InstanceBeat, dump_hash(beat)) == beat
