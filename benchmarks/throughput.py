@@ -12,27 +12,31 @@ them alike. Every job produces the same number of tokens. Shown: the median of t
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# Run as a file, its folder would come first on the path, and queue.py there would be everybody's `queue`.
+ROOT = Path(__file__).parent.parent
+sys.path[0] = str(ROOT)
+
 import argparse
 import multiprocessing
 import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from packtrain.broker.ids import JobId, NodeId
 from packtrain.broker.messages import Message, SamplingParams
 from packtrain.client import Packtrain
 from packtrain.client.cli.up import UpOptions, running_fleet
 
-ROOT = Path(__file__).parent.parent
 CONCURRENCY = (1, 4, 16, 32)
 JOBS = {1: 4, 4: 8, 16: 32, 32: 32}
 TOKENS = 64
@@ -160,7 +164,6 @@ def naive_system(model: Path, threads: int, url: str) -> Iterator[Measure]:
     command += ["-P", "solo", "-l", "ERROR", "--without-gossip", "--without-mingle", "-Q", "naive", "-n", "naive@bench"]
     worker = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.environ.update({key: env[key] for key in ("NAIVE_URL", "NAIVE_MODEL", "NAIVE_THREADS")})
-    sys.path.insert(0, str(ROOT))
     from benchmarks.naive_worker import generate
 
     def measure(jobs: int, _at_once: int) -> tuple[int, float]:  # one at a time is all it can do

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import string
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
+from typing import Any
 
 import pytest
 
@@ -35,30 +34,35 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield running
 
 
-def copying_prompts() -> tuple[list[str], list[str]]:
-    """Prompts that a small model answers by copying a code that only this prompt holds, and those codes."""
-    random = Random(0)
-    codes = ["".join(random.choices(string.ascii_uppercase, k=2)) + str(random.randrange(100, 1000)) for _ in range(24)]
-    shots = "".join(f"The code is {c}. Repeat the code: {c}\n" for c in ("KX417", "BM902", "TQ335", "ZD846"))
-    return [f"{shots}The code is {code}. Repeat the code:" for code in codes], codes
+WORDS = tuple(
+    "river window garden purple market doctor silver yellow monkey castle winter summer pencil dragon bridge cheese "
+    "forest guitar hammer island jungle kitten lemon mountain".split()  # noqa: SIM905  readable as words
+)
+
+
+def copying_prompts() -> list[str]:
+    """Prompts that a small model answers by copying the word that only this prompt asks for."""
+    shots = "".join(f"The word is {w}. Repeat the word: {w}\n" for w in ("apple", "train", "butter", "ocean"))
+    return [f"{shots}The word is {word}. Repeat the word:" for word in WORDS]
 
 
 def test_twenty_four_prompts_share_a_batch_and_each_answer_belongs_to_its_own_prompt(real: Fleet) -> None:
-    prompts, codes = copying_prompts()
+    options: dict[str, Any] = {"raw": True, "temperature": 0, "max_tokens": 16, "ignore_eos": True}
 
-    results = list(real.client.map(MODEL, prompts, in_flight=24, raw=True, temperature=0, max_tokens=12, stop=("\n",)))
+    results = list(real.client.map(MODEL, copying_prompts(), in_flight=NUM_PROMPTS, **options))
 
-    assert [r.text.strip() for r in results] == codes
-    assert len(set(codes)) == NUM_PROMPTS  # so an answer given to another prompt would be wrong
+    assert tuple(r.text.split()[0] for r in results) == WORDS
+    assert len(set(WORDS)) == NUM_PROMPTS  # so an answer given to another prompt would be wrong
     assert max(r.batch_peak for r in results) == NUM_PROMPTS
 
 
 def test_a_chat_answer_streams_in_readable_pieces(real: Fleet) -> None:
-    pieces = list(real.client.stream(MODEL, "What is the capital of France?", max_tokens=24, temperature=0))
+    job = real.client.submit(MODEL, "Describe the sea in French, with accents.", max_tokens=24, temperature=0)
+    pieces = list(job.stream())
 
     assert len(pieces) > 3
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
-    assert "Paris" in "".join(pieces)
+    assert "".join(pieces) == job.result().text
 
 
 def test_the_same_seed_draws_the_same_answer_alone(real: Fleet) -> None:
@@ -121,8 +125,7 @@ def test_a_running_and_a_prefilling_job_are_cancelled(real: Fleet) -> None:
 
 
 def test_killing_the_instance_in_mid_generation_keeps_every_token(real: Fleet) -> None:
-    options = {"max_tokens": 150, "temperature": 0.0, "ignore_eos": True}
-    job = real.client.submit(MODEL, "Tell me about the sea.", **options)
+    job = real.client.submit(MODEL, "Tell me about the sea.", max_tokens=150, temperature=0, ignore_eos=True)
     seen: list[str] = []
     reader = threading.Thread(target=lambda: seen.extend(job.stream()))
     reader.start()

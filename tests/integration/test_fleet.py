@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_
 
 pytestmark = pytest.mark.integration
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "echo": {"n_slots": 24, "n_ctx": 512, "step_ms": 2},
     "slow": {"n_slots": 2, "n_ctx": 512, "step_ms": 50},
     "short": {"n_slots": 2, "keep_alive_s": 1},

@@ -81,9 +81,11 @@ class Instance:
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(self.store, INSTANCE, NODE, self.engine.cancel, retry_s=0)
         self.renewer = Renewer(self.store, self.engine, lease_ms=LEASE_MS, stall_s=60, clock=self.seconds)
+        self.rung: list[str] = []
         self.runner = Runner(
             self.store, self.backend, self.engine, self.publisher, self.renewer,
-            model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS, clock=self.seconds,
+            model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
+            ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
         self._engine_thread = threading.Thread(target=self.engine.run, daemon=True)

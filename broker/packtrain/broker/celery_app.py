@@ -3,7 +3,8 @@
 A doorbell says "a job waits for model M". It is rung after the job record is written; whoever hears it claims the best
 ready job. Redis pops a message before it records it as unacknowledged, so Celery may lose one (a worker killed in
 between) or deliver one twice (a connection cut): a lost bell is rung again by the coordinator, a spare one finds
-nothing to claim. That is why `visibility_timeout` needs no tuning to the length of jobs.
+nothing to claim. That is why `visibility_timeout` needs no tuning to the length of jobs. One bell may serve several
+short jobs, see `workers/runner.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 RING: Final = "packtrain.ring"
 NODE_COMMAND: Final = "packtrain.node"
+#: A job rings only while no more than this many wait: a slot that hears a bell serves jobs for a while, and rings again
+#: itself when some are left. So a million jobs lie in Redis without a million messages beside them.
+MAX_BELLS = 256
 #: A command not taken by then is dropped: the coordinator plans anew from what it sees.
 COMMAND_EXPIRES_S = 10
 

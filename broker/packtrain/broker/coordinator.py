@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from packtrain.broker import placement
+from packtrain.broker.celery_app import MAX_BELLS
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, new_instance_id
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
@@ -107,7 +108,7 @@ class Coordinator:
         """
         short: dict[ModelId, int] = {}
         for model, ready in snapshot.waiting.items():
-            missing = ready - self._bells_waiting(model)
+            missing = min(ready, MAX_BELLS) - self._bells_waiting(model)
             if missing > 0:
                 short[model] = missing
                 lost = min(missing, self._short_before.get(model, 0), MAX_RERING)

@@ -43,6 +43,7 @@ class Claim:
     queued_ms: int  # from submit to this claim
     remaining_ms: int | None  # until its deadline; None: no deadline
     spec_json: str
+    unrung: int = 0  # jobs still ready for the model beyond the doorbells that lie in its queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +175,14 @@ def claim(model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) 
     def parse(reply: Any) -> Claim | None:
         if not reply:
             return None
-        job_id, epoch, attempts, submitted, now, deadline, spec = reply
+        job_id, epoch, attempts, submitted, now, deadline, spec, unrung = reply
         remaining = int(deadline) - int(now) if deadline else None
-        return Claim(JobId(job_id), int(epoch), int(attempts), int(now) - int(submitted), remaining, spec)
+        queued_ms = int(now) - int(submitted)
+        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, int(unrung))
 
     return Call(
         "claim",
-        (keys.ready(model, "interactive"), keys.ready(model, "bulk")),
+        (keys.ready(model, "interactive"), keys.ready(model, "bulk"), keys.model_queue(model)),
         (model, instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS),
         parse,
     )

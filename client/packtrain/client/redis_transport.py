@@ -10,7 +10,7 @@ from typing import Any, cast
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs, keys
-from packtrain.broker.celery_app import Doorbell, make_app
+from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
 from packtrain.broker.errors import UnknownModel
 from packtrain.broker.ids import JobId, ModelId, NodeId
@@ -42,7 +42,7 @@ class RedisTransport:
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
         with self._reachable():
             submitted = self._jobs.submit(job_id, spec, max_waiting=self._max_waiting)
-        if submitted.is_new:
+        if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.model)
         return submitted
 
@@ -116,7 +116,7 @@ class AsyncRedisTransport:
             except UnknownModel:
                 known = cast(list[str], await self._redis.zrange(keys.MODELS, 0, -1))
                 raise UnknownModel(model=spec.model, known=known) from None
-        if submitted.is_new:
+        if submitted.is_new and submitted.ready <= MAX_BELLS:
             # kombu has no asyncio side; a message takes about a millisecond.
             await asyncio.to_thread(self._bell.ring, submitted.model)
         return submitted

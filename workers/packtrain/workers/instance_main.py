@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from packtrain.broker import keys, lifeline, logs
-from packtrain.broker.celery_app import RING, make_app
+from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import ModelLoadFailed, PacktrainError
 from packtrain.broker.ids import InstanceId, JobId, ModelId
@@ -81,9 +81,11 @@ class Instance:
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
         )
+        self._app = make_app(settings.broker_url(), name=f"instance.{instance}", events=settings.events)
         self._runner = Runner(
             store, backend, self._engine, self._publisher, self._renewer,
-            model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms, clock=time.monotonic,
+            model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
+            ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -95,10 +97,7 @@ class Instance:
         self._publisher.start()
         self._renewer.start()
         threading.Thread(target=self._report_for_ever, name="reporter", daemon=True).start()
-        app = make_app(
-            self._settings.broker_url(), name=f"instance.{self._config.instance}", events=self._settings.events
-        )
-        runner = self._runner
+        app, runner = self._app, self._runner
 
         @app.task(name=RING)  # type: ignore[untyped-decorator]
         def ring(model: str) -> object:  # noqa: ARG001  the queue already says which model

@@ -3,9 +3,11 @@
 -- nothing is claimed past it meanwhile. So if it kills once more, it kills only itself.
 -- KEYS[1] ready set, interactive   zset
 -- KEYS[2] ready set, bulk          zset
+-- KEYS[3] doorbells of the model   list, Celery's
 -- ARGV[1] model   ARGV[2] instance   ARGV[3] node   ARGV[4] lease, ms   ARGV[5] outcome of an expired job (JSON)
 -- ARGV[6] attempts that make a job a suspect
--- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec}, or false when there is nothing to claim
+-- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, jobs still ready beyond the doorbells},
+-- or false when there is nothing to claim
 local now, held = now_ms(), HELD_PREFIX .. ARGV[2]
 local function is_suspect(attempts)
   return tonumber(attempts or '0') >= tonumber(ARGV[6])
@@ -42,7 +44,8 @@ while true do
       redis.call('ZADD', LEASES, now + tonumber(ARGV[4]), id)
       redis.call('SADD', held, id)
       redis.call('PEXPIRE', held, ENDED_TTL_MS)
-      return {id, epoch, f[3], f[4], now, f[2] or '', f[5]}
+      local ready_left = redis.call('ZCARD', KEYS[1]) + redis.call('ZCARD', KEYS[2])
+      return {id, epoch, f[3], f[4], now, f[2] or '', f[5], ready_left - redis.call('LLEN', KEYS[3])}
     end
   end
 end
