@@ -101,6 +101,7 @@ class JobSpec(_Input):
     params: SamplingParams = SamplingParams()
     lane: Literal["interactive", "bulk"] = "interactive"
     user: SafeId = "default"
+    stream: bool = Field(True, description="somebody reads the tokens as they come; false: they come once a second")
     expires_in_ms: int | None = Field(
         None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
     )
@@ -125,7 +126,7 @@ class JobSpec(_Input):
 
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+        return hashlib.sha256(self.model_dump_json(exclude={"stream"}).encode()).hexdigest()[:32]
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:

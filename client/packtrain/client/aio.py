@@ -121,12 +121,13 @@ class AsyncPacktrain:
         prompt: Prompt,
         *,
         raw: bool = False,
+        stream: bool = True,
         idempotency_key: str | None = None,
         expires_in: float | None = None,
         **options: Any,
     ) -> AsyncJob:
         """As `Packtrain.submit`."""
-        spec = build_spec(model, prompt, raw=raw, expires_in=expires_in, options=options)
+        spec = build_spec(model, prompt, raw=raw, stream=stream, expires_in=expires_in, options=options)
         submitted = await self._transport.submit(job_id_of(spec, idempotency_key), spec)
         return AsyncJob(self._transport, submitted.job_id)
 
@@ -139,7 +140,7 @@ class AsyncPacktrain:
         **options: Any,
     ) -> Result:
         """As `Packtrain.generate`."""
-        return await (await self.submit(model, prompt, **options)).result(timeout)
+        return await (await self.submit(model, prompt, stream=False, **options)).result(timeout)
 
     async def stream(self, model: str, prompt: Prompt, **options: Any) -> AsyncTextStream:
         """As `Packtrain.stream`."""
@@ -161,7 +162,7 @@ class AsyncPacktrain:
         try:
             while True:
                 while len(order) < in_flight and (prompt := next(rest, None)) is not None:
-                    job = await self.submit(model, prompt, **options)
+                    job = await self.submit(model, prompt, stream=False, **options)
                     order.append(job.id)
                     cursors.add(job.id)
                 if not order:

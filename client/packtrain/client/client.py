@@ -151,6 +151,7 @@ class Packtrain:
         prompt: Prompt,
         *,
         raw: bool = False,
+        stream: bool = True,
         idempotency_key: str | None = None,
         expires_in: float | None = None,
         **options: Any,
@@ -160,6 +161,7 @@ class Packtrain:
         Args:
             prompt: A text (one user turn), or the turns of a chat.
             raw: Continue the text as it stands, without the chat template.
+            stream: False when only the result is wanted: tokens then come once a second, which spares the cores.
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
             options: Sampling parameters by name, `lane` ("interactive" or "bulk"), `user`.
@@ -167,12 +169,12 @@ class Packtrain:
         Raises:
             InvalidParameter, PromptEmpty, UnknownModel, QueueFull, IdempotencyConflict, BrokerUnavailable
         """
-        spec = build_spec(model, prompt, raw=raw, expires_in=expires_in, options=options)
+        spec = build_spec(model, prompt, raw=raw, stream=stream, expires_in=expires_in, options=options)
         return Job(self._transport, self._transport.submit(job_id_of(spec, idempotency_key), spec).job_id)
 
     def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
         """Submit, and wait for the result. Arguments as of `submit`; errors as of `submit` and `Job.result`."""
-        return self.submit(model, prompt, **options).result(timeout)
+        return self.submit(model, prompt, stream=False, **options).result(timeout)
 
     def stream(self, model: str, prompt: Prompt, **options: Any) -> TextStream:
         """Submit, and give the text as it comes. Closing the stream cancels the job. Arguments as of `submit`."""
@@ -200,7 +202,7 @@ class Packtrain:
         try:
             while True:
                 while len(order) < in_flight and (prompt := next(rest, None)) is not None:
-                    job = self.submit(model, prompt, **options)
+                    job = self.submit(model, prompt, stream=False, **options)
                     order.append(job.id)
                     cursors.add(job.id)
                 if not order:

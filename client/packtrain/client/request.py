@@ -16,19 +16,20 @@ _SPEC_FIELDS = frozenset({"lane", "user"})
 
 
 def build_spec(
-    model: str, prompt: Prompt, *, raw: bool, expires_in: float | None, options: Mapping[str, Any]
+    model: str, prompt: Prompt, *, raw: bool, stream: bool, expires_in: float | None, options: Mapping[str, Any]
 ) -> JobSpec:
     """A checked request.
 
     Args:
         prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
+        stream: Somebody will read the tokens as they come.
         expires_in: Seconds until the job ends as EXPIRED.
         options: Sampling parameters by name, and `lane`, `user`.
 
     Raises:
         InvalidParameter, PromptEmpty
     """
-    fields: dict[str, Any] = {"model": model}
+    fields: dict[str, Any] = {"model": model, "stream": stream}
     if isinstance(prompt, str):
         if raw:
             fields |= {"kind": "complete", "prompt": prompt}

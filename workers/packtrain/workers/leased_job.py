@@ -73,7 +73,7 @@ class LeasedJob:
         with self._lock:
             self._texts.append(tokens.text)
             self._unpublished.append(tokens)
-        self._on_news(self, is_first)
+        self._on_news(self, is_first and self.spec.stream)
 
     def on_end(self, ended: Ended) -> None:
         """From the engine thread, or from whoever could not even submit it."""

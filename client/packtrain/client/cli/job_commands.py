@@ -66,7 +66,9 @@ def run(
     if system is not None:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     with Packtrain() as fleet:
-        job = fleet.submit(model, messages, raw=raw, idempotency_key=key, expires_in=timeout, **options)
+        job = fleet.submit(
+            model, messages, raw=raw, idempotency_key=key, expires_in=timeout, stream=not as_json, **options
+        )
         try:
             if as_json:
                 with _waiting(fleet, job):
