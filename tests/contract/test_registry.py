@@ -89,6 +89,13 @@ class TestRedisRegistry(RegistryContract):
         registry.prune()
         assert redis.zcard(keys.NODES) == 0
 
+    def test_one_unreadable_report_hides_no_other(self, registry: Registry, redis: Redis) -> None:
+        registry.put_instance(instance_beat("good"))
+        registry.put_instance(instance_beat("odd"))
+        redis.hset("pt:inst:odd", "state", '"LEVITATING"')
+
+        assert [i.instance for i in registry.instances()] == ["good"]
+
     def test_an_ended_instance_is_remembered_longer_than_a_silent_one(self, registry: Registry, redis: Redis) -> None:
         registry.put_instance(instance_beat("alive"))
         registry.put_instance(instance_beat("failed", state=InstanceState.FAILED))

@@ -35,8 +35,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 WORDS = (
-    "river", "window", "garden", "purple", "market", "doctor", "silver", "yellow", "monkey", "castle", "winter", "summer",
-    "pencil", "dragon", "bridge", "cheese", "forest", "guitar", "hammer", "island", "jungle", "kitten", "lemon", "mountain",
+    "river", "window", "garden", "purple", "market", "doctor", "silver", "yellow", "monkey", "castle", "winter",
+    "summer", "pencil", "dragon", "bridge", "cheese", "forest", "guitar", "hammer", "island", "jungle", "kitten",
+    "lemon", "mountain",
 )  # fmt: skip
 
 

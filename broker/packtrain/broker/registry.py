@@ -7,6 +7,7 @@ coordinator while REQUESTED, the agent of its node from then on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
@@ -16,6 +17,8 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.ids import InstanceId, ModelId, NodeId
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
+
+logger = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -139,7 +142,17 @@ class RedisRegistry:
         pipe = self._redis.pipeline(transaction=False)
         for member in members:
             pipe.hgetall(_KINDS[index](member))
-        return [load_hash(cls, fields) for fields in pipe.execute() if fields]
+        rows = zip(members, pipe.execute(), strict=True)
+        return [fact for member, fields in rows if fields and (fact := _load(cls, member, fields))]
+
+
+def _load(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
+    """The fact, or None when it cannot be read: one odd report of a newer node must not blind the whole fleet."""
+    try:
+        return load_hash(cls, fields)
+    except ValueError as error:
+        logger.warning("Cannot read what %s reports: %s", member, error, extra={"event": "registry.unreadable"})
+        return None
 
 
 class MemoryRegistry:

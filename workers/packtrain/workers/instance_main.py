@@ -8,7 +8,7 @@
     reporter      tells the agent how things are, each second
 
 The queue is consumed only once the model is READY, so who consumes it is who can serve it. Whatever goes wrong in the
-engine thread ends the process: the agent sees it, gives the jobs back, and the coordinator loads the model again.
+a thread of ours ends the process: the agent sees it, gives the jobs back, and the coordinator loads the model again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
 #: Exit codes that the agent explains.
-EXIT_LOAD_FAILED, EXIT_ENGINE_BROKEN = 3, 4
+EXIT_LOAD_FAILED, EXIT_THREAD_DIED = 3, 4
 
 
 def load_backend(config: InstanceConfig) -> Backend:
@@ -90,7 +90,7 @@ class Instance:
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
         self._state = InstanceState.WARMING
-        self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._engine_thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
 
     def run(self) -> None:
         """Serve until told to stop, then drain."""
@@ -146,14 +146,6 @@ class Instance:
             time.sleep(0.05)
         self._engine.stop()
 
-    def _run_engine(self) -> None:
-        try:
-            self._engine.run()
-        except BaseException:
-            logger.exception("The engine is broken; this instance ends", extra={"event": "engine.broken"})
-            sys.stderr.flush()
-            os._exit(EXIT_ENGINE_BROKEN)
-
     def _report_for_ever(self) -> None:
         while True:
             self._report()
@@ -192,8 +184,17 @@ class Instance:
         }
 
 
+def _end_process(died: threading.ExceptHookArgs) -> None:
+    """A dead engine, publisher or renewer would leave jobs waiting for ever behind a healthy face."""
+    name = died.thread.name if died.thread else "a thread"
+    logger.critical("Thread %s died; this instance ends", name, exc_info=died.exc_value, extra={"event": "thread.died"})
+    sys.stderr.flush()
+    os._exit(EXIT_THREAD_DIED)
+
+
 def main(argv: list[str]) -> int:
     """Entry point; the exit code."""
+    threading.excepthook = _end_process
     config = InstanceConfig.model_validate_json(argv[1])
     pipe = ReportPipe(config.report_fd)
     try:
