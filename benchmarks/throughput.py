@@ -5,7 +5,8 @@
     naive    what one would write first: a Celery task that calls `llama_cpp.Llama` once
 
 All three hold the same model file, threads and context at the same time and take turns, so that a noisy machine hits
-them alike. A job produces 32 to 96 tokens, the same job the same number in each. Shown: the median of the rounds, and ratios.
+them alike. A job produces 32 to 96 tokens, the same job the same number in each. Shown: the median of the rounds, and
+ratios.
 
     python benchmarks/throughput.py --model ~/.cache/packtrain/models/smollm2.gguf
 """
