@@ -13,7 +13,7 @@ import pytest
 from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.ids import ModelId, new_job_id
+from packtrain.broker.ids import JobId, ModelId, new_job_id
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.client import (
     AsyncPacktrain,
@@ -142,6 +142,16 @@ def test_a_late_reader_sees_the_whole_text(fleet: Fleet) -> None:
     job.result()
 
     assert "".join(job.stream()) == "retal em daer"
+
+
+def test_a_reader_who_comes_after_the_stream_has_expired_still_gets_the_text(fleet: Fleet) -> None:
+    job = fleet.client.submit("echo", "too late")
+    job.result()
+    redis = connect(fleet.url, name="test")
+    redis.delete(keys.out(JobId(job.id)))
+    redis.close()
+
+    assert list(job.stream()) == ["etal oot"]
 
 
 def test_a_queued_job_is_cancelled_at_once(fleet: Fleet) -> None:

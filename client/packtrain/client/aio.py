@@ -53,7 +53,10 @@ class AsyncJob:
 
     async def stream(self) -> AsyncIterator[str]:
         """As `Job.stream`."""
-        await self.status()
+        status = await self.status()
+        if status.state.is_terminal and not await self._transport.events({self.id: "0"}, block_s=0):
+            yield (await self.result()).text
+            return
         async for event in read_events(self._transport, Cursors([self.id]), None):
             if event.text:
                 yield event.text

@@ -77,7 +77,10 @@ class Job:
         Raises:
             PacktrainError: How the job ended, when it did not succeed; after all its text.
         """
-        self.status()
+        status = self.status()
+        if status.state.is_terminal and not self._transport.events({self.id: "0"}, block_s=0):
+            yield self.result().text  # its stream has expired, an hour after the end; its record lives for a day
+            return
         for event in read_events(self._transport, Cursors([self.id]), None):
             if event.text:
                 yield event.text
