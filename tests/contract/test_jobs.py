@@ -139,6 +139,13 @@ class JobStoreContract:
 
         assert [e.text for e in store.events({job_id: "0"})] == ["he"]
 
+    def test_a_chunk_behind_a_gap_is_refused(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        store.emit([(job_id, epoch, Chunk(0, "he", (1,)))])
+
+        assert store.emit([(job_id, epoch, Chunk(2, "lo", (3,)))]) == [EmitReply.LOST]
+        assert [e.text for e in store.events({job_id: "0"})] == ["he"]
+
     def test_reading_resumes_after_a_given_event(self, store: JobStore) -> None:
         job_id, epoch = submit(store), claim(store)[1]
         store.emit([(job_id, epoch, Chunk(0, "a", (1,))), (job_id, epoch, Chunk(1, "b", (2,)))])

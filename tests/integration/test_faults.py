@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -171,6 +172,36 @@ def test_killing_the_coordinator_disturbs_no_running_job(fleet: Fleet, redis: Re
 
     assert_each_finished_once(redis, jobs, seen)
     eventually(lambda: int(str(redis.get(keys.TERM))) > term, "another leadership")
+
+
+def test_a_busy_instance_outlives_neither_its_agent_nor_its_broker(fleet: Fleet, redis: Redis) -> None:
+    start_jobs(fleet)
+    instance = psutil.Process(fleet.instance("steady").pid)
+    broker, up = broker_process(redis), fleet.running.supervisor
+
+    up.kill()
+    broker.wait(10)
+
+    eventually(lambda: not instance.is_running(), "the instance to end without anybody's help", 40)
+
+
+def test_a_second_agent_of_the_same_node_is_refused(fleet: Fleet) -> None:
+    environment = {
+        **os.environ,
+        "PACKTRAIN_URL": fleet.url,
+        "PACKTRAIN_HOME": str(fleet.running.home),
+        "PACKTRAIN_NODE": "n1",
+        "PACKTRAIN_SCRIPTED": "1",
+    }
+    instance = fleet.instance("steady")
+
+    second = subprocess.run(
+        [sys.executable, "-m", "packtrain.workers.agent_main"], env=environment, capture_output=True, timeout=60
+    )
+
+    assert second.returncode == 1
+    assert b"already runs" in second.stderr
+    assert psutil.pid_exists(instance.pid)
 
 
 def test_an_instance_that_hangs_is_killed_and_its_job_is_given_up(tmp_path: Path) -> None:

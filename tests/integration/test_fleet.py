@@ -99,6 +99,27 @@ def test_map_returns_errors_when_asked_and_goes_on(fleet: Fleet) -> None:
     assert isinstance(results[1].error, JobFailed)
 
 
+def test_map_puts_a_refused_prompt_into_its_place(fleet: Fleet) -> None:
+    results = list(fleet.client.map("echo", ["ab", "", "cd"], on_error="return"))
+
+    assert [r.text for r in results] == ["ba", "", "dc"]
+    assert isinstance(results[1].error, PromptEmpty)
+
+
+def test_map_raises_a_failure_at_its_turn(fleet: Fleet) -> None:
+    results = fleet.client.map("echo", ["first " * 20, "!fail", "third"])
+
+    assert next(results).text == ("first " * 20)[::-1]
+    with pytest.raises(JobFailed):
+        next(results)
+
+
+@pytest.mark.parametrize("options", [{"in_flight": 0}, {"idempotency_key": "k"}])
+def test_map_refuses_what_it_cannot_do(fleet: Fleet, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter):
+        next(iter(fleet.client.map("echo", ["x"], **options)))
+
+
 def test_leaving_a_map_early_cancels_what_is_in_flight(fleet: Fleet) -> None:
     for _ in fleet.client.map("slow", ["a", "b!long", "c!long", "d!long"], in_flight=4, max_tokens=400):
         break
@@ -135,6 +156,14 @@ def test_breaking_out_of_a_stream_cancels_the_job(fleet: Fleet) -> None:
 
     with pytest.raises(JobCancelled):
         job.result(timeout=10)
+
+
+def test_closing_a_stream_before_it_is_read_cancels_the_job(fleet: Fleet) -> None:
+    stream = fleet.client.stream("slow", "!long", max_tokens=400)
+    stream.close()
+
+    with pytest.raises(JobCancelled):
+        stream.job.result(timeout=10)
 
 
 def test_a_late_reader_sees_the_whole_text(fleet: Fleet) -> None:
@@ -225,6 +254,10 @@ def test_waiting_for_a_result_ends_but_the_job_goes_on(fleet: Fleet) -> None:
             InvalidRequest,
         ),
         ({"model": "Echo!", "prompt": "x"}, InvalidParameter),
+        ({"model": "echo", "prompt": {"role": "user", "content": "x"}}, InvalidParameter),
+        ({"model": "echo", "prompt": ["x", "y"]}, InvalidParameter),
+        ({"model": "echo", "prompt": None}, InvalidParameter),
+        ({"model": "echo", "prompt": "x", "expires_in": float("inf")}, InvalidParameter),
     ],
 )
 def test_a_wrong_request_is_a_clear_error_and_the_fleet_lives(

@@ -19,7 +19,7 @@ WELL = Observed(
     is_busy=True,
     step_age_s=1,
     hub_age_s=1,
-    is_broker_reachable=True,
+    broker_reachable_s=1000,
 )
 DEADLINES = [
     (InstanceState.STARTING, STARTING_S, "did not start"),
@@ -64,7 +64,7 @@ def test_a_consumer_loop_that_stands_still_must_end() -> None:
 
 
 def test_a_consumer_loop_may_stand_still_while_the_broker_is_away() -> None:
-    assert verdict(replace(WELL, hub_age_s=100_000, is_broker_reachable=False), LIMITS) is None
+    assert verdict(replace(WELL, hub_age_s=100_000, broker_reachable_s=0), LIMITS) is None
 
 
 @pytest.mark.parametrize("state", [InstanceState.STARTING, InstanceState.LOADING, InstanceState.WARMING])

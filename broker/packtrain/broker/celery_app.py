@@ -10,6 +10,7 @@ short jobs, see `workers/runner.py`.
 from __future__ import annotations
 
 import logging
+import ssl
 from typing import Any, Final
 
 from celery import Celery
@@ -39,6 +40,8 @@ def make_app(url: str, *, name: str, events: bool = False) -> Celery:
         events: Send task events; Flower needs them, they cost about a third of the no-op rate.
     """
     app = Celery("packtrain", broker=url, set_as_current=False)
+    if url.startswith("rediss://") and "ssl_" not in url:  # kombu alone would not look at the certificate
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     app.conf.update(
         result_backend=None,
         task_ignore_result=True,
@@ -103,6 +106,10 @@ class Doorbell:
         """
         payload = {"command": command.model_dump(mode="json")}
         self._send(NODE_COMMAND, payload, keys.node_queue(node), expires=COMMAND_EXPIRES_S)
+
+    def close(self) -> None:
+        """Free the connections."""
+        self._app.close()
 
     def _send(self, task: str, kwargs: dict[str, Any], queue: str, **options: Any) -> None:
         self._app.send_task(task, kwargs=kwargs, queue=queue, ignore_result=True, **options)

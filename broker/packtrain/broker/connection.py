@@ -8,7 +8,14 @@ from redis import Redis
 from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, RedisError, TimeoutError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    OutOfMemoryError,
+    RedisError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
 from packtrain.broker.errors import BrokerUnavailable, SetupError
@@ -63,6 +70,11 @@ def connect_async(url: str, *, name: str, retries: int = RETRIES) -> aioredis.Re
 
 def unavailable(url: str, error: RedisError) -> BrokerUnavailable | SetupError:
     """The error a user should see for a client that could not talk to the broker."""
+    if isinstance(error, OutOfMemoryError):
+        return SetupError(
+            f"the memory of the broker at {masked(url)} is full; wait until old jobs expire (24 h after their end), or "
+            "give it more with `packtrain up --broker-memory 2gb` (maxmemory in redis.conf)"
+        )
     if isinstance(error, AuthenticationError):
         return SetupError(f"the broker at {masked(url)} refused the password; correct it in PACKTRAIN_URL")
     return BrokerUnavailable(url=masked(url), reason=str(error).rstrip(".") or type(error).__name__)
@@ -70,7 +82,10 @@ def unavailable(url: str, error: RedisError) -> BrokerUnavailable | SetupError:
 
 def masked(url: str) -> str:
     """`url` without its password, for people and logs."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
     if parts.password is None:
         return url
     host = parts.netloc.rpartition("@")[2]
@@ -78,7 +93,12 @@ def masked(url: str) -> str:
 
 
 def _check(url: str) -> None:
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("redis", "rediss") and parts.port != 0
+    except ValueError:  # of a port that is no number, of brackets that do not close
+        is_good = False
+    if not is_good:
         raise SetupError(
             f"PACKTRAIN_URL = {masked(url)!r} is no broker; use redis://host:port/0 or rediss://host:port/0"
         )

@@ -222,7 +222,9 @@ class MemoryJobs:
         record = self._owned(job_id, epoch)
         if record is None:
             return jobs.EmitReply.LOST
-        if chunk.index >= record.next_index:
+        if chunk.index > record.next_index:
+            return jobs.EmitReply.LOST
+        if chunk.index == record.next_index:
             self._append(job_id, record, chunk)
             record.next_index = chunk.index + len(chunk.tokens)
         return jobs.EmitReply.CANCEL if record.cancel else jobs.EmitReply.OK

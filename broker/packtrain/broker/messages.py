@@ -240,7 +240,6 @@ class NodeBeat(_Report):
 
     v: Literal[1] = 1
     node: SafeId
-    host: str = ""
     pid: int = 0
     cores: int = 1
     memory_total: int = 0
@@ -276,8 +275,6 @@ class InstanceBeat(_Report):
     requested_ms: int = 0
     ready_ms: int = 0
     last_used_ms: int = 0
-    hub_beat_ms: int = Field(0, description="last turn of its Celery consumer loop")
-    step_beat_ms: int = Field(0, description="last sign of life of its engine thread")
 
 
 class NodeCommand(_Report):

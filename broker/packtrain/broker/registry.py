@@ -143,10 +143,10 @@ class RedisRegistry:
         for member in members:
             pipe.hgetall(_KINDS[index](member))
         rows = zip(members, pipe.execute(), strict=True)
-        return [fact for member, fields in rows if fields and (fact := _load(cls, member, fields))]
+        return [fact for member, fields in rows if fields and (fact := load_fact(cls, member, fields))]
 
 
-def _load(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
+def load_fact(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
     """The fact, or None when it cannot be read: one odd report of a newer node must not blind the whole fleet."""
     try:
         return load_hash(cls, fields)

@@ -1,15 +1,24 @@
-"""`AsyncPacktrain`: the twin of `Packtrain` for asyncio, method for method."""
+"""`AsyncPacktrain`: the twin of `Packtrain` for asyncio. Looking at the fleet (`ps`, `load`) is left to the latter."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from packtrain.broker.errors import BrokerUnavailable, ResultTimeout, SetupError, UnknownJob
-from packtrain.broker.ids import JobId
+from packtrain.broker.errors import (
+    BrokerUnavailable,
+    InvalidParameter,
+    InvalidRequest,
+    ResultTimeout,
+    SetupError,
+    TryLater,
+    UnknownJob,
+)
+from packtrain.broker.ids import JobId, new_job_id
 from packtrain.broker.jobs import Event
 from packtrain.broker.messages import JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
@@ -44,9 +53,13 @@ class AsyncJob:
         status = await self.status()
         if not status.state.is_terminal:
             deadline = None if timeout is None else time.monotonic() + timeout
-            async for _ in read_events(self._transport, Cursors([self.id]), deadline):
-                pass
-            status = await self.status()
+            try:
+                async for _ in read_events(self._transport, Cursors([self.id]), deadline):
+                    pass
+                status = await self.status()
+            except BrokerUnavailable:
+                if deadline is None or time.monotonic() < deadline:
+                    raise  # else the wait has ended before the broker was back
         if status.outcome is None:
             raise ResultTimeout(job_id=self.id, timeout_s=timeout or 0, state=status.state)
         return result_of(self.id, status.outcome)
@@ -95,6 +108,8 @@ class AsyncTextStream:
     async def aclose(self) -> None:
         """Stop reading; the job is cancelled unless it has ended."""
         await self._texts.aclose()
+        if not (await self.job.status()).state.is_terminal:  # it was closed before it was ever read
+            await self.job.cancel()
 
 
 class AsyncPacktrain:
@@ -159,13 +174,31 @@ class AsyncPacktrain:
         **options: Any,
     ) -> AsyncIterator[Result]:
         """As `Packtrain.map`."""
+        if in_flight < 1:
+            raise InvalidParameter(f"in_flight is {in_flight}; allow at least 1 job at a time", field="in_flight")
+        if "idempotency_key" in options:
+            raise InvalidParameter("one idempotency_key cannot name many jobs; submit each with a key of its own")
         cursors, results = Cursors(), dict[JobId, Result]()
         order: list[JobId] = []
         rest = iter(prompts)
+        is_exhausted = False
         try:
             while True:
-                while len(order) < in_flight and (prompt := next(rest, None)) is not None:
-                    job = await self.submit(model, prompt, stream=False, **options)
+                while len(order) < in_flight and not is_exhausted:
+                    try:
+                        prompt = next(rest)
+                    except StopIteration:
+                        is_exhausted = True
+                        break
+                    try:
+                        job = await self.submit(model, prompt, stream=False, **options)
+                    except InvalidRequest as error:
+                        if on_error == "raise":
+                            raise
+                        refused = new_job_id()  # it never became a job; its place in the order still counts
+                        order.append(refused)
+                        results[refused] = Result("", "", None, error=error)
+                        continue
                     order.append(job.id)
                     cursors.add(job.id)
                 if not order:
@@ -173,11 +206,15 @@ class AsyncPacktrain:
                 while order[0] not in results:
                     async for event in read_events(self._transport, cursors, None, until_end=True):
                         if event.end:
-                            results[event.job_id] = await self._result(event.job_id, on_error)
-                yield results.pop(order.pop(0))
+                            results[event.job_id] = await self._result(event.job_id)
+                result = results.pop(order.pop(0))
+                if result.error and on_error == "raise":
+                    raise result.error
+                yield result
         finally:
             for job_id in cursors.after:
-                await self._transport.cancel(job_id)
+                with suppress(TryLater):  # what is in flight is not worth hiding the cause for
+                    await self._transport.cancel(job_id)
 
     def job(self, job_id: str) -> AsyncJob:
         """As `Packtrain.job`."""
@@ -191,11 +228,11 @@ class AsyncPacktrain:
         """As `Packtrain.nodes`."""
         return await self._transport.nodes()
 
-    async def _result(self, job_id: JobId, on_error: Literal["raise", "return"]) -> Result:
+    async def _result(self, job_id: JobId) -> Result:
         status = await self._transport.status(job_id)
         if status is None or status.outcome is None:
             raise UnknownJob(job_id=job_id)
-        return result_of(job_id, status.outcome, raise_error=on_error == "raise")
+        return result_of(job_id, status.outcome, raise_error=False)
 
 
 async def _read_or_cancel(job: AsyncJob) -> AsyncGenerator[str]:
@@ -233,6 +270,14 @@ async def read_events(
             patience.is_away(error, time.monotonic())
             await asyncio.sleep(RETRY_S)
             continue
+        if not events:
+            for job_id in list(cursors.after):
+                # A record that is gone or has ended without an end in its stream: nothing will come any more.
+                status = await transport.status(job_id)
+                if status is None:
+                    raise UnknownJob(job_id=job_id)
+                if status.state.is_terminal and not await transport.events({job_id: cursors.after[job_id]}, block_s=0):
+                    events.append(Event(job_id, cursors.after[job_id], end=status.state))
         for event in events:
             cursors.advance(event)
             yield event

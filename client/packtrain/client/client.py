@@ -12,11 +12,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from packtrain.broker.errors import BrokerUnavailable, ResultTimeout, SetupError, UnknownJob
-from packtrain.broker.ids import JobId, ModelId
+from packtrain.broker.errors import (
+    BrokerUnavailable,
+    InvalidParameter,
+    InvalidRequest,
+    ResultTimeout,
+    SetupError,
+    TryLater,
+    UnknownJob,
+)
+from packtrain.broker.ids import JobId, ModelId, new_job_id
 from packtrain.broker.jobs import Event
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
@@ -64,9 +73,13 @@ class Job:
         status = self.status()
         if not status.state.is_terminal:
             deadline = None if timeout is None else time.monotonic() + timeout
-            for _ in read_events(self._transport, Cursors([self.id]), deadline):
-                pass
-            status = self.status()
+            try:
+                for _ in read_events(self._transport, Cursors([self.id]), deadline):
+                    pass
+                status = self.status()
+            except BrokerUnavailable:
+                if deadline is None or time.monotonic() < deadline:
+                    raise  # else the wait has ended before the broker was back
         if status.outcome is None:
             raise ResultTimeout(job_id=self.id, timeout_s=timeout or 0, state=status.state)
         return result_of(self.id, status.outcome)
@@ -106,6 +119,7 @@ class TextStream:
         self.job = job
         # Not a method: a generator that holds its stream would be a cycle, and outlive a `break` until the next GC.
         self._texts = _read_or_cancel(job)
+        next(self._texts)
 
     def __iter__(self) -> Iterator[str]:
         return self._texts
@@ -195,17 +209,35 @@ class Packtrain:
         """Results for many prompts, in their order, with at most `in_flight` jobs submitted and not yet given out.
 
         Args:
-            on_error: "return" gives a result with its `error` set instead of raising it.
+            on_error: "return" gives a result with its `error` set instead of raising it at its turn.
 
         Leaving the iteration early cancels what is in flight.
         """
+        if in_flight < 1:
+            raise InvalidParameter(f"in_flight is {in_flight}; allow at least 1 job at a time", field="in_flight")
+        if "idempotency_key" in options:
+            raise InvalidParameter("one idempotency_key cannot name many jobs; submit each with a key of its own")
         cursors, results = Cursors(), dict[JobId, Result]()
         order: list[JobId] = []
         rest = iter(prompts)
+        is_exhausted = False
         try:
             while True:
-                while len(order) < in_flight and (prompt := next(rest, None)) is not None:
-                    job = self.submit(model, prompt, stream=False, **options)
+                while len(order) < in_flight and not is_exhausted:
+                    try:
+                        prompt = next(rest)
+                    except StopIteration:
+                        is_exhausted = True
+                        break
+                    try:
+                        job = self.submit(model, prompt, stream=False, **options)
+                    except InvalidRequest as error:
+                        if on_error == "raise":
+                            raise
+                        refused = new_job_id()  # it never became a job; its place in the order still counts
+                        order.append(refused)
+                        results[refused] = Result("", "", None, error=error)
+                        continue
                     order.append(job.id)
                     cursors.add(job.id)
                 if not order:
@@ -213,11 +245,15 @@ class Packtrain:
                 while order[0] not in results:
                     for event in read_events(self._transport, cursors, None, until_end=True):
                         if event.end:
-                            results[event.job_id] = self._result(event.job_id, on_error)
-                yield results.pop(order.pop(0))
+                            results[event.job_id] = self._result(event.job_id)
+                result = results.pop(order.pop(0))
+                if result.error and on_error == "raise":
+                    raise result.error
+                yield result
         finally:
             for job_id in cursors.after:
-                self._transport.cancel(job_id)
+                with suppress(TryLater):  # what is in flight is not worth hiding the cause for
+                    self._transport.cancel(job_id)
 
     def job(self, job_id: str) -> Job:
         """A job by its id, whoever submitted it."""
@@ -251,16 +287,17 @@ class Packtrain:
         """Ask the fleet to unload a model once its running jobs have ended."""
         self._transport.set_desired(ModelId(model), replicas=0, unload=True)
 
-    def _result(self, job_id: JobId, on_error: Literal["raise", "return"]) -> Result:
+    def _result(self, job_id: JobId) -> Result:
         status = self._transport.status(job_id)
         if status is None or status.outcome is None:
             raise UnknownJob(job_id=job_id)
-        return result_of(job_id, status.outcome, raise_error=on_error == "raise")
+        return result_of(job_id, status.outcome, raise_error=False)
 
 
 def _read_or_cancel(job: Job) -> Generator[str]:
     has_ended = False
     try:
+        yield ""  # taken at once: only a generator that has begun runs its `finally` when it is closed
         yield from job.stream()
         has_ended = True
     finally:
@@ -297,6 +334,14 @@ def read_events(
             patience.is_away(error, time.monotonic())
             time.sleep(RETRY_S)
             continue
+        if not events:
+            for job_id in list(cursors.after):
+                # A record that is gone or has ended without an end in its stream: nothing will come any more.
+                status = transport.status(job_id)
+                if status is None:
+                    raise UnknownJob(job_id=job_id)
+                if status.state.is_terminal and not transport.events({job_id: cursors.after[job_id]}, block_s=0):
+                    events.append(Event(job_id, cursors.after[job_id], end=status.state))
         for event in events:
             cursors.advance(event)
             yield event

@@ -15,9 +15,9 @@ from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked
 from packtrain.broker.errors import UnknownModel
 from packtrain.broker.ids import JobId, ModelId, NodeId
 from packtrain.broker.jobs import Event, Submitted
-from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, load_hash
+from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
-from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.registry import RedisRegistry, load_fact
 from packtrain.broker.scripts import AsyncScripts
 from packtrain.broker.states import JobState
 
@@ -83,13 +83,15 @@ class RedisTransport:
             known = {info.id: info for info in self._registry.models()}
             if model not in known:
                 raise UnknownModel(model=model, known=list(known))
-            before = self._registry.desired().get(model, Desired())
+            real = ModelId(known[model].alias_of or model)
+            before = self._registry.desired().get(real, Desired())
             unload_before = self._registry.now_ms() if unload else before.unload_before_ms
             desired = Desired(replicas=replicas, unload_before_ms=unload_before)
-            self._registry.set_desired(ModelId(known[model].alias_of or model), desired)
+            self._registry.set_desired(real, desired)
             return desired
 
     def close(self) -> None:
+        self._bell.close()
         self._redis.close()
 
     @contextmanager
@@ -143,13 +145,14 @@ class AsyncRedisTransport:
         return await self._all(keys.NODES, lambda member: keys.node(NodeId(member)), NodeBeat)
 
     async def close(self) -> None:
+        self._bell.close()
         await self._redis.aclose()
 
     async def _all(self, index: str, key: Any, cls: Any) -> list[Any]:
         with reachable(self._raw_url):
             members = sorted(await self._redis.zrange(index, 0, -1))
-            rows = [await self._redis.hgetall(key(member)) for member in members]
-        return [load_hash(cls, cast(dict[str, str], row)) for row in rows if row]
+            rows = [(str(member), await self._redis.hgetall(key(member))) for member in members]
+        return [fact for member, row in rows if row and (fact := load_fact(cls, member, cast(dict[str, str], row)))]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,8 +39,10 @@ def build_spec(
     elif raw:
         raise InvalidParameter("raw takes a text as prompt, not messages; join them yourself or leave raw out")
     else:
-        fields["messages"] = [m.model_dump() if isinstance(m, Message) else dict(m) for m in prompt]
+        fields["messages"] = _turns(prompt)
     if expires_in is not None:
+        if not math.isfinite(expires_in):
+            raise InvalidParameter(f"expires_in is {expires_in}; give seconds, or leave it out", field="expires_in")
         fields["expires_in_ms"] = int(expires_in * 1000)
     known = _SPEC_FIELDS | SamplingParams.model_fields.keys()
     if unknown := sorted(set(options) - known):
@@ -49,6 +52,17 @@ def build_spec(
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
     fields["params"] = {name: value for name, value in options.items() if name not in _SPEC_FIELDS}
     return parse_spec(fields)
+
+
+def _turns(prompt: object) -> list[dict[str, str]]:
+    turns = list(prompt) if isinstance(prompt, Sequence) else None
+    if turns is None or not all(isinstance(turn, Mapping | Message) for turn in turns):
+        raise InvalidParameter(
+            f"a prompt is a text or a list of messages, not {type(prompt).__name__}; "
+            'a message is like {"role": "user", "content": "Hi"}',
+            field="prompt",
+        )
+    return [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in turns]
 
 
 def job_id_of(spec: JobSpec, idempotency_key: str | None) -> JobId:

@@ -75,7 +75,8 @@ class Agent:
         self._ended: dict[InstanceId, InstanceBeat] = {}  # waiting to be reported
         self._term_seen = 0
         self._is_draining = False
-        self._is_broker_reachable = True
+        self._reachable_since: float | None = None  # monotonic seconds; None: it is away
+        self._is_away = False
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
         self._total_memory = psutil.virtual_memory().total
@@ -204,7 +205,7 @@ class Agent:
                 is_busy=bool(report and report.is_busy),
                 step_age_s=report.step_age_s if report else 0,
                 hub_age_s=report.hub_age_s if report else 0,
-                is_broker_reachable=self._is_broker_reachable,
+                broker_reachable_s=0 if self._reachable_since is None else now - self._reachable_since,
             ),
             self._limits,
         )
@@ -282,19 +283,20 @@ class Agent:
             self._registry.put_models(self._catalog.offered())
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
-            if self._is_broker_reachable:
+            if not self._is_away:
                 logger.warning("Broker is away; instances go on: %s", error, extra={"event": "broker.away"})
-            self._is_broker_reachable = False
+            self._is_away, self._reachable_since = True, None
             return
-        if not self._is_broker_reachable:
+        if self._is_away:
             logger.info("Broker is back", extra={"event": "broker.back"})
-        self._is_broker_reachable = True
+        if self._reachable_since is None:
+            self._reachable_since = time.monotonic()
+        self._is_away = False
 
     def _node_beat(self) -> NodeBeat:
         memory = psutil.virtual_memory()
         return NodeBeat(
             node=self._node,
-            host=self._settings.node,
             pid=psutil.Process().pid,
             cores=self._cores(),
             memory_total=memory.total,

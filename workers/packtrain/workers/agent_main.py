@@ -8,21 +8,31 @@ Run by `packtrain node`.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+import psutil
+from celery import Celery
+from redis.exceptions import RedisError
 
 from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import NODE_COMMAND, Doorbell, make_app
-from packtrain.broker.connection import connect, masked
-from packtrain.broker.errors import PacktrainError
+from packtrain.broker.connection import connect, masked, unavailable
+from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.ids import InstanceId
 from packtrain.broker.messages import NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers.agent import TICK_S, Agent, memory_budget
 from packtrain.workers.celery_worker import HubBeat, run_worker
@@ -31,11 +41,12 @@ from packtrain.workers.node_catalog import GgufCatalog, NodeCatalog, ScriptedCat
 
 logger = logging.getLogger(__name__)
 
+#: An agent that lost its parent ends within its drain; a new one of the same node waits this long for it, seconds.
+HOLD_TIMEOUT_S = 20.0
+
 
 def run(settings: Settings) -> None:
     """Run the agent until SIGTERM; returns when its instances are gone."""
-    import psutil
-
     url = settings.broker_url()
     # Few tries per command: the loop must go on looking at its processes while the broker is away.
     redis = connect(url, name=f"agent.{settings.node}", retries=1)
@@ -47,13 +58,18 @@ def run(settings: Settings) -> None:
         else GgufCatalog(settings, memory_budget(settings, psutil.virtual_memory().total))
     )
     agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
-    stopping = threading.Event()
-    is_orphaned = threading.Event()
-
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
+    check_schema(url)
+    with held_alone(agent.run_folder, settings.node):
+        _run(settings, agent, app, registry)
+
+
+def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry) -> None:
     for orphan in end_orphans(agent.run_folder):
         logger.warning("Ended %s, which an agent before left behind", orphan, extra={"event": "instance.orphan"})
         agent.give_back(InstanceId(orphan))
+    stopping = threading.Event()
+    is_orphaned = threading.Event()
 
     def loop() -> None:
         while not stopping.wait(TICK_S):
@@ -77,7 +93,7 @@ def run(settings: Settings) -> None:
         os.kill(os.getpid(), 15)
 
     lifeline.watch(parent_is_gone)
-    logger.info("Agent of node %s at %s", settings.node, masked(url), extra={"event": "agent.start"})
+    logger.info("Agent of node %s at %s", settings.node, masked(settings.broker_url()), extra={"event": "agent.start"})
     looping.start()
     try:
         run_worker(
@@ -96,12 +112,39 @@ def run(settings: Settings) -> None:
         looping.join()
 
 
+@contextmanager
+def held_alone(folder: Path, node: str) -> Iterator[None]:
+    """Hold this node of this home alone. One that is being left (an orphaned agent drains) is waited for.
+
+    Raises:
+        SetupError: Another agent runs it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + HOLD_TIMEOUT_S
+    with open(folder / "lock", "w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise SetupError(
+                        f"an agent of node {node!r} already runs from {folder}; "
+                        "give this one another --node, or another --home"
+                    ) from None
+                time.sleep(0.2)
+        yield
+
+
 def main() -> int:
     """Entry point; the exit code."""
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        run(settings)
+        try:
+            run(settings)
+        except RedisError as error:
+            raise unavailable(settings.broker_url(), error) from error
     except PacktrainError as error:
         sys.stderr.write(f"packtrain node: {error}\n")
         return 1

@@ -38,6 +38,7 @@ from packtrain.workers.instance_messages import InstanceConfig, InstanceReport, 
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
+from packtrain.workers.supervision import DRAINING_MARGIN_S
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,10 @@ class Instance:
         while self._renewer.num_held and time.monotonic() < deadline:
             time.sleep(0.05)
         self._engine.stop()
+        # The agent kills whoever outstays this; but agent and broker may both be gone, and then nobody would.
+        time.sleep(DRAINING_MARGIN_S)
+        logger.error("Could not give the jobs back in time; their leases will lapse", extra={"event": "drain.failed"})
+        os._exit(EXIT_THREAD_DIED)
 
     def _report_for_ever(self) -> None:
         while True:

@@ -7,6 +7,7 @@ stderr (llama.cpp's last words included) is passed on line by line and its tail 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,8 @@ from pydantic import ValidationError
 
 from packtrain.broker import lifeline
 from packtrain.workers.instance_messages import InstanceConfig, InstanceReport
+
+logger = logging.getLogger(__name__)
 
 #: Lines of stderr that are kept to explain a death.
 TAIL_LINES = 12
@@ -126,8 +130,11 @@ class InstanceProcess:
         except psutil.Error:
             return  # it is gone already, and will be reaped
         identity = {"pid": self.pid, "created": created, "instance": instance}
-        self._pid_file.parent.mkdir(parents=True, exist_ok=True)
-        self._pid_file.write_text(json.dumps(identity))
+        try:
+            self._pid_file.parent.mkdir(parents=True, exist_ok=True)
+            self._pid_file.write_text(json.dumps(identity))
+        except OSError as error:  # a full disk must not leave a running process that nobody knows of
+            logger.warning("Could not note %s: %s", self._pid_file, error, extra={"event": "instance.unnoted"})
 
 
 def end_orphans(folder: Path, *, grace_s: float = 5.0) -> list[str]:
@@ -148,10 +155,12 @@ def end_orphans(folder: Path, *, grace_s: float = 5.0) -> list[str]:
         orphans.append((path.stem, process, path))
     living = [process for _, process, _ in orphans if process]
     for process in living:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):  # its lifeline was faster
+            process.terminate()
     _, stubborn = psutil.wait_procs(living, timeout=grace_s)
     for process in stubborn:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(stubborn, timeout=grace_s)
     for _, _, path in orphans:
         path.unlink(missing_ok=True)

@@ -40,8 +40,12 @@ def report() -> dict[str, Any]:
 
 def main() -> int:
     """Entry point; 0 when the worker side works."""
+    from packtrain.broker.errors import SetupError
+
     try:
         found = report()
+    except SetupError as error:
+        found = {"error": str(error), "is_setup": True}
     except Exception as error:  # whatever it is, it is the finding
         found = {"error": f"{type(error).__name__}: {error}"}
     sys.stdout.write(json.dumps(found) + "\n")

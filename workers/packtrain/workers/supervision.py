@@ -37,14 +37,14 @@ class Observed:
     is_busy: bool
     step_age_s: float  # of the engine, when it reported
     hub_age_s: float  # of the Celery consumer loop, when it reported
-    is_broker_reachable: bool
+    broker_reachable_s: float  # for how long the broker has answered; 0 while it is away
 
 
 def verdict(seen: Observed, limits: Limits) -> str | None:
     """Why the instance must be killed now, or None.
 
     >>> limits = Limits(load_s=600, drain_s=30, stall_s=60)
-    >>> verdict(Observed(InstanceState.STARTING, 61, 61, False, 0, 0, True), limits)
+    >>> verdict(Observed(InstanceState.STARTING, 61, 61, False, 0, 0, 99), limits)
     'did not start within 60 s'
     """
     match seen.state:
@@ -67,7 +67,7 @@ def _stalled(seen: Observed, limits: Limits) -> str | None:
         return f"has not reported for {seen.report_age_s:.0f} s"
     if seen.is_busy and seen.step_age_s > limits.stall_s:
         return f"its engine has shown no sign of life for {seen.step_age_s:.0f} s"
-    # While the broker is away a consumer loop rightly does nothing but reconnect.
-    if seen.is_broker_reachable and seen.hub_age_s > limits.stall_s:
+    # While the broker is away a consumer loop does nothing but reconnect, in pauses that grow to a minute and more.
+    if seen.broker_reachable_s > 2 * limits.stall_s and seen.hub_age_s > limits.stall_s:
         return f"its consumer loop has not turned for {seen.hub_age_s:.0f} s"
     return None

@@ -7,8 +7,10 @@
 -- Returns -1 when the job is lost to this epoch, 1 when a client asked to cancel, else 0
 local f = redis.call('HMGET', KEYS[1], 'epoch', 'state', 'cancel', 'tokens')
 if f[1] ~= ARGV[1] or f[2] ~= 'RUNNING' then return -1 end
-local first = tonumber(ARGV[2])
-if first >= tonumber(f[4] or '0') then
+local first, stored = tonumber(ARGV[2]), tonumber(f[4] or '0')
+-- Tokens before it are missing (a power loss took them): this epoch cannot mend that, a resume from the stream can.
+if first > stored then return -1 end
+if first == stored then
   redis.call('XADD', KEYS[2], '*', 'i', ARGV[2], 't', ARGV[3], 'k', ARGV[4])
   redis.call('HSET', KEYS[1], 'tokens', ARGV[5])
   if first == 0 then

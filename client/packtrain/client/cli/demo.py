@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from packtrain.broker.errors import SetupError
@@ -111,7 +112,7 @@ def _print_summary(out: Console, results: Sequence[Result], seconds: float, clie
             "time to first token",
             f"{median(waits) / 1000:.2f} s median, {waits[-1] / 1000:.2f} s longest, queue included",
         ),
-        ("one of the answers", " ".join(results[0].text.split())[:90] + " ..."),
+        ("one of the answers", escape(" ".join(results[0].text.split())[:90]) + " ..."),
     ]
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
     for row in rows:

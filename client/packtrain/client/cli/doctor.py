@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class Finding:
 
 def run(settings: Settings, *, as_json: bool) -> int:
     """Check everything and print it. The exit code: 1 when anything failed."""
-    findings = [_python(), *_worker(), _broker_server(), _disk(settings), *_fleet(settings)]
+    findings = [_python(), *_worker(settings), _broker_server(), _disk(settings), *_fleet(settings)]
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:
@@ -58,19 +59,22 @@ def _python() -> Finding:
     return Finding("Python", "ok", found)
 
 
-def _worker() -> list[Finding]:
+def _worker(settings: Settings) -> list[Finding]:
     """What the probe process says: it may import the worker side and llama.cpp, we may not."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "packtrain.workers.probe"],
             capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, stdin=subprocess.DEVNULL, check=False,
+            env={**os.environ, "PACKTRAIN_HOME": str(settings.home)},
         )  # fmt: skip
         report: dict[str, Any] = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError) as error:
         report = {"error": f"the probe gave no answer: {error}"}
     if "error" in report:
-        remedy = "to run models here: pip install 'packtrain[worker]' (needs g++, cmake and make)"
-        return [Finding("llama.cpp", "fail", str(report["error"]), remedy)]
+        if report.get("is_setup"):  # the library is well, a setting is not
+            return [Finding("settings", "fail", str(report["error"]))]
+        remedy = "only needed where models run: install packtrain with its [worker] extra (needs g++, cmake and make)"
+        return [Finding("llama.cpp", "warn", str(report["error"]), remedy)]
     rpc = (
         Finding("RPC", "ok", "built in: models can be split over machines")
         if report["rpc"]

@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 
 from packtrain.broker import coordinator_main
-from packtrain.broker.errors import ModelLoadFailed, SetupError
+from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
-from packtrain.client import InstanceBeat, Packtrain
+from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
 from packtrain.client.cli import doctor as doctor_
 from packtrain.client.cli import views
@@ -46,7 +46,10 @@ def up(
     node: NODE = None,
     memory: MEMORY = None,
     cores: CORES = None,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds that running jobs may take at the end.")] = 30.0,
+    drain: Annotated[
+        float | None, typer.Option(min=0, max=86_400, help="Seconds that running jobs may take at the end; default 30.")
+    ] = None,
+    broker_memory: Annotated[str, typer.Option(help="Memory of our own broker; jobs live there for a day.")] = "1gb",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Run a whole fleet on this machine until Ctrl-C: broker, coordinator, node agent."""
@@ -60,7 +63,8 @@ def up(
         flower_port=flower_port,
         models=tuple(folder.absolute() for folder in settings.models),
         node=settings.node_id,
-        drain_s=drain,
+        drain_s=settings.drain_s if drain is None else drain,
+        maxmemory=broker_memory,
         env=_limits(memory, cores),
         quiet=quiet,
     )
@@ -134,18 +138,27 @@ def load(
 ) -> None:
     """Load a model and keep it loaded."""
     with Packtrain() as fleet:
-        started_ms = time.time() * 1000
         fleet.load(model)
-        real = _real_id(fleet, model)
+        info = _real_model(fleet, model)
 
         def is_ready(mine: list[InstanceBeat]) -> bool:
-            failed = [i for i in mine if i.state is InstanceState.FAILED and i.requested_ms > started_ms - 5000]
-            if failed and not any(not i.state.is_terminal for i in mine):
-                raise ModelLoadFailed(f"{model!r} could not be loaded: {failed[-1].reason}")
+            failed = [i for i in mine if i.state is InstanceState.FAILED]
+            nodes = [node for node in fleet.nodes() if info.id in node.models]
+            if not nodes:
+                raise TryLater(f"no live node has {model!r}; it is loaded as soon as one comes back")
+            if info.required_bytes > max(node.memory_budget for node in nodes):
+                raise ModelTooLarge(
+                    f"{model!r} needs {views.size(info.required_bytes)}, more than any node may use; "
+                    "set fewer slots or a smaller context in packtrain.toml"
+                )
+            if failed and all(i.state.is_terminal for i in mine):
+                raise ModelLoadFailed(
+                    f"{model!r} could not be loaded: {failed[-1].reason}; mend that and load it again"
+                )
             return any(i.state is InstanceState.READY for i in mine)
 
         if wait:
-            _wait(fleet, real, f"loading {model}", is_ready)
+            _wait(fleet, info.id, f"loading {model}", is_ready)
 
 
 def unload(
@@ -155,9 +168,15 @@ def unload(
     """Unload a model once its running jobs have ended."""
     with Packtrain() as fleet:
         fleet.unload(model)
-        real = _real_id(fleet, model)
+        info = _real_model(fleet, model)
+        # Jobs that wait may bring it back at once; what is loaded now is what shall go.
+        leaving = {i.instance for i in fleet.instances() if i.model == info.id and not i.state.is_terminal}
+
+        def is_gone(mine: list[InstanceBeat]) -> bool:
+            return all(i.state.is_terminal for i in mine if i.instance in leaving)
+
         if wait:
-            _wait(fleet, real, f"unloading {model}", lambda mine: all(i.state.is_terminal for i in mine))
+            _wait(fleet, info.id, f"unloading {model}", is_gone)
 
 
 def doctor(home: HOME = None, as_json: JSON = False) -> None:
@@ -207,12 +226,13 @@ def _need_worker() -> None:
     if missing:
         raise SetupError(
             f"this machine cannot run models: {', '.join(missing)} is not installed; "
-            "run `pip install 'packtrain[worker]'`, see the README for its compiler"
+            "install packtrain with its [worker] extra, as the README shows"
         )
 
 
-def _real_id(fleet: Packtrain, model: str) -> str:
-    return next((info.alias_of or info.id for info in fleet.models() if info.id == model), model)
+def _real_model(fleet: Packtrain, model: str) -> ModelInfo:
+    known = {info.id: info for info in fleet.models()}
+    return known[known[model].alias_of or model]
 
 
 def _wait(fleet: Packtrain, model: str, what: str, is_done: Callable[[list[InstanceBeat]], bool]) -> None:

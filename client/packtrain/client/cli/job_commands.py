@@ -76,7 +76,7 @@ def run(
                 _write(json.dumps(_result_json(result)) + "\n")
             else:
                 _stream(fleet, job)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or a reader like `| head` that has seen enough
             job.cancel()
             raise
 

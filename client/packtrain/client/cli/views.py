@@ -36,7 +36,7 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
     if status.outcome and status.outcome.error:
         out.print(f"error: {status.outcome.error['message']}", markup=False)
     if status.outcome and status.outcome.text:
-        out.print(status.outcome.text, markup=False, highlight=False)
+        out.print(status.outcome.text)
 
 
 def jobs_table(rows: Sequence[JobStatus]) -> Table:
@@ -96,8 +96,8 @@ def models_table(rows: Sequence[ModelInfo]) -> Table:
 
 def console() -> Console:
     """Stdout, as wide as it needs to be when nobody looks at it: a script must not meet cut columns."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=250)
+    out = Console(highlight=False, markup=False)
+    return out if out.is_terminal else Console(highlight=False, markup=False, width=250)
 
 
 def size(num_bytes: int) -> str:
