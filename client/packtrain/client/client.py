@@ -13,24 +13,24 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from packtrain.broker.errors import (
     BrokerUnavailable,
-    InvalidParameter,
     InvalidRequest,
     ResultTimeout,
     SetupError,
     TryLater,
     UnknownJob,
 )
-from packtrain.broker.ids import JobId, ModelId, new_job_id
+from packtrain.broker.ids import JobId, ModelId
 from packtrain.broker.jobs import Event
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
-from packtrain.client.reading import RETRY_S, Cursors, Patience
+from packtrain.client.reading import RETRY_S, Cursors, Patience, Window
 from packtrain.client.redis_transport import RedisTransport
 from packtrain.client.request import Prompt, build_spec, job_id_of
 from packtrain.client.result import Result, result_of
@@ -213,45 +213,24 @@ class Packtrain:
 
         Leaving the iteration early cancels what is in flight.
         """
-        if in_flight < 1:
-            raise InvalidParameter(f"in_flight is {in_flight}; allow at least 1 job at a time", field="in_flight")
-        if "idempotency_key" in options:
-            raise InvalidParameter("one idempotency_key cannot name many jobs; submit each with a key of its own")
-        cursors, results = Cursors(), dict[JobId, Result]()
-        order: list[JobId] = []
+        window = Window(in_flight, raises=on_error == "raise", options=options)
         rest = iter(prompts)
-        is_exhausted = False
         try:
             while True:
-                while len(order) < in_flight and not is_exhausted:
+                for prompt in islice(rest, window.room):
                     try:
-                        prompt = next(rest)
-                    except StopIteration:
-                        is_exhausted = True
-                        break
-                    try:
-                        job = self.submit(model, prompt, stream=False, **options)
+                        window.add(self.submit(model, prompt, stream=False, **options).id)
                     except InvalidRequest as error:
-                        if on_error == "raise":
-                            raise
-                        refused = new_job_id()  # it never became a job; its place in the order still counts
-                        order.append(refused)
-                        results[refused] = Result("", "", None, error=error)
-                        continue
-                    order.append(job.id)
-                    cursors.add(job.id)
-                if not order:
+                        window.refuse(error)
+                if window.is_empty:
                     return
-                while order[0] not in results:
-                    for event in read_events(self._transport, cursors, None, until_end=True):
+                while not window.is_next_ready:
+                    for event in read_events(self._transport, window.cursors, None, until_end=True):
                         if event.end:
-                            results[event.job_id] = self._result(event.job_id)
-                result = results.pop(order.pop(0))
-                if result.error and on_error == "raise":
-                    raise result.error
-                yield result
+                            window.ended(event.job_id, self._transport.status(event.job_id))
+                yield window.take()
         finally:
-            for job_id in cursors.after:
+            for job_id in window.cursors.after:
                 with suppress(TryLater):  # what is in flight is not worth hiding the cause for
                     self._transport.cancel(job_id)
 
@@ -286,12 +265,6 @@ class Packtrain:
     def unload(self, model: str) -> None:
         """Ask the fleet to unload a model once its running jobs have ended."""
         self._transport.set_desired(ModelId(model), replicas=0, unload=True)
-
-    def _result(self, job_id: JobId) -> Result:
-        status = self._transport.status(job_id)
-        if status is None or status.outcome is None:
-            raise UnknownJob(job_id=job_id)
-        return result_of(job_id, status.outcome, raise_error=False)
 
 
 def _read_or_cancel(job: Job) -> Generator[str]:

@@ -6,11 +6,14 @@ no token twice, none missing. A broker that is away is waited for, `patience_s` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 
-from packtrain.broker.errors import BrokerUnavailable
-from packtrain.broker.ids import JobId
+from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, InvalidRequest, UnknownJob
+from packtrain.broker.ids import JobId, new_job_id
 from packtrain.broker.jobs import Event
+from packtrain.broker.messages import JobStatus
+from packtrain.client.result import Result, result_of
 
 #: How long a reader waits for a broker that went away, seconds. A restart takes 2, a reboot of its host a minute.
 PATIENCE_S = 120.0
@@ -33,6 +36,71 @@ class Cursors:
             self.after.pop(event.job_id, None)
         else:
             self.after[event.job_id] = event.id
+
+
+class Window:
+    """The jobs of a `map` between their submission and the giving out of their results, in the order of the prompts.
+
+    Args:
+        in_flight: Most jobs in it.
+        raises: A job's error is raised at its turn; else it stands in its result.
+        options: Of every job.
+
+    Raises:
+        InvalidParameter
+    """
+
+    def __init__(self, in_flight: int, *, raises: bool, options: Mapping[str, object]) -> None:
+        if in_flight < 1:
+            raise InvalidParameter(f"in_flight is {in_flight}; allow at least 1 job at a time", field="in_flight")
+        if "idempotency_key" in options:
+            raise InvalidParameter("one idempotency_key cannot name many jobs; submit each with a key of its own")
+        self.cursors = Cursors()
+        self._in_flight = in_flight
+        self._raises = raises
+        self._order: deque[JobId] = deque()
+        self._results: dict[JobId, Result] = {}
+
+    @property
+    def room(self) -> int:
+        """How many more jobs may be submitted."""
+        return self._in_flight - len(self._order)
+
+    @property
+    def is_empty(self) -> bool:
+        """True when every result has been given out."""
+        return not self._order
+
+    @property
+    def is_next_ready(self) -> bool:
+        """True when `take` has something to give."""
+        return self._order[0] in self._results
+
+    def add(self, job_id: JobId) -> None:
+        """A job has been submitted."""
+        self._order.append(job_id)
+        self.cursors.add(job_id)
+
+    def refuse(self, error: InvalidRequest) -> None:
+        """A prompt never became a job; its place in the order still counts."""
+        if self._raises:
+            raise error
+        place = new_job_id()
+        self._order.append(place)
+        self._results[place] = Result("", "", None, error=error)
+
+    def ended(self, job_id: JobId, status: JobStatus | None) -> None:
+        """A job has ended with this record."""
+        if status is None or status.outcome is None:
+            raise UnknownJob(job_id=job_id)
+        self._results[job_id] = result_of(job_id, status.outcome, raise_error=False)
+
+    def take(self) -> Result:
+        """The next result in order, or its error."""
+        result = self._results.pop(self._order.popleft())
+        if result.error and self._raises:
+            raise result.error
+        return result
 
 
 class Patience:

@@ -83,7 +83,7 @@ def prepare_flower(folder: Path, port: int) -> FlowerPage:
     """
     if importlib.util.find_spec("flower") is None:
         raise SetupError(
-            "Flower is not installed here; run `pip install 'packtrain[monitor]'`, or leave out `--flower`"
+            "Flower is not installed here; install packtrain with its [monitor] extra, or leave out `--flower`"
         )
     private_folder(folder)
     page = FlowerPage(folder, _checked_port(port), kept_secret(folder / "password"))

@@ -15,7 +15,7 @@ from packtrain.client.cli import fleet_commands, job_commands
 
 app = typer.Typer(
     name="packtrain",
-    help="One queue in front of all your computers: batched, reproducible GGUF inference.",
+    help="One queue in front of all your computers: batched GGUF inference.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
