@@ -71,6 +71,7 @@ up: setup ## Start a fleet on this machine, with the demo model; Ctrl-C stops it
 bench: setup ## Measure throughput and queue on this machine
 	@$(WITH_MODEL) $(PY) -m benchmarks.throughput $(ARGS)
 	@$(WITH_MODEL) $(PY) -m benchmarks.queue $(ARGS)
+	@$(WITH_MODEL) $(PY) -m benchmarks.steps $(ARGS)
 
 # --- checking -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,76 @@
+"""What llama.cpp's steps give on this machine, with neither queue nor scheduling: the ceiling of the engine.
+
+Prefill rows per second, and tokens per second when 1, 4 and 16 sequences decode in one batch, greedy.
+
+    python benchmarks/steps.py --model ~/.cache/packtrain/models/smollm2.gguf
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Run as a file, its folder would come first on the path, and queue.py there would be everybody's `queue`.
+sys.path[0] = str(Path(__file__).parent.parent)
+
+import argparse
+import os
+import statistics
+import time
+
+from packtrain.broker.messages import SamplingParams
+from packtrain.workers.backends.base import StepRows
+from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+
+SLOTS = 16
+PROMPT = 40  # rows of each prompt
+STEPS = 24
+GREEDY = SamplingParams(temperature=0)
+
+
+def prefill(backend: LlamaCppBackend) -> tuple[dict[int, int], float]:
+    """Fill every slot with a prompt, eight at a time; the token after each, and rows per second."""
+    for seq_id in range(SLOTS):
+        backend.open(seq_id, GREEDY, 0, (), 0)
+    begin = time.perf_counter()
+    tokens: list[int] = []
+    for first in range(0, SLOTS, 8):
+        rows = [StepRows(s, 0, [100 + 7 * s + i for i in range(PROMPT)], True) for s in range(first, first + 8)]
+        tokens += backend.step(rows, lambda: False)
+    return dict(enumerate(tokens)), SLOTS * PROMPT / (time.perf_counter() - begin)
+
+
+def decode(backend: LlamaCppBackend, last: dict[int, int], sequences: int) -> float:
+    """Tokens per second when the first `sequences` slots decode together."""
+    begin = time.perf_counter()
+    for step in range(STEPS):
+        rows = [StepRows(s, PROMPT + step, [last[s]], True) for s in range(sequences)]
+        last.update(enumerate(backend.step(rows, lambda: False)))
+    return sequences * STEPS / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cache = Path(os.environ.get("PACKTRAIN_CACHE") or "~/.cache/packtrain").expanduser()
+    parser.add_argument("--model", type=Path, default=cache / "models" / "smollm2.gguf")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    backend = LlamaCppBackend(arguments.model, model="m", n_slots=SLOTS, n_ctx=512, n_threads=arguments.threads)
+    rates: dict[str, list[float]] = {}
+    for _ in range(arguments.rounds):
+        for sequences in (1, 4, 16):
+            last, rows_per_s = prefill(backend)
+            rates.setdefault("prefill, rows/s", []).append(rows_per_s)
+            rates.setdefault(f"decode {sequences:2}, tokens/s", []).append(decode(backend, last, sequences))
+            for seq_id in range(SLOTS):
+                backend.close(seq_id)
+    print("| steps alone | median | lowest - highest |\n|---|---|---|")
+    for name, values in rates.items():
+        print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} - {max(values):.0f} |")
+    backend.shutdown()
+
+
+if __name__ == "__main__":
+    main()
