@@ -75,8 +75,7 @@ class Agent:
         self._ended: dict[InstanceId, InstanceBeat] = {}  # waiting to be reported
         self._term_seen = 0
         self._is_draining = False
-        self._reachable_since: float | None = None  # monotonic seconds; None: it is away
-        self._is_away = False
+        self._reachable_since: float | None = time.monotonic()  # None: the broker is away
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
         self._total_memory = psutil.virtual_memory().total
@@ -283,15 +282,13 @@ class Agent:
             self._registry.put_models(self._catalog.offered())
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
-            if not self._is_away:
+            if self._reachable_since is not None:
                 logger.warning("Broker is away; instances go on: %s", error, extra={"event": "broker.away"})
-            self._is_away, self._reachable_since = True, None
+            self._reachable_since = None
             return
-        if self._is_away:
-            logger.info("Broker is back", extra={"event": "broker.back"})
         if self._reachable_since is None:
+            logger.info("Broker is back", extra={"event": "broker.back"})
             self._reachable_since = time.monotonic()
-        self._is_away = False
 
     def _node_beat(self) -> NodeBeat:
         memory = psutil.virtual_memory()

@@ -1,8 +1,8 @@
 """The runner: answers one doorbell. It claims a job, makes tokens of its prompt, and waits for the engine to end it.
 
-A Celery message costs about 2 ms of the instance's CPU, a claim 0.5. So one bell may serve several jobs: for a second,
-the slot claims the next one as soon as it has ended one. A job of a language model takes longer than that, so it has a
-bell to itself; a thousand tiny ones share some.
+A Celery message alone costs the instance about 2 ms (`benchmarks/queue.py`: bare Celery runs some 500 no-op tasks per
+second). So one bell may serve several jobs: for a second, the slot claims the next one as soon as it has ended one. A
+job of a language model takes longer than that, so it has a bell to itself; a thousand tiny ones share some.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The draw of token i uses a generator seeded with hash(seed, i), not the i-th value of one running generator. So a job
 that resumes on another instance after i tokens draws what it would have drawn, without replaying anything. The new
-generator costs three C calls per token, about 4 us beside 90 us for the chain at a vocabulary of 49,000.
+generator costs four C calls per token, about 9 us beside 90 us for the chain at a vocabulary of 49,000.
 
 Samplers stand after top-k wherever that keeps their meaning: top-p over a whole vocabulary costs 3,000 us per token.
 """
