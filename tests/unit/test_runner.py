@@ -14,7 +14,7 @@ from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobStatus
 from packtrain.broker.states import JobState
-from packtrain.workers.backends.base import StepRows
+from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.leased_job import LeasedJob
@@ -66,7 +66,7 @@ class Gated(ScriptedBackend):
     def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
         return super().tokenize(text.strip(), is_rendered=is_rendered)
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[int]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         assert self.gate.wait(PATIENCE_S)
         return super().step(rows, should_stop)
 

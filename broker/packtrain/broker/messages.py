@@ -27,6 +27,12 @@ from packtrain.broker.states import InstanceState, JobState
 #: Characters of one prompt, all messages together. Far above any context, far below what hurts the broker.
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
 
+#: How an instance computes: as fast as it can, or so that company, chunks and restarts change no bit of an answer.
+Numerics = Literal["fast", "deterministic"]
+#: What it does for that. `batched`: many sequences in a step, by kernels that compute each row alone. `serial`: one
+#: sequence in a step, its prompt in fixed chunks, for models and builds where no such kernels can be had.
+Recipe = Literal["fast", "batched", "serial"]
+
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -70,6 +76,9 @@ class SamplingParams(_Input):
     logit_bias: dict[int, float] = Field(default_factory=dict, description="token id to bias, -100 to 100")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="null: derived from the job id")
     stop: tuple[Annotated[Text, StringConstraints(min_length=1, max_length=256)], ...] = Field((), max_length=8)
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="give the logprob of each token, and of this many likeliest beside it"
+    )
     ignore_eos: bool = Field(False, description="go on past the end-of-text token")
 
     @field_validator("logit_bias")
@@ -167,6 +176,14 @@ class Timings(_Report):
     queue_ms: float = Field(0, description="submit to claim")
     first_token_ms: float | None = Field(None, description="claim to first token; null: none came")
     run_ms: float = Field(0, description="claim to end")
+
+
+class TokenLogprob(_Report):
+    """What the model thought of one output token: natural logarithms, before temperature and all other samplers."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = Field((), description="likeliest (token, logprob), likeliest first")
 
 
 class Outcome(_Report):
