@@ -53,20 +53,32 @@ def test_only_whole_chunks_are_reused_when_asked() -> None:
     assert find_reuse(LONG, [cached(1, LONG[:77])], limit=99, granule=32) == Reuse(1, 64)
 
 
-def test_the_lowest_slot_is_taken_with_what_it_holds() -> None:
+def test_a_slot_is_taken_with_what_it_holds() -> None:
     slots = Slots(3)
-    slot, held = slots.take()
-    assert (slot, held) == (0, [])
+    assert slots.take(slots.lowest) == []
+    assert slots.lowest == 1
 
     slots.give_back(0, [1, 2, 3])
 
-    assert slots.take() == (0, [1, 2, 3])
+    assert slots.lowest == 0
+    assert slots.take(0) == [1, 2, 3]
+
+
+def test_alone_a_sequence_gets_the_slot_that_holds_its_beginning_else_the_oldest() -> None:
+    slots = Slots(3)
+    for slot in range(3):
+        slots.take(slot)
+    for slot, tokens in ((1, LONG), (0, LONG[::-1]), (2, LONG[:50])):
+        slots.give_back(slot, tokens)
+
+    assert slots.best_for(LONG[::-1]) == 0
+    assert slots.best_for([5, 5, 5]) == 1
 
 
 def test_what_is_retained_finds_refuge_in_the_slot_used_longest_ago() -> None:
     slots = Slots(4)
-    for _ in range(4):
-        slots.take()
+    for slot in range(4):
+        slots.take(slot)
     for slot in (2, 3, 1, 0):
         slots.give_back(slot, LONG)
 
@@ -78,7 +90,7 @@ def test_what_is_retained_finds_refuge_in_the_slot_used_longest_ago() -> None:
 
 def test_a_short_rest_finds_no_refuge() -> None:
     slots = Slots(2)
-    slots.take()
+    slots.take(0)
     slots.give_back(0, LONG[: MIN_SHARED - 1])
 
     assert slots.refuge(0, num_needed=1) is None
@@ -86,7 +98,7 @@ def test_a_short_rest_finds_no_refuge() -> None:
 
 def test_a_copy_keeps_its_age() -> None:
     slots = Slots(3)
-    slots.take()
+    slots.take(0)
     slots.give_back(0, LONG)
 
     slots.copied(0, 2)

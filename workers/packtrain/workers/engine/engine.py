@@ -184,15 +184,21 @@ class Engine:
             for token in request.resumed:
                 text.push(self._backend.piece(token))
             tokens = [*request.prompt, *request.resumed]
-            self._save(self._slots.lowest, tokens, num_needed=len(self._waiting) + 1)
-            seq_id, leftover = self._slots.take()
-            self._leftover[seq_id] = leftover
+            seq_id = self._choose_slot(tokens)
+            self._leftover[seq_id] = self._slots.take(seq_id)
             sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
             self._backend.open(seq_id, request.params, request.seed, tokens, len(request.resumed))
             self._live[request.job_id] = sequence
             # The instance that produced the last token may have died before it could say that it was the last.
             if end := self._reached_end(sequence):
                 self._end(sequence, end)
+
+    def _choose_slot(self, tokens: list[int]) -> int:
+        if not (self._live or self._waiting):
+            return self._slots.best_for(tokens)
+        slot = self._slots.lowest
+        self._save(slot, tokens, num_needed=len(self._waiting) + 1)
+        return slot
 
     def _save(self, slot: int, tokens: Seq[int], *, num_needed: int) -> None:
         """Copy what a free slot retains elsewhere, unless it is what the sequence that takes it begins with."""
@@ -257,8 +263,9 @@ class Engine:
             num_left = highest.request.max_new - highest.num_output
             if self._slots.lowest > highest.seq_id or not highest.has_begun or num_left < MIN_LEFT_TO_MOVE:
                 return
-            self._save(self._slots.lowest, highest.tokens, num_needed=1)
-            target, _ = self._slots.take()
+            target = self._slots.lowest
+            self._save(target, highest.tokens, num_needed=1)
+            self._slots.take(target)
             self._backend.move(highest.seq_id, target)
             self._slots.give_back(highest.seq_id, highest.tokens[: highest.num_cached])
             highest.seq_id = target
