@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
 from tests.support.demo_model import MODEL, demo_model_folder
+from tests.support.fleets import fleet
 
 pytestmark = pytest.mark.e2e
 
@@ -77,3 +80,19 @@ def test_company_arrivals_prefixes_and_budgets_change_no_bit(backend: LlamaCppBa
     assert together.engine.stats.batch_peak == N_SLOTS
     assert together.engine.stats.tokens_reused >= 120
     assert together.answers == alone
+
+
+def test_verify_on_the_whole_fleet(tmp_path: Path) -> None:
+    (tmp_path / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 4\ncontext = 512\n")
+    options: dict[str, Any] = {"deterministic": True, "max_tokens": 12, "temperature": 0.9, "logprobs": 2}
+    with fleet(tmp_path, demo_model_folder()) as running:
+        results = list(running.client.map(MODEL, [f"Tell me of the number {n}." for n in range(4)], **options))
+        found = [running.client.verify(result.job_id, timeout=120) for result in results]
+
+    assert max(result.batch_peak for result in results) > 1
+    assert all(v.is_equal and v.is_same_class for v in found)
+    receipt = results[0].receipt
+    assert receipt is not None
+    assert (receipt.numerics, receipt.recipe) == ("deterministic", "batched")
+    assert [len(r.logprobs) for r in results] == [r.usage.completion_tokens for r in results]
+    assert all(len(entry.top) == 2 for r in results for entry in r.logprobs)

@@ -191,6 +191,7 @@ CODES = {
     "model_error": errors.ModelError,
     "model_file_invalid": errors.ModelFileInvalid,
     "model_too_large": errors.ModelTooLarge,
+    "not_deterministic": errors.NotDeterministic,
     "model_load_failed": errors.ModelLoadFailed,
     "setup_error": errors.SetupError,
 }
@@ -205,6 +206,7 @@ EXAMPLES: list[PacktrainError] = [
     errors.BrokerUnavailable(url="redis://h", reason="refused"),
     errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
     errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
+    errors.NotDeterministic(model="m", reason="its kernels"),
     *(
         cls("what happened; what to do", field="x", number=3)
         for cls in CODES.values()

@@ -22,7 +22,7 @@ from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner, seed_of
 from tests.support.clock import FakeClock
-from tests.support.factories import INSTANCE, MODEL, NODE, spec
+from tests.support.factories import COMPUTER, INSTANCE, MODEL, NODE, spec
 
 pytestmark = pytest.mark.unit
 
@@ -79,13 +79,15 @@ class Instance:
         self.store = Store(self.clock)
         self.backend = Gated()
         self.engine = Engine(self.backend, clock=self.seconds)
-        self.publisher = Publisher(self.store, INSTANCE, NODE, self.engine.cancel, retry_s=0)
+        self.publisher = Publisher(
+            self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
+        )
         self.renewer = Renewer(self.store, self.engine, lease_ms=LEASE_MS, stall_s=60, clock=self.seconds)
         self.rung: list[str] = []
         self.runner = Runner(
             self.store, self.backend, self.engine, self.publisher, self.renewer,
             model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
-            ring=lambda model: self.rung.append(model), clock=self.seconds,
+            numerics="fast", ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
         self._engine_thread = threading.Thread(target=self.engine.run, daemon=True)

@@ -13,7 +13,7 @@ from packtrain.broker.messages import JobSpec, Message, SamplingParams, parse_sp
 #: A text, the turns of a chat, or one of these.
 Prompt = str | Sequence[Mapping[str, str] | Message]
 
-_SPEC_FIELDS = frozenset({"lane", "user"})
+_SPEC_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
 
 
 def build_spec(
@@ -25,7 +25,7 @@ def build_spec(
         prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
         stream: Somebody will read the tokens as they come.
         expires_in: Seconds until the job ends as EXPIRED.
-        options: Sampling parameters by name, and `lane`, `user`.
+        options: Sampling parameters by name, and `lane`, `user`, `deterministic`, `meant_for`.
 
     Raises:
         InvalidParameter, PromptEmpty

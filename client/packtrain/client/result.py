@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from packtrain.broker.errors import JobFailed, PacktrainError
-from packtrain.broker.messages import Outcome, Timings, Usage
+from packtrain.broker.messages import Outcome, Receipt, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 
 
@@ -23,6 +23,8 @@ class Result:
     batch_peak: int = 0  # most sequences that shared one step with this job
     node: str = ""
     instance: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each output token, with `logprobs=` in the request
+    receipt: Receipt | None = None  # what exactly computed it
     error: PacktrainError | None = None  # only from `map(..., on_error="return")`
 
     def __str__(self) -> str:
@@ -51,5 +53,7 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         outcome.batch_peak,
         outcome.node,
         outcome.instance,
+        outcome.logprobs,
+        outcome.receipt,
         error,
     )

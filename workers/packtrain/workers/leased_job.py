@@ -7,13 +7,14 @@ the Celery thread that claimed the job waits until the broker knows the end.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from packtrain.broker import jobs
 from packtrain.broker.ids import InstanceId, JobId, NodeId
-from packtrain.broker.messages import JobSpec, Outcome, Timings, Usage
+from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.workers.engine.sequence import End, Ended, Tokens
+from packtrain.workers.receipts import Computer
 
 _STATES = {
     End.STOP: JobState.SUCCEEDED,
@@ -48,7 +49,7 @@ class LeasedJob:
         self.epoch = claim.epoch
         self.spec = spec
         self.seed = seed
-        self.num_prompt = 0
+        self.prompt: Sequence[int] = ()
         self.ended: Ended | None = None
         self.published = threading.Event()  # the broker knows the end, or need not
         self._claim = claim
@@ -59,11 +60,14 @@ class LeasedJob:
         self._ended_at = self._claimed_at
         self._lock = threading.Lock()
         self._texts: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._unpublished: list[Tokens] = []
 
-    def resume(self, text: str) -> None:
-        """Text that readers already have from an earlier lease."""
+    def resume(self, text: str, tokens: Sequence[int]) -> None:
+        """Output that readers already have from an earlier lease."""
         self._texts.append(text)
+        self._tokens += tokens
 
     def on_tokens(self, tokens: Tokens) -> None:
         """From the engine thread."""
@@ -72,6 +76,8 @@ class LeasedJob:
             self._first_token_at = self._clock()
         with self._lock:
             self._texts.append(tokens.text)
+            self._tokens += tokens.tokens
+            self._logprobs += tokens.logprobs
             self._unpublished.append(tokens)
         self._on_news(self, is_first and self.spec.stream)
 
@@ -103,7 +109,7 @@ class LeasedJob:
         """From claim to end."""
         return self._ended_at - self._claimed_at
 
-    def outcome(self, ended: Ended, instance: InstanceId, node: NodeId) -> Outcome:
+    def outcome(self, ended: Ended, instance: InstanceId, node: NodeId, computer: Computer, *, threads: int) -> Outcome:
         """How the job ended, for its record. Not for RELEASED and LOST, which do not end a job."""
         state = _STATES[ended.end]
         error = {End.CANCELLED: jobs.CANCELLED, End.EXPIRED: jobs.EXPIRED}.get(ended.end, ended.error)
@@ -112,13 +118,18 @@ class LeasedJob:
             state=state,
             text="".join(self._texts),
             finish_reason=("stop" if ended.end is End.STOP else "length") if state is JobState.SUCCEEDED else None,
-            usage=Usage(prompt_tokens=self.num_prompt, completion_tokens=ended.num_output),
+            usage=Usage(
+                prompt_tokens=len(self.prompt), completion_tokens=ended.num_output, reused_tokens=ended.num_reused
+            ),
             timings=Timings(
                 queue_ms=self._claim.queued_ms,
                 first_token_ms=None if first is None else (first - self._claimed_at) * 1000,
                 run_ms=self.seconds * 1000,
             ),
             seed=self.seed,
+            tokens=tuple(self._tokens) if self.spec.deterministic else (),
+            logprobs=tuple(self._logprobs),
+            receipt=computer.receipt(threads=threads, seed=self.seed, prompt=self.prompt, output=self._tokens),
             batch_peak=ended.batch_peak,
             node=node,
             instance=instance,

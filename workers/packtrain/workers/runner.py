@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,10 @@ from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
 from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty, PromptTooLong
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import JobSpec, invalid
+from packtrain.broker.messages import JobSpec, Numerics, invalid
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
@@ -49,7 +51,8 @@ class Runner:
         instance: InstanceId,
         node: NodeId,
         lease_ms: int,
-        ring: Callable[[ModelId], None],
+        numerics: Numerics,
+        ring: Callable[[Route], None],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -58,6 +61,9 @@ class Runner:
         self._publisher = publisher
         self._renewer = renewer
         self._model = model
+        self._routes = jobs.routes_of(model, numerics)
+        # Of the jobs that the slots hold now or held last.
+        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=backend.shape.n_slots)
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
@@ -81,7 +87,7 @@ class Runner:
                 break  # or this slot would claim a job that it cannot run again and again
             if self._clock() - begin > BELL_S:
                 if claim.unrung > 0:
-                    self._ring(self._model)
+                    self._ring(claim.route)
                 break
         if job is None:
             return None
@@ -93,7 +99,10 @@ class Runner:
         if self._is_draining.is_set():
             return None
         try:
-            return self._store.claim(self._model, self._instance, self._node, lease_ms=self._lease_ms)
+            prefixes = {prefix for held in tuple(self._prefixes) for prefix in held}
+            return self._store.claim(
+                self._routes, self._instance, self._node, lease_ms=self._lease_ms, prefixes=sorted(prefixes)
+            )
         except RedisError as error:
             logger.warning("Could not claim: %s", error, extra={"event": "claim.failed"})
             return None
@@ -120,6 +129,8 @@ class Runner:
             spec = JobSpec.model_validate_json(claim.spec_json)
         except ValidationError as problem:  # written past our own client, or by a newer one
             spec, error = JobSpec(model=self._model), invalid(problem)
+        if prefixes := prefix_hashes(spec):
+            self._prefixes.append(prefixes)
         seed = spec.params.seed if spec.params.seed is not None else seed_of(claim.job_id)
         return LeasedJob(claim, spec, seed, clock=self._clock, on_news=self._publisher.news), error
 
@@ -137,7 +148,7 @@ class Runner:
         except Exception as error:  # a defect of ours must cost this job, not its slot
             logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
             return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
-        job.num_prompt = len(prompt)
+        job.prompt = prompt
         room = self._backend.shape.n_ctx - len(prompt)
         remaining_ms = claim.remaining_ms
         self._engine.submit(
@@ -173,7 +184,7 @@ class Runner:
         while events := self._store.events({job.job_id: last}):
             for event in events:
                 tokens += event.tokens
-                job.resume(event.text)
+                job.resume(event.text, event.tokens)
             last = events[-1].id
         return tuple(tokens)
 

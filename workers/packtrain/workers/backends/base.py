@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from packtrain.broker.messages import Message, Recipe, SamplingParams
+from packtrain.workers.receipts import Build
 
 
 class DecodeFailed(Exception):
@@ -55,6 +56,11 @@ class Backend(Protocol):
     @property
     def shape(self) -> Shape:
         """Sizes."""
+        ...
+
+    @property
+    def build(self) -> Build:
+        """The library, and how it was told to compute."""
         ...
 
     def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +24,7 @@ from typing import Any
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import numpy as np
+from llama_cpp import __version__ as llama_cpp_version
 from llama_cpp import llama_cpp as C
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
@@ -31,6 +34,7 @@ from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, 
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
 from packtrain.workers.backends.llama_cpp_selftest import self_test
+from packtrain.workers.receipts import Build
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +105,11 @@ class LlamaCppBackend:
     @property
     def shape(self) -> Shape:
         return self._shape
+
+    @property
+    def build(self) -> Build:
+        flags = "kv=f16 streams" if self._numerics == "fast" else "kv=bf16 streams flash-attention no-repack no-tiles"
+        return Build(f"llama-cpp-python {llama_cpp_version}", _features(), flags)
 
     def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
         data = text.encode()
@@ -322,6 +331,12 @@ class LlamaCppBackend:
 
 def _why() -> str:
     return _last_errors[-1] if _last_errors else "no reason given"
+
+
+def _features() -> str:
+    """`system_info` without what is off."""
+    found = re.findall(r"(\w+) = 1\b", system_info())
+    return " ".join([platform.machine(), *found])
 
 
 def supports_rpc() -> bool:

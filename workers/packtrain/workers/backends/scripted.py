@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from packtrain.broker.errors import InvalidRequest
 from packtrain.broker.messages import Message, Recipe, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
+from packtrain.workers.receipts import Build
 
 END = 256
 
@@ -50,6 +51,10 @@ class ScriptedBackend:
     @property
     def shape(self) -> Shape:
         return self._shape
+
+    @property
+    def build(self) -> Build:
+        return Build("scripted", "", "")
 
     def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
         return list(text.encode())

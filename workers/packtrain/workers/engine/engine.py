@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from packtrain.broker.errors import JobFailed
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import TokenLogprob
+from packtrain.broker.messages import Logprob, TokenLogprob
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, StepRows
 from packtrain.workers.engine.reuse import Cache, Reuse, common_prefix, find_reuse
 from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, plan_serial_step, plan_step
@@ -335,12 +335,19 @@ class Engine:
         sequence.tokens.append(token)
         self._tokens_out += 1
         text = sequence.text.push(self._backend.piece(token))
-        logprobs: tuple[TokenLogprob, ...] = ()
-        if sampled.logprob is not None:
-            logprobs = (TokenLogprob(token=token, logprob=sampled.logprob, top=sampled.top),)
-        sequence.request.on_tokens(Tokens(index, text, (token,), logprobs))
+        sequence.request.on_tokens(Tokens(index, text, (token,), self._logprobs(sampled)))
         if end := self._reached_end(sequence):
             self._end(sequence, end)
+
+    def _logprobs(self, sampled: Sampled) -> tuple[TokenLogprob, ...]:
+        if sampled.logprob is None:
+            return ()
+        top = tuple(Logprob(token=t, text=self._text_of(t), logprob=logprob) for t, logprob in sampled.top)
+        text = self._text_of(sampled.token)
+        return (TokenLogprob(token=sampled.token, text=text, logprob=sampled.logprob, top=top),)
+
+    def _text_of(self, token: int) -> str:
+        return self._backend.piece(token).decode("utf-8", "replace")
 
     def _reached_end(self, sequence: Sequence) -> End | None:
         if sequence.text.is_stopped:
