@@ -272,6 +272,7 @@ class InstanceBeat(_Report):
     batch_peak: int = Field(0, description="most sequences in one step so far")
     tokens_out: int = 0
     tokens_per_s: float = 0
+    threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
     last_used_ms: int = 0

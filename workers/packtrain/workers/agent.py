@@ -26,6 +26,7 @@ from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, NodeCom
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
+from packtrain.workers.core_dealer import CoreDealer
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.node_catalog import NodeCatalog
@@ -79,6 +80,8 @@ class Agent:
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
         self._total_memory = psutil.virtual_memory().total
+        self._dealer = CoreDealer(self._cores(), clock=time.monotonic)
+        self._dealer.start()
 
     @property
     def run_folder(self) -> Path:
@@ -172,14 +175,16 @@ class Agent:
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._cores(), report_fd=-1,
+            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
             config,
             on_line=lambda line: logger.info("[%s] %s", instance, line),
+            on_report=self._dealer.news,
             pid_file=self.run_folder / f"{instance}.json",
         )
+        self._dealer.add(instance, process, config.n_threads)
         beat = beat.model_copy(update={"pid": process.pid})
         self._instances[instance] = _Managed(beat, process, index, state_since=time.monotonic())
 
@@ -228,6 +233,7 @@ class Agent:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "threads": report.threads,
         }
         if report.steps != before.steps or report.slots_used:
             update["last_used_ms"] = self._registry_ms()
@@ -260,6 +266,7 @@ class Agent:
             update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
         )
         del self._instances[instance]
+        self._dealer.remove(instance)
 
     def give_back(self, instance: InstanceId) -> None:
         """Requeue the jobs of an instance that is gone, and ring for them."""

@@ -5,7 +5,7 @@
     engine        owns model and cache
     publisher     writes tokens and ends to the broker
     renewer       keeps the leases
-    reporter      tells the agent how things are, each second
+    reporter      tells the agent how things are, each second and when the engine starts or stops working; takes orders
 
 The queue is consumed only once the model is READY, so who consumes it is who can serve it. Whatever goes wrong in the
 a thread of ours ends the process: the agent sees it, gives the jobs back, and the coordinator loads the model again.
@@ -18,8 +18,9 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
@@ -34,7 +35,7 @@ from packtrain.workers.backends.base import Backend
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
-from packtrain.workers.instance_messages import InstanceConfig, InstanceReport, ReportPipe
+from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
@@ -43,6 +44,8 @@ from packtrain.workers.supervision import DRAINING_MARGIN_S
 logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
+#: Between two reports at least: tiny jobs start and stop the engine hundreds of times a second.
+REPORT_PAUSE_S = 0.02
 #: Exit codes that the agent explains.
 EXIT_LOAD_FAILED, EXIT_THREAD_DIED = 3, 4
 
@@ -71,13 +74,15 @@ def load_backend(config: InstanceConfig) -> Backend:
 class Instance:
     """The parts of one instance process, wired."""
 
-    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend) -> None:
+    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend, news: SimpleQueue[str]) -> None:
         self._config = config
+        self._news = news  # orders of the agent; an empty one means that there is something to report
+        self._threads = config.n_threads
         self._settings = settings
         instance, node = InstanceId(config.instance), settings.node_id
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
         store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
-        self._engine = Engine(backend, clock=time.monotonic)
+        self._engine = Engine(backend, clock=time.monotonic, on_activity=lambda: news.put(""))
         self._publisher = Publisher(store, instance, node, self._engine.cancel)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
@@ -154,7 +159,16 @@ class Instance:
     def _report_for_ever(self) -> None:
         while True:
             self._report()
-            time.sleep(REPORT_S)
+            time.sleep(REPORT_PAUSE_S)
+            with suppress(Empty):
+                self._obey(self._news.get(timeout=REPORT_S))
+                while True:
+                    self._obey(self._news.get_nowait())
+
+    def _obey(self, order: str) -> None:
+        if order:
+            self._threads = InstanceOrder.model_validate_json(order).threads
+            self._engine.set_threads(self._threads)
 
     def _set_state(self, state: InstanceState) -> None:
         self._state = state
@@ -170,6 +184,7 @@ class Instance:
                 batch_peak=stats.batch_peak,
                 tokens_out=stats.tokens_out,
                 is_busy=self._engine.is_busy,
+                threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
                 hub_age_s=round(self._hub.age_s, 1),
             )
@@ -186,6 +201,7 @@ class Instance:
             "steps": stats.steps,
             "tokens_out": stats.tokens_out,
             "largest_batch": stats.batch_peak,
+            "threads": self._threads,
         }
 
 
@@ -205,9 +221,10 @@ def main(argv: list[str]) -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        lifeline.watch()
+        news: SimpleQueue[str] = SimpleQueue()
+        lifeline.watch(on_line=news.put)
         pipe.send(InstanceReport(state=InstanceState.LOADING))
-        instance = Instance(config, settings, load_backend(config))
+        instance = Instance(config, settings, load_backend(config), news)
         instance.warm_up()
     except PacktrainError as error:
         pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error)))

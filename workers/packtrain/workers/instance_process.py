@@ -1,7 +1,8 @@
 """An instance process as its agent holds it: spawned, listened to, ended.
 
-The child gets its configuration as one argument, a lifeline as stdin, and a pipe for its reports. What it writes to
-stderr (llama.cpp's last words included) is passed on line by line and its tail kept, to say why it died.
+The child gets its configuration as one argument, a lifeline as stdin that also carries orders, and a pipe for its
+reports. What it writes to stderr (llama.cpp's last words included) is passed on line by line and its tail kept, to say
+why it died.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import psutil
 from pydantic import ValidationError
 
 from packtrain.broker import lifeline
-from packtrain.workers.instance_messages import InstanceConfig, InstanceReport
+from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,18 @@ class InstanceProcess:
     Args:
         config: What it shall be; its `report_fd` is set here.
         on_line: Called for every line of its stderr, from a thread.
+        on_report: Called after every report, from a thread.
         pid_file: Where its identity is noted, so that a restarted agent finds an orphan.
     """
 
-    def __init__(self, config: InstanceConfig, *, on_line: Callable[[str], None], pid_file: Path) -> None:
+    def __init__(
+        self,
+        config: InstanceConfig,
+        *,
+        on_line: Callable[[str], None],
+        on_report: Callable[[], None],
+        pid_file: Path,
+    ) -> None:
         read_fd, write_fd = os.pipe()
         config = config.model_copy(update={"report_fd": write_fd})
         self._process = subprocess.Popen(
@@ -53,11 +62,16 @@ class InstanceProcess:
             start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's to handle, not ours
         )
         os.close(write_fd)
+        assert self._process.stdin is not None
+        self._stdin = self._process.stdin
+        # A frozen instance reads nothing; an order to it must not stop whoever gives it.
+        os.set_blocking(self._stdin.fileno(), False)
         self.started_at = time.monotonic()
         self.last_report: InstanceReport | None = None
         self.last_report_at = self.started_at
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._on_line = on_line
+        self._on_report = on_report
         self._pid_file = pid_file
         self._readers = [
             threading.Thread(target=self._read_reports, args=(read_fd,), name="reports", daemon=True),
@@ -71,6 +85,22 @@ class InstanceProcess:
     def pid(self) -> int:
         """Of the process."""
         return self._process.pid
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it last said that it has work."""
+        return bool(self.last_report and self.last_report.is_busy)
+
+    def set_threads(self, count: int) -> bool:
+        """Have it compute with this many threads from its next step on; False when it could not be told. Never blocks.
+
+        One that is loading hears it when it is loaded.
+        """
+        line = InstanceOrder(threads=count).model_dump_json().encode() + b"\n"
+        try:
+            return os.write(self._stdin.fileno(), line) == len(line)  # below PIPE_BUF: all of it or nothing
+        except (OSError, ValueError):  # it reads no longer, or is gone and closed
+            return False
 
     def exit_code(self) -> int | None:
         """Negative: the signal that ended it. None while it lives."""
@@ -98,8 +128,7 @@ class InstanceProcess:
         code = self._process.wait()
         for reader in self._readers:
             reader.join(timeout=2)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._stdin.close()
         self._pid_file.unlink(missing_ok=True)
         if self.last_report and self.last_report.reason:
             return self.last_report.reason
@@ -115,6 +144,7 @@ class InstanceProcess:
                 except ValidationError:
                     continue
                 self.last_report_at = time.monotonic()
+                self._on_report()
 
     def _read_stderr(self) -> None:
         assert self._process.stderr is not None

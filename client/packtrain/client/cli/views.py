@@ -57,13 +57,17 @@ def jobs_table(rows: Sequence[JobStatus]) -> Table:
 
 def instances_table(rows: Sequence[InstanceBeat]) -> Table:
     """Instances: what is loaded where and how busy it is."""
-    table = _new("INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "MEMORY", "TOK/S", "LARGEST BATCH", "REASON")
+    table = _new(
+        "INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "MEMORY", "THREADS", "TOK/S", "LARGEST BATCH",
+        "REASON",
+    )  # fmt: skip
     for row in rows:
         alive = not row.state.is_terminal
         table.add_row(
             row.instance, row.model, row.node, row.state.value, f"{row.slots_used}/{row.n_slots}", str(row.n_ctx),
-            size(row.resident_bytes) if alive else "", f"{row.tokens_per_s:.0f}" if alive else "",
-            str(row.batch_peak or ""), "" if row.state is InstanceState.READY else row.reason,
+            size(row.resident_bytes) if alive else "", str(row.threads) if alive else "",
+            f"{row.tokens_per_s:.0f}" if alive else "", str(row.batch_peak or ""),
+            "" if row.state is InstanceState.READY else row.reason,
         )  # fmt: skip
     return table
 

@@ -185,6 +185,9 @@ class LlamaCppBackend:
                 tokens.append(int(greedy[output]))
         return tokens
 
+    def set_threads(self, count: int) -> None:
+        C.llama_set_n_threads(self._ctx, count, count)
+
     def shutdown(self) -> None:
         for sampler in self._samplers.values():
             if sampler:

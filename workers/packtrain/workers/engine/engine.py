@@ -53,17 +53,27 @@ class EngineStats:
 
 
 class Engine:
-    """Runs sequences on a backend. `submit`, `cancel`, `stop` and `stats` may be called from any thread.
+    """Runs sequences on a backend. `submit`, `cancel`, `stop`, `set_threads` and `stats` may be called from any thread.
 
     Args:
         backend: Loaded model; only this engine's thread steps it.
         clock: Monotonic seconds.
+        on_activity: Called from the engine thread when `is_busy` has changed; must not block.
     """
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float], prefill_budget: int = PREFILL_BUDGET) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], float],
+        prefill_budget: int = PREFILL_BUDGET,
+        on_activity: Callable[[], None] = lambda: None,
+    ) -> None:
         self._backend = backend
         self._clock = clock
         self._prefill_budget = prefill_budget
+        self._on_activity = on_activity
+        self._threads = self._threads_wanted = 0  # 0: as the backend was made
         self._free = list(range(backend.shape.n_slots))  # a heap: the lowest id is given out first
         self._live: dict[JobId, Sequence] = {}
         self._waiting: deque[SequenceRequest] = deque()
@@ -99,6 +109,10 @@ class Engine:
             self._is_stopping = True
             self._changed.notify()
 
+    def set_threads(self, count: int) -> None:
+        """Compute with this many threads from the next step on. Costs nothing, changes no answer."""
+        self._threads_wanted = count
+
     @property
     def stats(self) -> EngineStats:
         """Counters."""
@@ -120,8 +134,10 @@ class Engine:
         while True:
             with self._changed:
                 while not (self._new or self._leaving or self._live or self._waiting or self._is_stopping):
+                    self._on_activity()
                     self._changed.wait()
                     self._beat = self._clock()
+                    self._on_activity()
                 if self._is_stopping:
                     break
             self.step()
@@ -136,6 +152,9 @@ class Engine:
     def step(self) -> None:
         """Read the inbox, fill slots, compute one step."""
         self._beat = self._clock()
+        if self._threads != self._threads_wanted:
+            self._threads = self._threads_wanted
+            self._backend.set_threads(self._threads)
         self._read_inbox()
         self._fill_slots()
         self._end_late()
