@@ -30,6 +30,7 @@ from packtrain.broker.errors import (
     UnknownModel,
 )
 from packtrain.broker.messages import (
+    Cause,
     InstanceBeat,
     JobStatus,
     Message,
@@ -49,6 +50,7 @@ __all__ = [
     "AsyncPacktrain",
     "AsyncTextStream",
     "BrokerUnavailable",
+    "Cause",
     "IdempotencyConflict",
     "InstanceBeat",
     "InstanceState",

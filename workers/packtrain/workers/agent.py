@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from packtrain.broker.coordinator import Bells
 from packtrain.broker.ids import InstanceId, ModelId
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, NodeCommand
+from packtrain.broker.messages import Cause, InstanceBeat, ModelInfo, NodeBeat, NodeCommand
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
@@ -73,7 +73,7 @@ class Agent:
         self._limits = Limits(settings.load_timeout_s, settings.drain_s, settings.stall_s)
         self._inbox: SimpleQueue[NodeCommand] = SimpleQueue()
         self._instances: dict[InstanceId, _Managed] = {}
-        self._ended: dict[InstanceId, InstanceBeat] = {}  # waiting to be reported
+        self._ended: dict[InstanceId, tuple[InstanceBeat, Cause]] = {}  # waiting to be reported
         self._term_seen = 0
         self._is_draining = False
         self._reachable_since: float | None = time.monotonic()  # None: the broker is away
@@ -168,7 +168,8 @@ class Agent:
         entry = self._catalog.models.get(ModelId(command.model))
         if entry is None:
             reason = f"{self._node} has no file for {command.model!r} (any more)"
-            self._ended[instance] = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            beat = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            self._ended[instance] = (beat, Cause(instance=instance, reason=reason))
             return
         info, path = entry
         index = self._free_index(info)
@@ -254,23 +255,24 @@ class Agent:
 
     def _bury(self, managed: _Managed) -> None:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
-        why = managed.process.reap()
+        cause = managed.process.reap(managed.kill_reason)
         instance = InstanceId(managed.beat.instance)
         # While it loads nothing handles the signal yet, so it ends by it.
         stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)
         state = InstanceState.STOPPED if stopped else InstanceState.FAILED
-        reason = managed.beat.reason if stopped else managed.kill_reason or why
+        reason = managed.beat.reason if stopped else str(cause)
         log = logger.info if stopped else logger.error
         log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
-        self._ended[instance] = managed.beat.model_copy(
+        beat = managed.beat.model_copy(
             update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
         )
+        self._ended[instance] = (beat, cause)
         del self._instances[instance]
         self._dealer.remove(instance)
 
-    def give_back(self, instance: InstanceId) -> None:
+    def give_back(self, cause: Cause) -> None:
         """Requeue the jobs of an instance that is gone, and ring for them."""
-        for reaped in self._store.reap(instance):
+        for reaped in self._store.reap(InstanceId(cause.instance), cause):
             logger.info("Job %s is %s again", reaped.job_id, reaped.state, extra={"event": "job.given_back"})
             if reaped.state is JobState.QUEUED:
                 self._bells.ring(reaped.model)
@@ -279,8 +281,8 @@ class Agent:
         """Write all beats. While the broker is away nothing is forgotten: ended instances wait for the next time."""
         try:
             self._clock_skew_ms = self._registry.now_ms() - _local_ms()
-            for instance, beat in list(self._ended.items()):
-                self.give_back(instance)
+            for instance, (beat, cause) in list(self._ended.items()):
+                self.give_back(cause)
                 self._registry.put_instance(beat)
                 del self._ended[instance]
             for managed in self._instances.values():

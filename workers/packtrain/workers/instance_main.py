@@ -39,15 +39,13 @@ from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, I
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
-from packtrain.workers.supervision import DRAINING_MARGIN_S
+from packtrain.workers.supervision import DRAINING_MARGIN_S, EXIT_LOAD_FAILED, EXIT_THREAD_DIED
 
 logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
 #: Between two reports at least: tiny jobs start and stop the engine hundreds of times a second.
 REPORT_PAUSE_S = 0.02
-#: Exit codes that the agent explains.
-EXIT_LOAD_FAILED, EXIT_THREAD_DIED = 3, 4
 
 
 def load_backend(config: InstanceConfig) -> Backend:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,12 +23,13 @@ import psutil
 from pydantic import ValidationError
 
 from packtrain.broker import lifeline
+from packtrain.broker.ids import InstanceId
+from packtrain.broker.jobs import MAX_TAIL_LINES
+from packtrain.broker.messages import Cause
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport
+from packtrain.workers.supervision import why_ended
 
 logger = logging.getLogger(__name__)
-
-#: Lines of stderr that are kept to explain a death.
-TAIL_LINES = 12
 
 
 class InstanceProcess:
@@ -69,7 +69,8 @@ class InstanceProcess:
         self.started_at = time.monotonic()
         self.last_report: InstanceReport | None = None
         self.last_report_at = self.started_at
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._instance = InstanceId(config.instance)
+        self._tail: deque[str] = deque(maxlen=MAX_TAIL_LINES)
         self._on_line = on_line
         self._on_report = on_report
         self._pid_file = pid_file
@@ -123,18 +124,19 @@ class InstanceProcess:
         if self.exit_code() is None:
             self._process.kill()
 
-    def reap(self) -> str:
-        """After its end: wait for its last words, forget its pid file, say why it ended."""
+    def reap(self, kill_reason: str = "") -> Cause:
+        """After its end: wait for its last words, forget its pid file, say why it ended.
+
+        Args:
+            kill_reason: Why its agent killed it, if it did.
+        """
         code = self._process.wait()
         for reader in self._readers:
             reader.join(timeout=2)
         self._stdin.close()
         self._pid_file.unlink(missing_ok=True)
-        if self.last_report and self.last_report.reason:
-            return self.last_report.reason
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        last = next((line for line in reversed(self._tail) if line.strip()), "")
-        return f"{how}; last words: {last[:300]}" if last else how
+        said = self.last_report.reason if self.last_report else ""
+        return why_ended(self._instance, code, said=said, kill_reason=kill_reason, tail=self._tail)
 
     def _read_reports(self, fd: int) -> None:
         with open(fd, "rb") as pipe:
