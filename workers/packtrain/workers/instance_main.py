@@ -203,6 +203,12 @@ class Instance:
         }
 
 
+def _be_first_to_go() -> None:
+    """Where memory runs out the kernel shall end an instance, whose jobs resume, and not the broker or the agent."""
+    with suppress(OSError):  # not Linux, or not allowed
+        Path("/proc/self/oom_score_adj").write_text("800")  # of -1000 (never) to 1000 (first)
+
+
 def _end_process(died: threading.ExceptHookArgs) -> None:
     """A dead engine, publisher or renewer would leave jobs waiting for ever behind a healthy face."""
     name = died.thread.name if died.thread else "a thread"
@@ -221,6 +227,7 @@ def main(argv: list[str]) -> int:
         logs.configure(settings.log_level)
         news: SimpleQueue[str] = SimpleQueue()
         lifeline.watch(on_line=news.put)
+        _be_first_to_go()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
         instance = Instance(config, settings, load_backend(config), news)
         instance.warm_up()

@@ -28,6 +28,7 @@ from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadF
 from packtrain.broker.messages import Message, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Shape, StepRows
 from packtrain.workers.backends.llama_cpp_batch import Batch
+from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,9 @@ class LlamaCppBackend:
         # ctypes drops a callback with its last reference while C still holds the pointer.
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
+        check_cells(n_slots, n_ctx)
         self._model = self._load(path)
+        check_model(self._model, model)
         self._vocab = C.llama_model_get_vocab(self._model)
         n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
         self._ctx = self._new_context(n_slots, n_ctx, n_threads)
@@ -251,7 +254,8 @@ class LlamaCppBackend:
 
 
 def _why() -> str:
-    return _last_errors[-1] if _last_errors else "no reason given"
+    # The first line is the cause, those after it only say what could not be done because of it.
+    return _last_errors[0] if _last_errors else "no reason given"
 
 
 def supports_rpc() -> bool:
