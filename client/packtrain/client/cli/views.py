@@ -34,12 +34,9 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
     out = console()
     out.print(jobs_table([status]))
     if status.cause and not (status.outcome and status.outcome.error):
-        tried = (
-            f"{status.attempts} of its attempts was"
-            if status.attempts == 1
-            else f"{status.attempts} of its attempts were"
+        out.print(
+            f"lost attempts: {status.attempts}, the last time {status.cause.instance} {status.cause}", markup=False
         )
-        out.print(f"{tried} lost: {status.cause.instance} {status.cause}", markup=False)
     if status.outcome and status.outcome.error:
         out.print(f"error: {status.outcome.error['message']}", markup=False)
     if status.outcome and status.outcome.text:
