@@ -239,6 +239,16 @@ class BackendContract:
 
         assert whole[:done] + rest == whole
 
+    def test_the_number_of_threads_may_change_amid_a_sequence_and_changes_no_token(self, backend: Backend) -> None:
+        expected = answer(backend, 9)
+        slot = Slot(backend)
+        tokens = []
+        for threads in (2, 3, 1):
+            backend.set_threads(threads)
+            tokens += slot.run(3)
+
+        assert tokens == expected
+
     def test_text_survives_its_tokens(self, backend: Backend) -> None:
         text = "héllo wörld €😀\n"
 

@@ -15,9 +15,9 @@ from redis import Redis
 
 from packtrain.broker import errors, keys
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, Chunk, EmitReply, JobStore
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, Chunk, EmitReply, JobStore
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobSpec, Outcome
+from packtrain.broker.messages import Cause, JobSpec, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
@@ -325,6 +325,71 @@ class JobStoreContract:
         assert status.outcome.error["code"] == "job_dead"
         assert store.events({job_id: "0"})[-1].end is JobState.DEAD
 
+    def test_a_job_keeps_why_it_lost_its_instance(self, store: JobStore) -> None:
+        job_id = submit(store)
+        claim(store)
+        cause = Cause(instance=INSTANCE, reason="was killed by SIGABRT", signal="SIGABRT", tail=("one", "GGML_ASSERT"))
+
+        store.reap(INSTANCE, cause)
+
+        status = store.status(job_id)
+        assert status is not None
+        assert (status.state, status.attempts, status.cause) == (JobState.QUEUED, 1, cause)
+
+    def test_a_lapsed_lease_names_the_instance_that_fell_silent(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store)
+        for number in range(MAX_ATTEMPTS):
+            claim(store, f"m.x-{number}", lease_ms=50)
+            lapse(60)
+            store.reap()
+            status = store.status(job_id)
+            assert status is not None
+            assert status.cause is not None
+            assert (status.cause.instance, "fell silent" in status.cause.reason) == (f"m.x-{number}", True)
+
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "m.x-2 fell silent" in status.outcome.error["message"]
+        assert status.outcome.error["data"]["instance"] == "m.x-2"
+
+    def test_a_dead_job_says_how_its_last_instance_died(self, store: JobStore) -> None:
+        job_id = submit(store)
+        for number in range(MAX_ATTEMPTS):
+            claim(store)
+            cause = Cause(
+                instance=INSTANCE, reason=f"death {number}", signal="SIGSEGV", tail=("100% {instance}", "bye")
+            )
+            store.reap(INSTANCE, cause)
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        error = errors.PacktrainError.from_wire(status.outcome.error)
+        assert isinstance(error, errors.JobDead)
+        assert f"{INSTANCE} death 2; last words: bye; it is not tried again" in error.message
+        assert error.data == {
+            "attempts": MAX_ATTEMPTS,
+            "instance": INSTANCE,
+            "cause": "death 2; last words: bye",
+            "exit_code": None,
+            "signal": "SIGSEGV",
+            "tail": ["100% {instance}", "bye"],
+        }
+
+    def test_a_long_tail_is_cut_to_its_last_lines(self, store: JobStore) -> None:
+        job_id = submit(store)
+        claim(store)
+
+        store.reap(INSTANCE, Cause(reason="x", tail=tuple(f"{n} " + "y" * 400 for n in range(100))))
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.cause is not None
+        assert sum(map(len, status.cause.tail)) == MAX_TAIL_CHARS
+        assert status.cause.tail[-1].startswith("99 ")
+
     def test_a_job_that_lost_two_instances_runs_alone(self, store: JobStore) -> None:
         suspect, other = submit(store), submit(store)
         for _ in range(SUSPECT_ATTEMPTS):
@@ -549,7 +614,7 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                 seen.append((store.emit([(job_id, old, Chunk(5, "y", (2,)))]), store.finish(job_id, old, DONE)))
     for number in range(4):
         status = store.status(JobId(f"j{number}"))
-        seen.append(status and (status.state, status.epoch, status.attempts, status.cancel_requested))
+        seen.append(status and (status.state, status.epoch, status.attempts, status.cancel_requested, status.cause))
         seen.append([(e.text, e.end) for e in store.events({JobId(f"j{number}"): "0"})])
     return seen
 

@@ -331,8 +331,10 @@ def test_a_job_that_crashes_its_instance_dies_and_its_neighbours_finish(fleet: F
         until_first_text(job)
     poison = fleet.client.submit("echo", "!crash")
 
-    with pytest.raises(JobDead):
+    with pytest.raises(JobDead, match="was killed by SIGABRT") as caught:
         poison.result(timeout=60)
+    assert caught.value.data["signal"] == "SIGABRT"
+    assert "!crash" not in str(caught.value.data)
     for number, job in enumerate(neighbours):
         answer = f"{number} !long"[::-1]
         assert job.result(timeout=60).text == (answer * 50)[:300]

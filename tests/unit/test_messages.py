@@ -207,6 +207,7 @@ EXAMPLES: list[PacktrainError] = [
     errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
     errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
     errors.NotDeterministic(model="m", reason="its kernels"),
+    errors.JobDead(attempts=3, instance="m-1", cause="was killed by SIGABRT", signal="SIGABRT", tail=["bye"]),
     *(
         cls("what happened; what to do", field="x", number=3)
         for cls in CODES.values()

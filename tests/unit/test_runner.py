@@ -268,6 +268,22 @@ def test_an_engine_that_stands_still_is_not_vouched_for(instance: Instance) -> N
     assert [reaped.job_id for reaped in instance.store.reap()] == ["job"]
 
 
+def test_a_job_whose_model_was_exchanged_under_it_fails_with_the_reason(instance: Instance) -> None:
+    instance.submit("hello")
+    first = instance.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert first is not None
+    instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol", (111, 257)))])
+    instance.store.reap(INSTANCE)
+
+    instance.runner.answer()
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error["data"] == {"token": 257, "n_vocab": 257}
+    assert "its file was exchanged" in outcome.error["message"]
+
+
 def test_a_seed_of_its_own_is_the_same_at_every_try() -> None:
     assert seed_of(JobId("a")) == seed_of(JobId("a"))
     assert seed_of(JobId("a")) != seed_of(JobId("b"))

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import JobSpec, JobStatus, Numerics, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.scripts import Call
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
@@ -24,6 +24,10 @@ from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 SCRIPT_BATCH = 200
 #: Ready jobs among which a claim chooses by prefix, and how often one may be passed over for another.
 CLAIM_LOOK, MAX_PASSED = 16, 16
+#: Of a cause: it stands in every job that an instance held.
+MAX_TAIL_LINES, MAX_TAIL_CHARS = 12, 2000
+#: Stands for the instance in what reap.lua writes of leases that lapsed: only the record says whose each was.
+_SOME_INSTANCE = "{instance}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +148,12 @@ class JobStore(Protocol):
         """Fail up to `SCRIPT_BATCH` waiting jobs of a route; how many were."""
         ...
 
-    def reap(self, instance: InstanceId | None = None) -> list[Reaped]:
-        """Requeue jobs whose lease lapsed (or all of an instance known to be gone); expire waiting ones."""
+    def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[Reaped]:
+        """Requeue jobs whose lease lapsed (or all of an instance known to be gone); expire waiting ones.
+
+        Args:
+            cause: How that instance ended; its jobs keep it, for people.
+        """
         ...
 
     def status(self, job_id: JobId) -> JobStatus | None:
@@ -279,8 +287,9 @@ def reject(route: Route, error: errors.PacktrainError) -> Call[int]:
     return Call("reject", (keys.ready(route, "interactive"), keys.ready(route, "bulk")), (outcome, SCRIPT_BATCH), int)
 
 
-def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
+def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call[list[Reaped]]:
     """Call of reap.lua."""
+    cause = cause_of(instance, cause) if instance else silent(_SOME_INSTANCE)
 
     def parse(reply: Any) -> list[Reaped]:
         rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
@@ -289,7 +298,16 @@ def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
     return Call(
         "reap",
         (keys.LEASES, keys.DEADLINES),
-        (MAX_ATTEMPTS, SCRIPT_BATCH, instance or "", _DEAD, _CANCELLED, _EXPIRED),
+        (
+            MAX_ATTEMPTS,
+            SCRIPT_BATCH,
+            instance or "",
+            dead(cause).model_dump_json(exclude_defaults=True),
+            _CANCELLED,
+            _EXPIRED,
+            cause.model_dump_json(exclude_defaults=True),
+            _SOME_INSTANCE,
+        ),
         parse,
     )
 
@@ -299,8 +317,11 @@ def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
     if not fields:
         return None
     outcome = Outcome.model_validate_json(fields["outcome"]) if "outcome" in fields else None
-    known = {name: value for name, value in fields.items() if name in JobStatus.model_fields and name != "outcome"}
-    return JobStatus(id=job_id, outcome=outcome, cancel_requested="cancel" in fields, **known)
+    cause = Cause.model_validate_json(fields["cause"]) if "cause" in fields else None
+    known = {name: value for name, value in fields.items() if name in JobStatus.model_fields}
+    return JobStatus.model_validate(
+        {**known, "id": job_id, "outcome": outcome, "cause": cause, "cancel_requested": "cancel" in fields}
+    )
 
 
 def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Event:
@@ -316,6 +337,36 @@ def ended(state: JobState, error: errors.PacktrainError) -> Outcome:
     return Outcome(state=state, error=error.to_wire())
 
 
+def silent(instance: str) -> Cause:
+    """Of a lease that lapsed: frozen, cut off or gone, nobody knows."""
+    return Cause(instance=instance, reason="fell silent until its lease lapsed")
+
+
+def cause_of(instance: InstanceId, cause: Cause | None) -> Cause:
+    """The cause to keep for the jobs of an instance that is known to be gone: the given one, cut to size."""
+    if cause is None:
+        return Cause(instance=instance, reason="is gone")
+    tail: list[str] = []
+    room = MAX_TAIL_CHARS
+    for line in reversed(cause.tail[-MAX_TAIL_LINES:]):
+        tail.insert(0, line[:room])
+        room -= len(tail[0])
+    return cause.model_copy(update={"instance": instance, "reason": cause.reason[:500], "tail": tuple(tail)})
+
+
+def dead(cause: Cause) -> Outcome:
+    """The outcome of a job that lost its last instance by this cause."""
+    error = errors.JobDead(
+        attempts=MAX_ATTEMPTS,
+        instance=cause.instance,
+        cause=str(cause),
+        exit_code=cause.exit_code,
+        signal=cause.signal,
+        tail=cause.tail,
+    )
+    return ended(JobState.DEAD, error)
+
+
 def _pack(tokens: Sequence[int]) -> str:
     return ",".join(map(str, tokens))
 
@@ -326,11 +377,5 @@ def _json(state: JobState, error: errors.PacktrainError) -> str:
 
 CANCELLED = errors.JobCancelled("the job was cancelled; submit it again if you need its answer")
 EXPIRED = errors.JobExpired("the deadline passed before the job ended; allow more time with `expires_in`")
-DEAD = errors.JobDead(
-    f"instances died or fell silent {MAX_ATTEMPTS} times while they ran this job; it is not tried again, "
-    "see `packtrain ps` and the instance's log for the cause",
-    attempts=MAX_ATTEMPTS,
-)
 _CANCELLED = _json(JobState.CANCELLED, CANCELLED)
 _EXPIRED = _json(JobState.EXPIRED, EXPIRED)
-_DEAD = _json(JobState.DEAD, DEAD)

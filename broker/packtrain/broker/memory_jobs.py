@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
@@ -35,6 +35,7 @@ class _Record:
     started_ms: int | None = None
     first_token_ms: int | None = None
     finished_ms: int | None = None
+    cause: Cause | None = None
     outcome: Outcome | None = None
     events: list[jobs.Event] = field(default_factory=list)
 
@@ -172,7 +173,7 @@ class MemoryJobs:
                 self._settle(job_id, record, jobs.ended(JobState.FAILED, error))
             return len(rejected)
 
-    def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
+    def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
         with self._changed:
             now = self._now_ms()
             changed = []
@@ -180,6 +181,9 @@ class MemoryJobs:
                 if record.state is JobState.RUNNING:
                     gone = record.lease_ms <= now if instance is None else record.instance == instance
                     if gone:
+                        record.cause = (
+                            jobs.cause_of(instance, cause) if instance else jobs.silent(record.instance or "")
+                        )
                         self._lapse(job_id, record)
                         changed.append(jobs.Reaped(job_id, record.route, record.state))
                 elif record.state is JobState.QUEUED and record.deadline_ms is not None and record.deadline_ms <= now:
@@ -196,7 +200,8 @@ class MemoryJobs:
                 id=job_id, state=record.state, model=record.model, user=record.spec.user, lane=record.spec.lane,
                 attempts=record.attempts, epoch=record.epoch, submitted_ms=record.submitted_ms,
                 started_ms=record.started_ms, first_token_ms=record.first_token_ms, finished_ms=record.finished_ms,
-                instance=record.instance, node=record.node, cancel_requested=record.cancel, outcome=record.outcome,
+                instance=record.instance, node=record.node, cancel_requested=record.cancel, cause=record.cause,
+                outcome=record.outcome,
             )  # fmt: skip
 
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
@@ -276,7 +281,8 @@ class MemoryJobs:
         if record.cancel:
             self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
         elif record.attempts >= MAX_ATTEMPTS:
-            self._settle(job_id, record, jobs.ended(JobState.DEAD, jobs.DEAD))
+            assert record.cause is not None
+            self._settle(job_id, record, jobs.dead(record.cause))
         else:
             record.state = JobState.QUEUED
 

@@ -230,6 +230,20 @@ class Outcome(_Report):
     error: dict[str, Any] | None = None
 
 
+class Cause(_Report):
+    """Why a job lost the instance that ran it. The tail is what the instance wrote last, never a prompt."""
+
+    instance: str = ""
+    reason: str = Field("", description="how it ended, as half a sentence: 'was killed by SIGABRT'")
+    exit_code: int | None = Field(None, description="of its process; null: not known, or it ended by a signal")
+    signal: str = Field("", description="that ended its process, such as SIGABRT")
+    tail: tuple[str, ...] = Field((), description="last lines of its log")
+
+    def __str__(self) -> str:
+        last = next((line for line in reversed(self.tail) if line.strip()), "")
+        return f"{self.reason}; last words: {last[:300]}" if last else self.reason
+
+
 class JobStatus(_Report):
     """A job as its record shows it now."""
 
@@ -247,6 +261,7 @@ class JobStatus(_Report):
     instance: str | None = None
     node: str | None = None
     cancel_requested: bool = False
+    cause: Cause | None = Field(None, description="of the last attempt that was lost")
     outcome: Outcome | None = None
 
 
@@ -323,6 +338,7 @@ class InstanceBeat(_Report):
     batch_peak: int = Field(0, description="most sequences in one step so far")
     tokens_out: int = 0
     tokens_per_s: float = 0
+    threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
     last_used_ms: int = 0

@@ -31,6 +31,7 @@ from packtrain.broker.errors import (
     UnknownModel,
 )
 from packtrain.broker.messages import (
+    Cause,
     InstanceBeat,
     JobStatus,
     Message,
@@ -52,6 +53,7 @@ __all__ = [
     "AsyncPacktrain",
     "AsyncTextStream",
     "BrokerUnavailable",
+    "Cause",
     "IdempotencyConflict",
     "InstanceBeat",
     "InstanceState",

@@ -23,10 +23,11 @@ from packtrain.broker.coordinator import Bells
 from packtrain.broker.errors import NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, NodeCommand
+from packtrain.broker.messages import Cause, InstanceBeat, ModelInfo, NodeBeat, NodeCommand
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
+from packtrain.workers.core_dealer import CoreDealer
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.node_catalog import NodeCatalog
@@ -73,7 +74,7 @@ class Agent:
         self._limits = Limits(settings.load_timeout_s, settings.drain_s, settings.stall_s)
         self._inbox: SimpleQueue[NodeCommand] = SimpleQueue()
         self._instances: dict[InstanceId, _Managed] = {}
-        self._ended: dict[InstanceId, InstanceBeat] = {}  # waiting to be reported
+        self._ended: dict[InstanceId, tuple[InstanceBeat, Cause]] = {}  # waiting to be reported
         self._not_deterministic: dict[str, str] = {}
         self._term_seen = 0
         self._is_draining = False
@@ -81,6 +82,8 @@ class Agent:
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
         self._total_memory = psutil.virtual_memory().total
+        self._dealer = CoreDealer(self._cores(), clock=time.monotonic)
+        self._dealer.start()
 
     @property
     def run_folder(self) -> Path:
@@ -169,22 +172,25 @@ class Agent:
         entry = self._catalog.models.get(ModelId(command.model))
         if entry is None:
             reason = f"{self._node} has no file for {command.model!r} (any more)"
-            self._ended[instance] = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            beat = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            self._ended[instance] = (beat, Cause(instance=instance, reason=reason))
             return
         info, path = entry
         index = self._free_index(info)
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._cores(), numerics=command.numerics,
-            report_fd=-1,
+            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(),
+            numerics=command.numerics, report_fd=-1,
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
             config,
             on_line=lambda line: logger.info("[%s] %s", instance, line),
+            on_report=self._dealer.news,
             pid_file=self.run_folder / f"{instance}.json",
         )
+        self._dealer.add(instance, process, config.n_threads)
         beat = beat.model_copy(update={"pid": process.pid})
         self._instances[instance] = _Managed(beat, process, index, state_since=time.monotonic())
 
@@ -234,6 +240,7 @@ class Agent:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "threads": report.threads,
         }
         if report.steps != before.steps or report.slots_used:
             update["last_used_ms"] = self._registry_ms()
@@ -254,7 +261,7 @@ class Agent:
 
     def _bury(self, managed: _Managed) -> None:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
-        why = managed.process.reap()
+        cause = managed.process.reap(managed.kill_reason)
         report = managed.process.last_report
         if report and report.code == NotDeterministic.code:
             self._not_deterministic[managed.beat.model] = report.reason
@@ -262,17 +269,19 @@ class Agent:
         # While it loads nothing handles the signal yet, so it ends by it.
         stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)
         state = InstanceState.STOPPED if stopped else InstanceState.FAILED
-        reason = managed.beat.reason if stopped else managed.kill_reason or why
+        reason = managed.beat.reason if stopped else str(cause)
         log = logger.info if stopped else logger.error
         log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
-        self._ended[instance] = managed.beat.model_copy(
+        beat = managed.beat.model_copy(
             update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
         )
+        self._ended[instance] = (beat, cause)
         del self._instances[instance]
+        self._dealer.remove(instance)
 
-    def give_back(self, instance: InstanceId) -> None:
+    def give_back(self, cause: Cause) -> None:
         """Requeue the jobs of an instance that is gone, and ring for them."""
-        for reaped in self._store.reap(instance):
+        for reaped in self._store.reap(InstanceId(cause.instance), cause):
             logger.info("Job %s is %s again", reaped.job_id, reaped.state, extra={"event": "job.given_back"})
             if reaped.state is JobState.QUEUED:
                 self._bells.ring(reaped.route)
@@ -281,8 +290,8 @@ class Agent:
         """Write all beats. While the broker is away nothing is forgotten: ended instances wait for the next time."""
         try:
             self._clock_skew_ms = self._registry.now_ms() - _local_ms()
-            for instance, beat in list(self._ended.items()):
-                self.give_back(instance)
+            for instance, (beat, cause) in list(self._ended.items()):
+                self.give_back(cause)
                 self._registry.put_instance(beat)
                 del self._ended[instance]
             for managed in self._instances.values():

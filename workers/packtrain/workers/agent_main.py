@@ -28,8 +28,7 @@ from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import NODE_COMMAND, Doorbell, make_app
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
-from packtrain.broker.ids import InstanceId
-from packtrain.broker.messages import NodeCommand
+from packtrain.broker.messages import Cause, NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
@@ -67,7 +66,7 @@ def run(settings: Settings) -> None:
 def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry) -> None:
     for orphan in end_orphans(agent.run_folder):
         logger.warning("Ended %s, which an agent before left behind", orphan, extra={"event": "instance.orphan"})
-        agent.give_back(InstanceId(orphan))
+        agent.give_back(Cause(instance=orphan, reason="was left behind by an agent that ended"))
     stopping = threading.Event()
     is_orphaned = threading.Event()
 

@@ -5,7 +5,7 @@
     engine        owns model and cache
     publisher     writes tokens and ends to the broker
     renewer       keeps the leases
-    reporter      tells the agent how things are, each second
+    reporter      tells the agent how things are, each second and when the engine starts or stops working; takes orders
 
 The queue is consumed only once the model is READY, so who consumes it is who can serve it. Whatever goes wrong in the
 a thread of ours ends the process: the agent sees it, gives the jobs back, and the coordinator loads the model again.
@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
@@ -36,18 +37,18 @@ from packtrain.workers.backends.base import Backend
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
-from packtrain.workers.instance_messages import InstanceConfig, InstanceReport, ReportPipe
+from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import Computer, model_sha256
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
-from packtrain.workers.supervision import DRAINING_MARGIN_S
+from packtrain.workers.supervision import DRAINING_MARGIN_S, EXIT_LOAD_FAILED, EXIT_THREAD_DIED
 
 logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
-#: Exit codes that the agent explains.
-EXIT_LOAD_FAILED, EXIT_THREAD_DIED = 3, 4
+#: Between two reports at least: tiny jobs start and stop the engine hundreds of times a second.
+REPORT_PAUSE_S = 0.02
 
 
 def load_backend(config: InstanceConfig) -> Backend:
@@ -75,18 +76,25 @@ def load_backend(config: InstanceConfig) -> Backend:
 class Instance:
     """The parts of one instance process, wired."""
 
-    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend, model_sha256: str) -> None:
+    def __init__(
+        self,
+        config: InstanceConfig,
+        settings: Settings,
+        backend: Backend,
+        model_sha256: str,
+        news: SimpleQueue[str],
+    ) -> None:
         self._config = config
+        self._news = news  # orders of the agent; an empty one means that there is something to report
+        self._threads = config.n_threads
         self._settings = settings
         instance, node = InstanceId(config.instance), settings.node_id
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
         store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
-        self._engine = Engine(backend, clock=time.monotonic)
+        self._engine = Engine(backend, clock=time.monotonic, on_activity=lambda: news.put(""))
         self._recipe = backend.shape.recipe
         computer = Computer(backend.build, model_sha256, config.numerics, self._recipe)
-        self._publisher = Publisher(
-            store, instance, node, computer, self._engine.cancel, threads=lambda: config.n_threads
-        )
+        self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
         )
@@ -162,7 +170,16 @@ class Instance:
     def _report_for_ever(self) -> None:
         while True:
             self._report()
-            time.sleep(REPORT_S)
+            time.sleep(REPORT_PAUSE_S)
+            with suppress(Empty):
+                self._obey(self._news.get(timeout=REPORT_S))
+                while True:
+                    self._obey(self._news.get_nowait())
+
+    def _obey(self, order: str) -> None:
+        if order:
+            self._threads = InstanceOrder.model_validate_json(order).threads
+            self._engine.set_threads(self._threads)
 
     def _set_state(self, state: InstanceState) -> None:
         self._state = state
@@ -179,6 +196,7 @@ class Instance:
                 tokens_out=stats.tokens_out,
                 recipe=self._recipe,
                 is_busy=self._engine.is_busy,
+                threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
                 hub_age_s=round(self._hub.age_s, 1),
             )
@@ -196,7 +214,14 @@ class Instance:
             "steps": stats.steps,
             "tokens_out": stats.tokens_out,
             "largest_batch": stats.batch_peak,
+            "threads": self._threads,
         }
+
+
+def _be_first_to_go() -> None:
+    """Where memory runs out the kernel shall end an instance, whose jobs resume, and not the broker or the agent."""
+    with suppress(OSError):  # not Linux, or not allowed
+        Path("/proc/self/oom_score_adj").write_text("800")  # of -1000 (never) to 1000 (first)
 
 
 def _end_process(died: threading.ExceptHookArgs) -> None:
@@ -215,12 +240,14 @@ def main(argv: list[str]) -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        lifeline.watch()
+        news: SimpleQueue[str] = SimpleQueue()
+        lifeline.watch(on_line=news.put)
+        _be_first_to_go()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
         with ThreadPoolExecutor(1) as beside:  # the first time it reads the whole file, as the load does
             sha256 = beside.submit(model_sha256, Path(config.path), settings.home / "hashes.json")
             backend = load_backend(config)
-        instance = Instance(config, settings, backend, sha256.result())
+        instance = Instance(config, settings, backend, sha256.result(), news)
         instance.warm_up()
     except PacktrainError as error:
         pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), code=error.code))

@@ -1,6 +1,6 @@
-"""What agent and instance say to each other: a configuration at the start, then reports on a pipe.
+"""What agent and instance say to each other: a configuration at the start, then reports on a pipe and orders on stdin.
 
-The pipe needs no broker, so an agent knows its instances even while Redis is away.
+Pipes need no broker, so an agent knows and steers its instances even while Redis is away.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import threading
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from packtrain.broker.messages import Numerics, Recipe
 from packtrain.broker.states import InstanceState
@@ -32,8 +32,16 @@ class InstanceConfig(BaseModel):
     report_fd: int
 
 
+class InstanceOrder(BaseModel):
+    """One line on the instance's stdin, its lifeline. Settings, not steps: the last one counts."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    threads: int = Field(ge=1)  # for each step from the next one on
+
+
 class InstanceReport(BaseModel):
-    """One line on the pipe, each second and at every change of state."""
+    """One line on the pipe, each second and at every change of state or of `is_busy`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -46,6 +54,7 @@ class InstanceReport(BaseModel):
     batch_peak: int = 0
     tokens_out: int = 0
     is_busy: bool = False
+    threads: int = 0  # that a step computes with
     step_age_s: float = 0  # since the engine's last sign of life
     hub_age_s: float = 0  # since the last turn of the Celery consumer loop
 

@@ -186,6 +186,14 @@ class Runner:
                 tokens += event.tokens
                 job.resume(event.text, event.tokens)
             last = events[-1].id
+        n_vocab = self._backend.shape.n_vocab
+        if strange := next((token for token in tokens if not 0 <= token < n_vocab), None):
+            raise JobFailed(
+                f"the job already has the token {strange}, {self._model!r} has {n_vocab}: its file was exchanged while "
+                "the job ran; submit the job again",
+                token=strange,
+                n_vocab=n_vocab,
+            )
         return tuple(tokens)
 
 

@@ -123,6 +123,10 @@ class Backend(Protocol):
         """
         ...
 
+    def set_threads(self, count: int) -> None:
+        """Compute with this many threads from the next step on."""
+        ...
+
     def shutdown(self) -> None:
         """Free everything."""
         ...

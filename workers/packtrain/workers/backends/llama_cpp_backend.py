@@ -32,6 +32,7 @@ from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadF
 from packtrain.broker.messages import Message, Numerics, Recipe, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.backends.llama_cpp_batch import Batch
+from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
 from packtrain.workers.backends.llama_cpp_selftest import self_test
 from packtrain.workers.receipts import Build
@@ -87,7 +88,9 @@ class LlamaCppBackend:
         # ctypes drops a callback with its last reference while C still holds the pointer.
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
+        check_cells(n_slots, n_ctx)
         self._model = self._load(path)
+        check_model(self._model, model)
         self._vocab = C.llama_model_get_vocab(self._model)
         n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
         self._ctx = self._new_context(n_slots, n_ctx, n_threads)
@@ -208,7 +211,9 @@ class LlamaCppBackend:
         wanted = []
         for row in rows:
             assert row.seq_id in self._samplers, f"slot {row.seq_id} is not open"
-            assert 0 <= row.start < row.start + len(row.tokens) <= self._shape.n_ctx, f"{row} in {self._shape.n_ctx}"
+            start, end = row.start, row.start + len(row.tokens)
+            # Not the tokens themselves: what is said here lands in logs.
+            assert 0 <= start < end <= self._shape.n_ctx, f"rows [{start}, {end}) in a slot of {self._shape.n_ctx}"
             last = self._batch.add(row.tokens, row.start, row.seq_id, wants_logits=row.wants_token)
             if row.wants_token:
                 wanted.append((row.seq_id, last))
@@ -243,6 +248,9 @@ class LlamaCppBackend:
         """Logits of the last step, (num_outputs, n_vocab) float32, rows in batch order. Only until the next step."""
         pointer = C.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, shape=(num_outputs, self._shape.n_vocab))
+
+    def set_threads(self, count: int) -> None:
+        C.llama_set_n_threads(self._ctx, count, count)
 
     def shutdown(self) -> None:
         for sampler in self._samplers.values():
@@ -330,7 +338,8 @@ class LlamaCppBackend:
 
 
 def _why() -> str:
-    return _last_errors[-1] if _last_errors else "no reason given"
+    # The first line is the cause, those after it only say what could not be done because of it.
+    return _last_errors[0] if _last_errors else "no reason given"
 
 
 def _features() -> str:

@@ -47,6 +47,7 @@ class ScriptedBackend:
         self._step_s = step_s
         self._row_s = row_s
         self.steps: list[list[StepRows]] = []
+        self.threads: list[int] = []  # as they were set, one after the other
 
     @property
     def shape(self) -> Shape:
@@ -107,6 +108,9 @@ class ScriptedBackend:
             while "!hang" in prompt:
                 time.sleep(0.05)
         return [self._sampled(row.seq_id) for row in rows if row.wants_token]
+
+    def set_threads(self, count: int) -> None:
+        self.threads.append(count)
 
     def shutdown(self) -> None:
         self._slots.clear()

@@ -58,17 +58,27 @@ class EngineStats:
 
 
 class Engine:
-    """Runs sequences on a backend. `submit`, `cancel`, `stop` and `stats` may be called from any thread.
+    """Runs sequences on a backend. `submit`, `cancel`, `stop`, `set_threads` and `stats` may be called from any thread.
 
     Args:
         backend: Loaded model; only this engine's thread steps it.
         clock: Monotonic seconds.
+        on_activity: Called from the engine thread when `is_busy` has changed; must not block.
     """
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float], prefill_budget: int = PREFILL_BUDGET) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], float],
+        prefill_budget: int = PREFILL_BUDGET,
+        on_activity: Callable[[], None] = lambda: None,
+    ) -> None:
         self._backend = backend
         self._clock = clock
         self._prefill_budget = prefill_budget
+        self._on_activity = on_activity
+        self._threads = self._threads_wanted = 0  # 0: as the backend was made
         self._can_share = backend.shape.can_share
         self._is_serial = backend.shape.recipe == "serial"
         self._slots = Slots(backend.shape.n_slots)
@@ -107,6 +117,10 @@ class Engine:
             self._is_stopping = True
             self._changed.notify()
 
+    def set_threads(self, count: int) -> None:
+        """Compute with this many threads from the next step on. Costs nothing, changes no answer."""
+        self._threads_wanted = count
+
     @property
     def stats(self) -> EngineStats:
         """Counters."""
@@ -134,8 +148,10 @@ class Engine:
         while True:
             with self._changed:
                 while not (self._new or self._leaving or self._live or self._waiting or self._is_stopping):
+                    self._on_activity()
                     self._changed.wait()
                     self._beat = self._clock()
+                    self._on_activity()
                 if self._is_stopping:
                     break
             self.step()
@@ -150,6 +166,9 @@ class Engine:
     def step(self) -> None:
         """Read the inbox, fill slots, compute one step."""
         self._beat = self._clock()
+        if self._threads != self._threads_wanted:
+            self._threads = self._threads_wanted
+            self._backend.set_threads(self._threads)
         self._read_inbox()
         self._fill_slots()
         self._end_late()
