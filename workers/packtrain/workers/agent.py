@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,7 +29,9 @@ from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
+from packtrain.workers.memory_book import Readings
 from packtrain.workers.node_catalog import NodeCatalog
+from packtrain.workers.own_memory import own_memory
 from packtrain.workers.supervision import Limits, Observed, verdict
 
 logger = logging.getLogger(__name__)
@@ -45,11 +48,13 @@ class _Managed:
 
     beat: InstanceBeat
     process: InstanceProcess
+    config: InstanceConfig
     index: int  # among the instances of its model here
     state_since: float  # monotonic seconds
     kill_reason: str = ""
     tokens_before: tuple[float, int] = (0.0, 0)  # for the rate
     is_draining: bool = False
+    most_private: int = 0  # bytes of its own memory, the most that was seen
 
 
 class Agent:
@@ -98,6 +103,7 @@ class Agent:
         if now >= self._next_scan:
             self._next_scan = now + SCAN_S
             changed |= self._catalog.scan()
+        changed |= self._catalog.poll()
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
@@ -173,6 +179,7 @@ class Agent:
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
             n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._cores(), report_fd=-1,
+            options=self._catalog.options(ModelId(info.id)),
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
@@ -181,7 +188,7 @@ class Agent:
             pid_file=self.run_folder / f"{instance}.json",
         )
         beat = beat.model_copy(update={"pid": process.pid})
-        self._instances[instance] = _Managed(beat, process, index, state_since=time.monotonic())
+        self._instances[instance] = _Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _begin_drain(self, managed: _Managed, reason: str) -> None:
         managed.is_draining = True
@@ -279,6 +286,7 @@ class Agent:
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.process.resident_bytes()})
                 self._registry.put_instance(managed.beat)
+                self._learn_from(managed)
             self._registry.put_models(self._catalog.offered())
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
@@ -289,6 +297,16 @@ class Agent:
         if self._reachable_since is None:
             logger.info("Broker is back", extra={"event": "broker.back"})
             self._reachable_since = time.monotonic()
+
+    def _learn_from(self, managed: _Managed) -> None:
+        """Let the catalog know what a loaded instance takes, for the next estimate."""
+        report = managed.process.last_report
+        if managed.beat.state is not InstanceState.READY or not report or not report.before_load or not report.loaded:
+            return
+        with suppress(psutil.Error):  # it is gone, and will be buried
+            managed.most_private = max(managed.most_private, own_memory(managed.process.pid).private)
+            readings = Readings(report.before_load, report.loaded, managed.most_private)
+            self._catalog.note_readings(managed.config, readings)
 
     def _node_beat(self) -> NodeBeat:
         memory = psutil.virtual_memory()

@@ -13,6 +13,7 @@ a thread of ours ends the process: the agent sees it, gives the jobs back, and t
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
 from packtrain.workers.instance_messages import InstanceConfig, InstanceReport, ReportPipe
+from packtrain.workers.own_memory import OwnMemory, own_memory
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
@@ -65,14 +67,25 @@ def load_backend(config: InstanceConfig) -> Backend:
         n_slots=config.n_slots,
         n_ctx=config.n_ctx,
         n_threads=config.n_threads,
+        options=config.options,
     )
+
+
+def import_backend(config: InstanceConfig) -> None:
+    """Import what `load_backend` needs, so that the memory it takes counts as the process's and not as the model's."""
+    if config.backend == "llama_cpp":
+        importlib.import_module("packtrain.workers.backends.llama_cpp_backend")
 
 
 class Instance:
     """The parts of one instance process, wired."""
 
-    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend) -> None:
+    def __init__(
+        self, config: InstanceConfig, settings: Settings, backend: Backend, before_load: OwnMemory, loaded: OwnMemory
+    ) -> None:
         self._config = config
+        self._before_load = before_load
+        self._loaded = loaded
         self._settings = settings
         instance, node = InstanceId(config.instance), settings.node_id
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
@@ -172,6 +185,8 @@ class Instance:
                 is_busy=self._engine.is_busy,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
                 hub_age_s=round(self._hub.age_s, 1),
+                before_load=self._before_load,
+                loaded=self._loaded,
             )
         )
 
@@ -207,7 +222,10 @@ def main(argv: list[str]) -> int:
         logs.configure(settings.log_level)
         lifeline.watch()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
-        instance = Instance(config, settings, load_backend(config))
+        import_backend(config)
+        before_load = own_memory()
+        backend = load_backend(config)
+        instance = Instance(config, settings, backend, before_load, own_memory())
         instance.warm_up()
     except PacktrainError as error:
         pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error)))

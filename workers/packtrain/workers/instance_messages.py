@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from packtrain.broker.states import InstanceState
+from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.own_memory import OwnMemory
 
 
 class InstanceConfig(BaseModel):
@@ -28,6 +30,7 @@ class InstanceConfig(BaseModel):
     n_ctx: int
     n_threads: int
     report_fd: int
+    options: LoadOptions = LoadOptions()
 
 
 class InstanceReport(BaseModel):
@@ -44,6 +47,8 @@ class InstanceReport(BaseModel):
     is_busy: bool = False
     step_age_s: float = 0  # since the engine's last sign of life
     hub_age_s: float = 0  # since the last turn of the Celery consumer loop
+    before_load: OwnMemory | None = None  # all imported, nothing loaded
+    loaded: OwnMemory | None = None  # model and context made, no step computed
 
 
 class ReportPipe:

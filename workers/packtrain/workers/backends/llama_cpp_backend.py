@@ -28,12 +28,12 @@ from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadF
 from packtrain.broker.messages import Message, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Shape, StepRows
 from packtrain.workers.backends.llama_cpp_batch import Batch
+from packtrain.workers.backends.llama_cpp_params import context_params, model_params
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy
+from packtrain.workers.load_options import LoadOptions
 
 logger = logging.getLogger(__name__)
 
-#: Rows of one step, and of one of llama.cpp's own sub-steps.
-N_BATCH = 512
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
@@ -62,13 +62,24 @@ class LlamaCppBackend:
         n_slots: Sequences at once.
         n_ctx: Tokens of one slot.
         n_threads: Threads for each step. llama.cpp's threads spin: more than idle cores is slower than fewer.
+        options: Cache type, layers on the GPU and the like.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file or the memory; its own words are in the message.
     """
 
-    def __init__(self, path: Path, *, model: str, n_slots: int, n_ctx: int, n_threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        model: str,
+        n_slots: int,
+        n_ctx: int,
+        n_threads: int,
+        options: LoadOptions = LoadOptions(),  # noqa: B008  frozen
+    ) -> None:
         self._name = model
+        self._options = options
         self._samplers: dict[int, SamplerChain | None] = {}  # None: plain greedy
         self._pieces: dict[int, bytes] = {}
         self._should_stop: Callable[[], bool] = lambda: False
@@ -201,7 +212,7 @@ class LlamaCppBackend:
         return best
 
     def _load(self, path: Path) -> Any:
-        params = C.llama_model_default_params()
+        params = model_params(self._options)
         _last_errors.clear()
         model = C.llama_model_load_from_file(str(path).encode(), params)
         if not model:
@@ -209,13 +220,7 @@ class LlamaCppBackend:
         return model
 
     def _new_context(self, n_slots: int, n_ctx: int, n_threads: int) -> Any:
-        params = C.llama_context_default_params()
-        # One pool for all slots. Each may use n_ctx of its n_slots * n_ctx cells, so the pool cannot run out.
-        params.n_ctx = n_slots * n_ctx
-        params.kv_unified = True
-        params.n_seq_max = n_slots
-        params.n_batch = params.n_ubatch = max(N_BATCH, n_slots)
-        params.n_threads = params.n_threads_batch = n_threads
+        params = context_params(self._options, n_slots=n_slots, n_ctx=n_ctx, n_threads=n_threads)
         params.abort_callback = self._abort_callback
         _last_errors.clear()
         ctx = C.llama_init_from_model(self._model, params)
