@@ -88,7 +88,7 @@ class SizedModel:
         return path
 
 
-#: 120 to 290 MiB each; what differs is what an estimate may get wrong.
+#: 146 to 272 MiB each; what differs is what an estimate may get wrong.
 SHAPES = {
     "grouped queries": SizedModel(16, 1024, 16, 4, 2816, 32_000),
     "large vocabulary, tied": SizedModel(6, 768, 12, 12, 2048, 128_000, "F16", is_tied=True),

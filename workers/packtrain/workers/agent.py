@@ -11,7 +11,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -284,9 +283,8 @@ class Agent:
                 self._registry.put_instance(beat)
                 del self._ended[instance]
             for managed in self._instances.values():
-                managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.process.resident_bytes()})
+                managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
-                self._learn_from(managed)
             self._registry.put_models(self._catalog.offered())
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
@@ -298,15 +296,22 @@ class Agent:
             logger.info("Broker is back", extra={"event": "broker.back"})
             self._reachable_since = time.monotonic()
 
-    def _learn_from(self, managed: _Managed) -> None:
-        """Let the catalog know what a loaded instance takes, for the next estimate."""
+    def _resident_bytes(self, managed: _Managed) -> int:
+        """What an instance holds; and let the catalog know, for the next estimate.
+
+        Of a model file that was copied into another order the pages stay mapped, and need not: they do not count.
+        """
+        try:
+            now = own_memory(managed.process.pid)
+        except psutil.Error:  # it is gone, and will be buried
+            return 0
         report = managed.process.last_report
         if managed.beat.state is not InstanceState.READY or not report or not report.before_load or not report.loaded:
-            return
-        with suppress(psutil.Error):  # it is gone, and will be buried
-            managed.most_private = max(managed.most_private, own_memory(managed.process.pid).private)
-            readings = Readings(report.before_load, report.loaded, managed.most_private)
-            self._catalog.note_readings(managed.config, readings)
+            return now.resident
+        managed.most_private = max(managed.most_private, now.private)
+        readings = Readings(report.before_load, report.loaded, managed.most_private)
+        needed = self._catalog.note_readings(managed.config, readings)
+        return now.resident if needed is None else now.private + min(now.mapped, needed)
 
     def _node_beat(self) -> NodeBeat:
         memory = psutil.virtual_memory()

@@ -143,13 +143,13 @@ def measured_bytes(readings: Readings, estimate: ModelMemory) -> int:
     mapped    the libraries, and of the model's file what the layout reads from there
     """
     private = max(readings.most_private, readings.loaded.private + estimate.scratch_bytes)
-    weights = min(readings.loaded.mapped - readings.before.mapped, _mapped_weights(estimate))
-    return private + readings.before.mapped + max(0, weights)
+    return private + needed_mapped_bytes(readings, estimate)
 
 
-def _mapped_weights(estimate: ModelMemory) -> int:
-    """Bytes of weights that are read where the file is mapped; the rest has been copied elsewhere."""
-    return sum(buffer.weights for buffer in estimate.buffers if buffer.buffer == "CPU")
+def needed_mapped_bytes(readings: Readings, estimate: ModelMemory) -> int:
+    """Bytes of mapped files that an instance reads from: libraries, and the weights that were not copied elsewhere."""
+    weights = sum(buffer.weights for buffer in estimate.buffers if buffer.buffer == "CPU")
+    return readings.before.mapped + max(0, min(readings.loaded.mapped - readings.before.mapped, weights))
 
 
 def _is_credible(measured: int, estimated: int) -> bool:

@@ -57,7 +57,10 @@ class MemoryProber:
         answer = self._collect()
         if self._asked is None and self._queue:
             key, question = self._queue.popleft()
-            self._asked = _Asked(key, question, _ask(question))
+            try:
+                self._asked = _Asked(key, question, _ask(question))
+            except OSError as error:  # no memory for another process, or no more processes
+                self._give_up(key, question, str(error))
         return answer
 
     def close(self) -> None:
@@ -80,12 +83,15 @@ class MemoryProber:
             reason = _reason(output, code)
         except ValidationError as error:
             reason = f"the probe's answer is odd: {error}"
-        self._failed.add(asked.key)
+        self._give_up(asked.key, asked.question, reason)
+        return None
+
+    def _give_up(self, key: LoadKey, question: MemoryQuestion, reason: str) -> None:
+        self._failed.add(key)
         logger.warning(
-            "Memory of %s stays an estimate from its header: %s", asked.question.path, reason,
+            "Memory of %s stays an estimate from its header: %s", question.path, reason,
             extra={"event": "memory.unprobed"},
         )  # fmt: skip
-        return None
 
 
 def _ask(question: MemoryQuestion) -> subprocess.Popen[bytes]:

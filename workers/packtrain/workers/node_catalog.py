@@ -18,7 +18,7 @@ from packtrain.workers.catalog_config import load_catalog_config
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory import estimate_memory
-from packtrain.workers.memory_book import LoadKey, MemoryBook, Readings
+from packtrain.workers.memory_book import LoadKey, MemoryBook, Readings, needed_mapped_bytes
 from packtrain.workers.memory_probe import MemoryQuestion
 from packtrain.workers.memory_prober import MemoryProber
 
@@ -48,8 +48,8 @@ class NodeCatalog(Protocol):
         """How to load a model that is there."""
         ...
 
-    def note_readings(self, config: InstanceConfig, readings: Readings) -> None:
-        """Learn from what an instance takes."""
+    def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
+        """Learn from what an instance takes. Bytes of mapped files that it needs; None: all that it has mapped."""
         ...
 
     def close(self) -> None:
@@ -115,16 +115,18 @@ class GgufCatalog:
     def options(self, model: ModelId) -> LoadOptions:
         return self._catalog.models[model].options
 
-    def note_readings(self, config: InstanceConfig, readings: Readings) -> None:
+    def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
         entry = self._catalog.models.get(ModelId(config.model))
         if entry is None:  # its file is gone
-            return
+            return None
         key = LoadKey(
             file=entry.fingerprint, n_ctx=config.n_ctx, n_slots=config.n_slots, options=config.options,
             build=self._build,
         )  # fmt: skip
-        if self._book.note_readings(key, readings, self._estimate(key, entry)):
+        estimate = self._estimate(key, entry)
+        if self._book.note_readings(key, readings, estimate):
             self._correct()
+        return needed_mapped_bytes(readings, estimate)
 
     def close(self) -> None:
         if self._prober:
@@ -182,8 +184,8 @@ class ScriptedCatalog:
     def options(self, model: ModelId) -> LoadOptions:  # noqa: ARG002
         return LoadOptions()
 
-    def note_readings(self, config: InstanceConfig, readings: Readings) -> None:
-        """Scripted models take what their file says."""
+    def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:  # noqa: ARG002
+        return None  # scripted models take what their file says
 
     def close(self) -> None:
         """Nothing runs in the background."""
