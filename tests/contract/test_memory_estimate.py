@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import ModelMemory
+from packtrain.broker.messages import ModelMemory, SamplingParams
 from packtrain.broker.settings import Settings
+from packtrain.workers.backends.base import StepRows
+from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.catalog_config import FILE_NAME
 from packtrain.workers.instance_messages import InstanceConfig
-from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.load_options import LoadOptions, max_outputs
 from packtrain.workers.memory_book import LoadKey, MemoryBook, Readings
 from packtrain.workers.memory_probe import MemoryQuestion
 from packtrain.workers.memory_prober import MemoryProber
@@ -109,6 +111,17 @@ def test_experts_are_put_on_the_cpu_layer_by_layer(tmp_path: Path, layers: int |
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
 
     assert done.stdout.strip() == str(tensors), done.stderr
+
+
+def test_step_that_wants_more_logits_than_there_is_room_for_never_reaches_c(tmp_path: Path) -> None:
+    backend = LlamaCppBackend(write_tiny_model(tmp_path / "m.gguf"), model="m", n_slots=2, n_ctx=256, n_threads=1)
+    backend.open(0, SamplingParams(temperature=0), 0, (), 0)
+    rows = [StepRows(0, position, [5], True) for position in range(max_outputs(2) + 1)]
+
+    assert len(backend.step(rows[:-1], lambda: False)) == max_outputs(2)
+    with pytest.raises(AssertionError, match="17 rows want logits"):
+        backend.step(rows, lambda: False)
+    backend.shutdown()
 
 
 def test_probe_that_fails_is_not_asked_again_and_hinders_no_other(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from packtrain.workers.backends.base import DecodeFailed, Interrupted, Shape, St
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_params import context_params, model_params
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy
-from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.load_options import LoadOptions, max_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,7 @@ class LlamaCppBackend:
             last = self._batch.add(row.tokens, row.start, row.seq_id, wants_logits=row.wants_token)
             if row.wants_token:
                 wanted.append((row.seq_id, last))
+        assert len(wanted) <= max_outputs(self._shape.n_slots), f"{len(wanted)} rows want logits"  # else SIGABRT
         self._should_stop = should_stop
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
