@@ -33,6 +33,7 @@ from packtrain.broker.messages import Numerics, SamplingParams
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import SequenceRequest, Tokens
+from packtrain.workers.load_options import LoadOptions
 
 FILE_TYPES = {"F16": 1, "Q8_0": 7, "Q4_0": 2, "Q4_K": 15}  # enum llama_ftype
 NUM_JOBS, NUM_SLOTS, N_CTX, NUM_NEW = 24, 16, 1024, 24
@@ -91,7 +92,8 @@ def run(backend: LlamaCppBackend, jobs: Sequence[tuple[int, Job]]) -> dict[int, 
 def measure(path: Path, numerics: Numerics, threads: int) -> tuple[str, int, int]:
     """Recipe, and how many of the jobs have equal tokens, and equal logprobs, alone and together."""
     backend = LlamaCppBackend(
-        path, model=path.stem, n_slots=NUM_SLOTS, n_ctx=N_CTX, n_threads=threads, numerics=numerics
+        path, model=path.stem, n_slots=NUM_SLOTS, n_ctx=N_CTX, n_threads=threads,
+        options=LoadOptions(numerics=numerics),
     )
     jobs = list(enumerate(make_jobs(backend.shape.n_vocab)))
     alone = {number: run(backend, [(number, job)])[number] for number, job in jobs}

@@ -19,6 +19,7 @@ from benchmarks.common import arguments_parser, spread
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.load_options import LoadOptions
 
 SLOTS = 16
 PROMPT = 40  # rows of each prompt
@@ -56,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     backend = LlamaCppBackend(
         arguments.model, model="m", n_slots=SLOTS, n_ctx=512, n_threads=arguments.threads,
-        numerics=arguments.numerics,
+        options=LoadOptions(numerics=arguments.numerics),
     )  # fmt: skip
     rates: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):

@@ -265,6 +265,47 @@ class JobStatus(_Report):
     outcome: Outcome | None = None
 
 
+class BufferMemory(_Report):
+    """What a model keeps in one kind of buffer, bytes."""
+
+    buffer: str = Field("CPU", description="llama.cpp's name: CPU, CPU_REPACK (weights in another order), CUDA0")
+    on_host: bool = Field(True, description="in the memory that the node's budget is about")
+    weights: int = 0
+    cache: int = Field(0, description="KV and recurrent state of all slots")
+    compute: int = Field(0, description="scratch space of one step")
+
+
+class ModelMemory(_Report):
+    """What an instance of a model takes, before anything is loaded; and what one took, where one was. Bytes."""
+
+    source: Literal["header", "llama.cpp"] = Field("header", description="who says so")
+    process_bytes: int = Field(0, description="Python, libraries and vocabulary")
+    logits_bytes: int = Field(0, description="of as many rows as one step may ask for")
+    work_bytes: int = Field(0, description="inputs of one matrix product in the format of its weights")
+    buffers: tuple[BufferMemory, ...] = ()
+    measured_bytes: int = Field(0, description="most that an instance like this took on this node; 0: none was loaded")
+    factor: float = Field(1, description="measured by estimated, of the same model with other slots or context")
+
+    def host(self, part: Literal["weights", "cache", "compute"]) -> int:
+        """Bytes of one part in the machine's own memory."""
+        return sum(int(getattr(buffer, part)) for buffer in self.buffers if buffer.on_host)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What is taken by the first steps, not by the load."""
+        return self.host("compute") + self.logits_bytes + self.work_bytes
+
+    @property
+    def estimated_bytes(self) -> int:
+        """In the machine's own memory, before any correction."""
+        return self.process_bytes + self.host("weights") + self.host("cache") + self.scratch_bytes
+
+    @property
+    def required_bytes(self) -> int:
+        """What to reserve: what it took before, else the estimate as others of this model correct it."""
+        return self.measured_bytes or round(self.estimated_bytes * self.factor)
+
+
 class ModelInfo(_Report):
     """One model as a node's catalog describes it. Sizes in bytes."""
 
@@ -283,8 +324,10 @@ class ModelInfo(_Report):
     has_chat_template: bool = False
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
-    required_bytes: int = Field(0, description="weights + KV of all slots + compute buffers, estimated")
+    required_bytes: int = Field(0, description="of the machine's own memory, in all: measured, else estimated")
+    memory: ModelMemory = ModelMemory()
     numerics: Numerics = Field("fast", description="how it is loaded when no job asks for more")
+    options: dict[str, Any] = Field(default_factory=dict, description="load options that are not the defaults")
     keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
     pinned: bool = False
 

@@ -30,7 +30,9 @@ from packtrain.broker.states import InstanceState, JobState
 from packtrain.workers.core_dealer import CoreDealer
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
+from packtrain.workers.memory_book import Readings
 from packtrain.workers.node_catalog import NodeCatalog
+from packtrain.workers.own_memory import own_memory
 from packtrain.workers.supervision import Limits, Observed, verdict
 
 logger = logging.getLogger(__name__)
@@ -47,11 +49,13 @@ class _Managed:
 
     beat: InstanceBeat
     process: InstanceProcess
+    config: InstanceConfig
     index: int  # among the instances of its model here
     state_since: float  # monotonic seconds
     kill_reason: str = ""
     tokens_before: tuple[float, int] = (0.0, 0)  # for the rate
     is_draining: bool = False
+    most_private: int = 0  # bytes of its own memory, the most that was seen
 
 
 class Agent:
@@ -105,6 +109,7 @@ class Agent:
             if self._catalog.scan():
                 changed = True
                 self._not_deterministic.clear()  # a file may be another one now
+        changed |= self._catalog.poll()
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
@@ -180,8 +185,8 @@ class Agent:
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(),
-            numerics=command.numerics, report_fd=-1,
+            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
+            options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
@@ -192,7 +197,7 @@ class Agent:
         )
         self._dealer.add(instance, process, config.n_threads)
         beat = beat.model_copy(update={"pid": process.pid})
-        self._instances[instance] = _Managed(beat, process, index, state_since=time.monotonic())
+        self._instances[instance] = _Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _begin_drain(self, managed: _Managed, reason: str) -> None:
         managed.is_draining = True
@@ -295,7 +300,7 @@ class Agent:
                 self._registry.put_instance(beat)
                 del self._ended[instance]
             for managed in self._instances.values():
-                managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.process.resident_bytes()})
+                managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
             self._registry.put_models(self._catalog.offered())
             self._registry.put_node(self._node_beat())
@@ -307,6 +312,23 @@ class Agent:
         if self._reachable_since is None:
             logger.info("Broker is back", extra={"event": "broker.back"})
             self._reachable_since = time.monotonic()
+
+    def _resident_bytes(self, managed: _Managed) -> int:
+        """What an instance holds; and let the catalog know, for the next estimate.
+
+        Of a model file that was copied into another order the pages stay mapped, and need not: they do not count.
+        """
+        try:
+            now = own_memory(managed.process.pid)
+        except psutil.Error:  # it is gone, and will be buried
+            return 0
+        report = managed.process.last_report
+        if managed.beat.state is not InstanceState.READY or not report or not report.before_load or not report.loaded:
+            return now.resident
+        managed.most_private = max(managed.most_private, now.private)
+        readings = Readings(report.before_load, report.loaded, managed.most_private)
+        needed = self._catalog.note_readings(managed.config, readings)
+        return now.resident if needed is None else now.private + min(now.mapped, needed)
 
     def _node_beat(self) -> NodeBeat:
         memory = psutil.virtual_memory()

@@ -13,6 +13,7 @@ a thread of ours ends the process: the agent sees it, gives the jobs back, and t
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -38,6 +39,7 @@ from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
+from packtrain.workers.own_memory import OwnMemory, own_memory
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import Computer, model_sha256
 from packtrain.workers.renewer import Renewer
@@ -60,7 +62,9 @@ def load_backend(config: InstanceConfig) -> Backend:
     if config.backend == "scripted":
         from packtrain.workers.backends.scripted_files import load_scripted
 
-        return load_scripted(Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx, numerics=config.numerics)
+        return load_scripted(
+            Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx, numerics=config.options.numerics
+        )
     from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 
     return LlamaCppBackend(
@@ -69,8 +73,14 @@ def load_backend(config: InstanceConfig) -> Backend:
         n_slots=config.n_slots,
         n_ctx=config.n_ctx,
         n_threads=config.n_threads,
-        numerics=config.numerics,
+        options=config.options,
     )
+
+
+def import_backend(config: InstanceConfig) -> None:
+    """Import what `load_backend` needs, so that the memory it takes counts as the process's and not as the model's."""
+    if config.backend == "llama_cpp":
+        importlib.import_module("packtrain.workers.backends.llama_cpp_backend")
 
 
 class Instance:
@@ -82,9 +92,11 @@ class Instance:
         settings: Settings,
         backend: Backend,
         model_sha256: str,
+        memory: tuple[OwnMemory, OwnMemory],
         news: SimpleQueue[str],
     ) -> None:
         self._config = config
+        self._before_load, self._loaded = memory
         self._news = news  # orders of the agent; an empty one means that there is something to report
         self._threads = config.n_threads
         self._settings = settings
@@ -93,7 +105,7 @@ class Instance:
         store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
         self._engine = Engine(backend, clock=time.monotonic, on_activity=lambda: news.put(""))
         self._recipe = backend.shape.recipe
-        computer = Computer(backend.build, model_sha256, config.numerics, self._recipe)
+        computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe)
         self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
@@ -102,7 +114,7 @@ class Instance:
         self._runner = Runner(
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
-            numerics=config.numerics, ring=Doorbell(self._app).ring, clock=time.monotonic,
+            numerics=config.options.numerics, ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -123,7 +135,7 @@ class Instance:
         run_worker(
             app,
             name=self._config.worker_name,
-            queues=[keys.model_queue(r) for r in routes_of(ModelId(self._config.model), self._config.numerics)],
+            queues=[keys.model_queue(r) for r in routes_of(ModelId(self._config.model), self._config.options.numerics)],
             threads=self._config.n_slots,
             events=self._settings.events,
             hub=self._hub,
@@ -199,6 +211,8 @@ class Instance:
                 threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
                 hub_age_s=round(self._hub.age_s, 1),
+                before_load=self._before_load,
+                loaded=self._loaded,
             )
         )
 
@@ -208,7 +222,7 @@ class Instance:
             "instance": self._config.instance,
             "model": self._config.model,
             "state": self._state.value,
-            "numerics": f"{self._config.numerics} ({self._recipe})",
+            "numerics": f"{self._config.options.numerics} ({self._recipe})",
             "slots": f"{stats.slots_used}/{self._config.n_slots} used",
             "context_per_slot": self._config.n_ctx,
             "steps": stats.steps,
@@ -244,10 +258,12 @@ def main(argv: list[str]) -> int:
         lifeline.watch(on_line=news.put)
         _be_first_to_go()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
+        import_backend(config)
+        before_load = own_memory()
         with ThreadPoolExecutor(1) as beside:  # the first time it reads the whole file, as the load does
             sha256 = beside.submit(model_sha256, Path(config.path), settings.home / "hashes.json")
             backend = load_backend(config)
-        instance = Instance(config, settings, backend, sha256.result(), news)
+        instance = Instance(config, settings, backend, sha256.result(), (before_load, own_memory()), news)
         instance.warm_up()
     except PacktrainError as error:
         pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), code=error.code))

@@ -11,8 +11,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from packtrain.broker.messages import Numerics, Recipe
+from packtrain.broker.messages import Recipe
 from packtrain.broker.states import InstanceState
+from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.own_memory import OwnMemory
 
 
 class InstanceConfig(BaseModel):
@@ -28,8 +30,8 @@ class InstanceConfig(BaseModel):
     n_slots: int
     n_ctx: int
     n_threads: int
-    numerics: Numerics = "fast"
     report_fd: int
+    options: LoadOptions = LoadOptions()
 
 
 class InstanceOrder(BaseModel):
@@ -57,6 +59,8 @@ class InstanceReport(BaseModel):
     threads: int = 0  # that a step computes with
     step_age_s: float = 0  # since the engine's last sign of life
     hub_age_s: float = 0  # since the last turn of the Celery consumer loop
+    before_load: OwnMemory | None = None  # all imported, nothing loaded
+    loaded: OwnMemory | None = None  # model and context made, no step computed
 
 
 class ReportPipe:

@@ -107,13 +107,6 @@ class InstanceProcess:
         """Negative: the signal that ended it. None while it lives."""
         return self._process.poll()
 
-    def resident_bytes(self) -> int:
-        """Resident memory, 0 when it is gone."""
-        try:
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
-
     def drain(self) -> None:
         """Ask it to finish its jobs and end."""
         if self.exit_code() is None:

@@ -33,16 +33,15 @@ from packtrain.broker.messages import Message, Numerics, Recipe, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
+from packtrain.workers.backends.llama_cpp_params import context_params, model_params, numeric_flags
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
 from packtrain.workers.backends.llama_cpp_selftest import self_test
+from packtrain.workers.load_options import LoadOptions, max_outputs
 from packtrain.workers.receipts import Build
 
 logger = logging.getLogger(__name__)
 
-#: Rows of one step, and of one of llama.cpp's own sub-steps.
-N_BATCH = 512
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
-_BF16 = 30  # enum ggml_type
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
 _last_errors: deque[str] = deque(maxlen=8)
@@ -70,17 +69,25 @@ class LlamaCppBackend:
         n_slots: Sequences at once.
         n_ctx: Tokens of one slot.
         n_threads: Threads for each step. llama.cpp's threads spin: more than idle cores is slower than fewer.
-        numerics: `deterministic` takes the kernels that compute each row alone, and proves it before it is ready.
+        options: Numerics, cache type, layers on the GPU and the like. With `deterministic` numerics the instance takes
+            the kernels that compute each row alone, and proves it before it is ready.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file or the memory; its own words are in the message.
     """
 
     def __init__(
-        self, path: Path, *, model: str, n_slots: int, n_ctx: int, n_threads: int, numerics: Numerics = "fast"
+        self,
+        path: Path,
+        *,
+        model: str,
+        n_slots: int,
+        n_ctx: int,
+        n_threads: int,
+        options: LoadOptions = LoadOptions(),  # noqa: B008  frozen
     ) -> None:
         self._name = model
-        self._numerics = numerics
+        self._options = options
         self._samplers: dict[int, SamplerChain | None] = {}  # None: plain greedy
         self._num_logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
@@ -102,7 +109,7 @@ class LlamaCppBackend:
         self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
         self._template = self._chat_template()
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
-        if numerics == "deterministic":
+        if options.numerics == "deterministic":
             self._shape = replace(self._shape, recipe=self._proven_recipe())
 
     @property
@@ -111,8 +118,7 @@ class LlamaCppBackend:
 
     @property
     def build(self) -> Build:
-        flags = "kv=f16 streams" if self._numerics == "fast" else "kv=bf16 streams flash-attention no-repack no-tiles"
-        return Build(f"llama-cpp-python {llama_cpp_version}", _features(), flags)
+        return Build(f"llama-cpp-python {llama_cpp_version}", _features(), numeric_flags(self._options))
 
     def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
         data = text.encode()
@@ -217,6 +223,7 @@ class LlamaCppBackend:
             last = self._batch.add(row.tokens, row.start, row.seq_id, wants_logits=row.wants_token)
             if row.wants_token:
                 wanted.append((row.seq_id, last))
+        assert len(wanted) <= max_outputs(self._shape.n_slots), f"{len(wanted)} rows want logits"  # else SIGABRT
         self._should_stop = should_stop
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
@@ -282,11 +289,9 @@ class LlamaCppBackend:
         return "serial"
 
     def _load(self, path: Path) -> Any:
-        params = C.llama_model_default_params()
-        if self._numerics == "deterministic":
-            # Tiled and repacked kernels add in another order when there are more rows. ggml reads the variable once.
-            os.environ["GGML_CPU_TILED_MM"] = "0"
-            params.use_extra_bufts = False
+        if self._options.numerics == "deterministic":
+            os.environ["GGML_CPU_TILED_MM"] = "0"  # tiles for 8 rows add in another order; ggml reads it once
+        params = model_params(self._options)
         _last_errors.clear()
         model = C.llama_model_load_from_file(str(path).encode(), params)
         if not model:
@@ -294,18 +299,7 @@ class LlamaCppBackend:
         return model
 
     def _new_context(self, n_slots: int, n_ctx: int, n_threads: int) -> Any:
-        params = C.llama_context_default_params()
-        # A stream of cells for each slot: a tenth faster than one pool for all, and in deterministic mode a must, for
-        # in a pool the order of a sequence's cells depends on its company.
-        params.n_ctx = n_slots * n_ctx
-        params.kv_unified = False
-        if self._numerics == "deterministic":
-            params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            # With BF16 (not F16) attention takes the path that computes each row alone and adds up in float32.
-            params.type_k = params.type_v = _BF16
-        params.n_seq_max = n_slots
-        params.n_batch = params.n_ubatch = max(N_BATCH, n_slots)
-        params.n_threads = params.n_threads_batch = n_threads
+        params = context_params(self._options, n_slots=n_slots, n_ctx=n_ctx, n_threads=n_threads)
         params.abort_callback = self._abort_callback
         _last_errors.clear()
         ctx = C.llama_init_from_model(self._model, params)
