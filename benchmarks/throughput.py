@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from packtrain.broker.ids import JobId, NodeId
-from packtrain.broker.messages import Message, SamplingParams
+from packtrain.broker.messages import SamplingParams
 from packtrain.client import Packtrain
 from packtrain.client.cli.up import UpOptions, running_fleet
 
@@ -129,7 +129,7 @@ def engine_process(model: str, threads: int, pipe: Connection) -> None:
 
         for number in range(jobs):
             free.acquire()
-            text = backend.render_chat([Message(role="user", content=prompt(number))])
+            text = backend.render_chat({"messages": [{"role": "user", "content": prompt(number)}]})
             params = SamplingParams.model_validate(options(number))
             prompt_tokens = tuple(backend.tokenize(text, is_rendered=True))
             engine.submit(

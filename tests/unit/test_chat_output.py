@@ -273,7 +273,10 @@ def test_without_marks_nothing_is_lost(text: str) -> None:
     ("template", "marks"),
     [
         (templates.QWEN, {"<think>", "</think>", "<tool_call>", "</tool_call>"}),
-        (templates.DEEPSEEK, {"<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"}),
+        (
+            templates.DEEPSEEK,
+            {"<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"},
+        ),
         (templates.MISTRAL, {"[THINK]", "[/THINK]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"}),
         (templates.KIMI, {"<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"}),
         (templates.GEMMA, {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'}),

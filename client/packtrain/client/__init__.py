@@ -5,6 +5,7 @@
 >>> fleet.generate("smollm2", "Name three colours.").text  # doctest: +SKIP
 """
 
+from packtrain.broker.chat import CallDelta, Message, Tool, ToolCall
 from packtrain.broker.errors import (
     BrokerUnavailable,
     IdempotencyConflict,
@@ -32,7 +33,6 @@ from packtrain.broker.errors import (
 from packtrain.broker.messages import (
     InstanceBeat,
     JobStatus,
-    Message,
     ModelInfo,
     NodeBeat,
     SamplingParams,
@@ -42,13 +42,15 @@ from packtrain.broker.messages import (
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncJob, AsyncPacktrain, AsyncTextStream
 from packtrain.client.client import Job, Packtrain, TextStream
-from packtrain.client.result import Result
+from packtrain.client.result import AnswerDelta, Result
 
 __all__ = [
+    "AnswerDelta",
     "AsyncJob",
     "AsyncPacktrain",
     "AsyncTextStream",
     "BrokerUnavailable",
+    "CallDelta",
     "IdempotencyConflict",
     "InstanceBeat",
     "InstanceState",
@@ -80,6 +82,8 @@ __all__ = [
     "SetupError",
     "TextStream",
     "Timings",
+    "Tool",
+    "ToolCall",
     "TryLater",
     "UnknownJob",
     "UnknownModel",

@@ -26,7 +26,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from packtrain.broker.errors import SetupError
-from packtrain.broker.messages import SafeId
+from packtrain.broker.fields import SafeId
 
 FILE_NAME = "packtrain.toml"
 DEFAULT_CONTEXT = 4096  # tokens

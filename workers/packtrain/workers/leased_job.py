@@ -1,5 +1,8 @@
 """A leased job on its way through an instance: what the engine produced, and what the broker has been told of it.
 
+The engine's text is one stream; here it is taken apart into content, reasoning and tool calls, so that every reader
+gets the same parts. That is done when it is published, not on the engine's thread.
+
 Three threads meet here. The engine thread appends tokens and the end, the publisher takes them away to the broker, and
 the Celery thread that claimed the job waits until the broker knows the end.
 """
@@ -8,11 +11,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Literal
 
 from packtrain.broker import jobs
+from packtrain.broker.chat import join_calls
 from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.messages import JobSpec, Outcome, Timings, Usage
 from packtrain.broker.states import JobState
+from packtrain.workers.chat.deltas import Delta
+from packtrain.workers.chat.output import Parser, PlainParser
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 
 _STATES = {
@@ -58,12 +65,19 @@ class LeasedJob:
         self._first_token_at: float | None = None
         self._ended_at = self._claimed_at
         self._lock = threading.Lock()
-        self._texts: list[str] = []
         self._unpublished: list[Tokens] = []
+        # From here on the publisher's alone, once the engine has the job.
+        self._parser: Parser = PlainParser()
+        self._parts: list[Delta] = []
+        self._is_flushed = False
+
+    def read_by(self, parser: Parser) -> None:
+        """Take the answer apart with this. Before the engine has the job."""
+        self._parser = parser
 
     def resume(self, text: str) -> None:
-        """Text that readers already have from an earlier lease."""
-        self._texts.append(text)
+        """The engine's text of an earlier lease, whose parts readers already have. Before the engine has the job."""
+        self._parts.append(self._parser.push(text))
 
     def on_tokens(self, tokens: Tokens) -> None:
         """From the engine thread."""
@@ -71,7 +85,6 @@ class LeasedJob:
         if is_first:
             self._first_token_at = self._clock()
         with self._lock:
-            self._texts.append(tokens.text)
             self._unpublished.append(tokens)
         self._on_news(self, is_first and self.spec.stream)
 
@@ -79,19 +92,25 @@ class LeasedJob:
         """From the engine thread, or from whoever could not even submit it."""
         self._ended_at = self._clock()
         with self._lock:
-            self._texts.append(ended.tail)
             self.ended = ended
         self._on_news(self, True)
 
     def take(self) -> tuple[jobs.Chunk | None, Ended | None]:
         """What has not been published yet, merged into one chunk, and the end if it has come. Publisher only."""
         with self._lock:
-            parts, self._unpublished = self._unpublished, []
+            news, self._unpublished = self._unpublished, []
             ended = self.ended
-        if not parts:
+        delta = self._parser.push("".join(part.text for part in news))
+        # A job that goes on elsewhere keeps what is held back: the resume rebuilds it from the tokens.
+        if ended and ended.end not in (End.RELEASED, End.LOST) and not self._is_flushed:
+            self._is_flushed = True
+            delta = delta + self._parser.push(ended.tail) + self._parser.flush()
+        if not news and not delta:
             return None, ended
-        tokens = tuple(token for part in parts for token in part.tokens)
-        return jobs.Chunk(parts[0].index, "".join(part.text for part in parts), tokens), ended
+        self._parts.append(delta)
+        index = news[0].index if news else ended.num_output if ended else 0
+        tokens = tuple(token for part in news for token in part.tokens)
+        return jobs.Chunk(index, delta.content, tokens, delta.reasoning, delta.calls), ended
 
     @property
     def num_output(self) -> int:
@@ -104,14 +123,21 @@ class LeasedJob:
         return self._ended_at - self._claimed_at
 
     def outcome(self, ended: Ended, instance: InstanceId, node: NodeId) -> Outcome:
-        """How the job ended, for its record. Not for RELEASED and LOST, which do not end a job."""
+        """How the job ended, for its record. Publisher only, after its last `take`.
+
+        Not for RELEASED and LOST, which do not end a job.
+        """
         state = _STATES[ended.end]
         error = {End.CANCELLED: jobs.CANCELLED, End.EXPIRED: jobs.EXPIRED}.get(ended.end, ended.error)
         first = self._first_token_at
+        calls = join_calls(call for part in self._parts for call in part.calls)
+        stopped: Literal["stop", "tool_calls"] = "tool_calls" if calls else "stop"
         return Outcome(
             state=state,
-            text="".join(self._texts),
-            finish_reason=("stop" if ended.end is End.STOP else "length") if state is JobState.SUCCEEDED else None,
+            text="".join(part.content for part in self._parts),
+            finish_reason=(stopped if ended.end is End.STOP else "length") if state is JobState.SUCCEEDED else None,
+            reasoning="".join(part.reasoning for part in self._parts),
+            tool_calls=calls,
             usage=Usage(prompt_tokens=self.num_prompt, completion_tokens=ended.num_output),
             timings=Timings(
                 queue_ms=self._claim.queued_ms,
