@@ -103,6 +103,12 @@ CASES: dict[str, tuple[str, bool, str, Golden]] = {
     "hermes, cut off before its name": (
         templates.HERMES, False, 'So: <tool_call>{"na', ('So: <tool_call>{"na', "", []),
     ),
+    "hermes, a character that does not exist": (
+        templates.HERMES, False,
+        r'<tool_call>{"arguments": {"city": "\ud800"}, "name": "we\ud800"}</tool_call>'
+        r'<tool_call>{"name": "time", "arguments": "\ud800"}</tool_call>',
+        ("", "", [("we?", {"city": "\ud800"}), ("time", "?")]),
+    ),
     "step begins in its reasoning": (
         templates.STEP, True,
         "They ask for Oslo.\n</think>\n<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n"
@@ -307,6 +313,14 @@ def test_arguments_come_as_they_are_written() -> None:
         (0, "", "", 'ty": "Os'),
         (0, "", "", 'lo"}'),
     ]
+
+
+def test_marks_without_calls_are_text_after_a_while() -> None:
+    once, call = '<tool_call>{"name":"', '<tool_call>{"name": "time", "arguments": {}}</tool_call>'
+    text = once * 3000
+
+    assert golden(read(parser(detect(templates.HERMES)), text)) == (text, "", [])
+    assert golden(read(parser(detect(templates.HERMES)), *("<tool_call>{}</tool_call>" * 20 + call)))[2] == []
 
 
 def test_without_tools_calls_are_text() -> None:

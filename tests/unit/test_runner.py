@@ -17,6 +17,7 @@ from packtrain.broker.messages import JobSpec, JobStatus
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, Tokens
@@ -350,6 +351,29 @@ def test_a_cancelled_job_keeps_what_was_held_back(roomy: Instance) -> None:
     assert ended is not None
     assert (first.text, last.index, last.text) == ("Hello", 11, " <tool")
     assert lease.outcome(ended, INSTANCE, NODE).text == "Hello <tool"
+
+
+def test_a_parser_that_fails_costs_a_job_its_parts_only(roomy: Instance) -> None:
+    class Broken:
+        def push(self, text: str) -> Delta:
+            raise RuntimeError("broken")
+
+        def flush(self) -> Delta:
+            raise RuntimeError("broken")
+
+    spec = chat("Hello")
+    roomy.store.submit(JobId("job"), spec, max_waiting=10)
+    claim = roomy.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    lease = LeasedJob(claim, spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    lease.read_by(Broken())
+    lease.on_tokens(Tokens(0, "Hello", tuple(b"Hello")))
+    lease.on_end(Ended(End.STOP, " there", num_output=5))
+    chunk, ended = lease.take()
+
+    assert chunk is not None
+    assert ended is not None
+    assert chunk.text == lease.outcome(ended, INSTANCE, NODE).text == "Hello there"
 
 
 @pytest.mark.parametrize("prompt", ["hello", "x" * 100])

@@ -9,6 +9,7 @@ the Celery thread that claimed the job waits until the broker knows the end.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -21,6 +22,8 @@ from packtrain.broker.states import JobState
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.output import Parser, PlainParser
 from packtrain.workers.engine.sequence import End, Ended, Tokens
+
+logger = logging.getLogger(__name__)
 
 _STATES = {
     End.STOP: JobState.SUCCEEDED,
@@ -77,7 +80,7 @@ class LeasedJob:
 
     def resume(self, text: str) -> None:
         """The engine's text of an earlier lease, whose parts readers already have. Before the engine has the job."""
-        self._parts.append(self._parser.push(text))
+        self._parts.append(self._read(text))
 
     def on_tokens(self, tokens: Tokens) -> None:
         """From the engine thread."""
@@ -100,17 +103,29 @@ class LeasedJob:
         with self._lock:
             news, self._unpublished = self._unpublished, []
             ended = self.ended
-        delta = self._parser.push("".join(part.text for part in news))
+        delta = self._read("".join(part.text for part in news))
         # A job that goes on elsewhere keeps what is held back: the resume rebuilds it from the tokens.
         if ended and ended.end not in (End.RELEASED, End.LOST) and not self._is_flushed:
             self._is_flushed = True
-            delta = delta + self._parser.push(ended.tail) + self._parser.flush()
+            delta = delta + self._read(ended.tail, is_last=True)
         if not news and not delta:
             return None, ended
         self._parts.append(delta)
         index = news[0].index if news else ended.num_output if ended else 0
         tokens = tuple(token for part in news for token in part.tokens)
         return jobs.Chunk(index, delta.content, tokens, delta.reasoning, delta.calls), ended
+
+    def _read(self, text: str, *, is_last: bool = False) -> Delta:
+        try:
+            delta = self._parser.push(text)
+            return delta + self._parser.flush() if is_last else delta
+        except Exception as error:  # a defect of ours must cost this job its parts, not all jobs their publisher
+            logger.error(
+                "The answer of job %s cannot be taken apart (%s); its text goes on as it is", self.job_id,
+                type(error).__name__, extra={"event": "answer.unparsed", "job": self.job_id},
+            )  # fmt: skip
+            self._parser = PlainParser()
+            return Delta(text)
 
     @property
     def num_output(self) -> int:

@@ -56,21 +56,23 @@ class Collector:
 
     def content(self, text: str) -> None:
         """Text of the answer."""
-        self._delta += Delta(content=text)
+        if text:
+            self._delta += Delta(content=text)
 
     def reasoning(self, text: str) -> None:
         """Text of the reasoning."""
-        self._delta += Delta(reasoning=text)
+        if text:
+            self._delta += Delta(reasoning=text)
 
     def begin_call(self, name: str) -> None:
         """A call begins; its arguments follow."""
         index, self._num_calls = self._num_calls, self._num_calls + 1
-        self._add(CallDelta(index, id=self._call_id(index), name=name))
+        self._add(CallDelta(index, id=self._call_id(index), name=_encodable(name)))
 
     def arguments(self, text: str) -> None:
         """Arguments of the call begun last."""
         if text:
-            self._add(CallDelta(self._num_calls - 1, text))
+            self._add(CallDelta(self._num_calls - 1, _encodable(text)))
 
     def take(self) -> Delta:
         """All since the last time."""
@@ -80,3 +82,8 @@ class Collector:
     def _add(self, call: CallDelta) -> None:
         if self._max_calls is None or call.index < self._max_calls:
             self._delta += Delta(calls=(call,))
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates, which JSON may spell (`\\ud800`) and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text

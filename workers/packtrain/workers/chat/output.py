@@ -22,6 +22,9 @@ from packtrain.workers.chat.tagged_calls import read_region
 
 _JUNK = re.compile(r"[\s,;\[\]]*")
 _NO_MARKS = CallSyntax("")
+#: Regions that held no call, after which an answer's marks are taken for text. Each may have been read to the end of
+#: the answer before that was known, so a model that is told to write thousands of marks would cost their square.
+_MAX_NO_CALLS = 16
 
 
 class Parser(Protocol):
@@ -82,6 +85,7 @@ class OutputParser:
         self._opening = ""  # that mark and blanks before it, until a call was found
         self._reader = ObjectReader()
         self._header_name: str | None = None
+        self._num_no_calls = 0
         self._num_sent: int | None = None  # characters of the arguments; None: the call has not been announced
         self._state: Callable[[bool], bool] = self._content
         if is_forced:
@@ -241,6 +245,9 @@ class OutputParser:
 
     def _is_no_call(self) -> bool:
         """What the region holds is content after all. Read again as such, so that a mark within it counts."""
+        self._num_no_calls += 1
+        if self._num_no_calls == _MAX_NO_CALLS:
+            self._calls, self._may_be_bare = {}, False
         self._out.content(self._opening)
         self._held = self._raw + self._held
         self._is_fresh = False
