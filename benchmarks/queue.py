@@ -31,7 +31,7 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.celery_app import make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.ids import ModelId, NodeId
+from packtrain.broker.ids import ModelId, NodeId, route_of
 from packtrain.client import InstanceState, Packtrain
 from packtrain.client.cli.up import UpOptions, running_fleet
 
@@ -87,7 +87,7 @@ def run(client: Packtrain, url: str, num_jobs: int, rounds: int) -> None:
         app.send_task("bare.noop", kwargs={"sent": time.time()}, queue="bare", ignore_result=True)
 
     def ours_empty() -> bool:
-        return not redis.zcard(keys.ready(model, "interactive")) and not redis.zcard(keys.LEASES)
+        return not redis.zcard(keys.ready(route_of(model), "interactive")) and not redis.zcard(keys.LEASES)
 
     def bare_empty() -> bool:
         return not redis.llen("bare") and not redis.hlen("unacked")
@@ -103,7 +103,7 @@ def run(client: Packtrain, url: str, num_jobs: int, rounds: int) -> None:
                 client.submit("noop", "x", raw=True, max_tokens=1)
             rates["ours"].append(num_jobs / drained(ours_empty, instance.pid))
             # Bells of jobs that a neighbouring slot took are spare: they are answered before the next turn.
-            while redis.llen(keys.model_queue(model)) or redis.hlen("unacked"):
+            while redis.llen(keys.model_queue(route_of(model))) or redis.hlen("unacked"):
                 time.sleep(0.05)
             os.kill(bare.pid, signal.SIGSTOP)
             for _ in range(num_jobs):

@@ -36,7 +36,7 @@ def prefill(backend: LlamaCppBackend) -> tuple[dict[int, int], float]:
     tokens: list[int] = []
     for first in range(0, SLOTS, 8):
         rows = [StepRows(s, 0, [100 + 7 * s + i for i in range(PROMPT)], True) for s in range(first, first + 8)]
-        tokens += backend.step(rows, lambda: False)
+        tokens += [s.token for s in backend.step(rows, lambda: False)]
     return dict(enumerate(tokens)), SLOTS * PROMPT / (time.perf_counter() - begin)
 
 
@@ -45,7 +45,7 @@ def decode(backend: LlamaCppBackend, last: dict[int, int], sequences: int) -> fl
     begin = time.perf_counter()
     for step in range(STEPS):
         rows = [StepRows(s, PROMPT + step, [last[s]], True) for s in range(sequences)]
-        last.update(enumerate(backend.step(rows, lambda: False)))
+        last.update(enumerate(s.token for s in backend.step(rows, lambda: False)))
     return sequences * STEPS / (time.perf_counter() - begin)
 
 

@@ -57,6 +57,7 @@ class Slot:
         self.tokens = prompt if isinstance(prompt, list) else backend.tokenize(prompt, is_rendered=False)
         self.tokens = [*self.tokens, *(output or [])]
         self.num_cached = 0
+        backend.truncate(seq_id, 0)
         backend.open(seq_id, params, seed, self.tokens, len(output or []))
 
     def rows(self, count: int | None = None) -> StepRows:
@@ -71,9 +72,9 @@ class Slot:
     def next(self) -> int:
         """One step alone."""
         rows = self.rows()
-        (token,) = self.backend.step([rows], Counter())
-        self.took(rows, token)
-        return token
+        (sampled,) = self.backend.step([rows], Counter())
+        self.took(rows, sampled.token)
+        return sampled.token
 
     def run(self, count: int) -> list[int]:
         return [self.next() for _ in range(count)]
@@ -97,9 +98,9 @@ class BackendContract:
         alone = [answer(backend, 1, prompt=prompt) for prompt in ("first", "second")]
         slots = [Slot(backend, "first", seq_id=0), Slot(backend, "half", seq_id=1), Slot(backend, "second", seq_id=3)]
 
-        tokens = backend.step([slots[0].rows(), slots[1].rows(2), slots[2].rows()], Counter())
+        sampled = backend.step([slots[0].rows(), slots[1].rows(2), slots[2].rows()], Counter())
 
-        assert [[token] for token in tokens] == alone
+        assert [[s.token] for s in sampled] == alone
 
     def test_no_wanted_row_gives_no_token(self, backend: Backend) -> None:
         assert backend.step([Slot(backend).rows(5)], Counter()) == []
@@ -167,6 +168,59 @@ class BackendContract:
         other.close()
 
         assert tokens + slot.run(3) == expected
+
+    def test_a_closed_slot_keeps_its_cache_for_the_next(self, backend: Backend) -> None:
+        expected = answer(backend, 6)
+        slot = Slot(backend)
+        slot.run(3)
+        slot.close()
+
+        again = Slot.__new__(Slot)
+        again.backend, again.seq_id, again.tokens = backend, 0, list(slot.tokens)
+        again.num_cached = backend.truncate(0, slot.num_cached)
+        backend.open(0, GREEDY, 1, again.tokens, 3)
+
+        assert again.num_cached == slot.num_cached
+        assert [*slot.tokens[-3:], *again.run(3)] == expected
+
+    def test_a_copied_prefix_goes_on_as_if_computed(self, backend: Backend) -> None:
+        expected = answer(backend, 6)
+        source = Slot(backend, seq_id=1)
+        source.run(4)
+        slots = [Slot(backend, seq_id=0), Slot(backend, seq_id=3)]
+
+        backend.copy(1, [0, 3], 11)
+        for slot in slots:
+            slot.num_cached = 11
+
+        assert [slot.run(6) for slot in slots] == [expected, expected]
+        assert [*source.tokens[-4:], *source.run(2)] == expected
+
+    def test_a_moved_sequence_goes_on_as_if_it_had_stayed(self, backend: Backend) -> None:
+        expected = answer(backend, 9, params=WARM, seed=5)
+        slot, other = Slot(backend, seq_id=2, params=WARM, seed=5), Slot(backend, "another", seq_id=0)
+        tokens = slot.run(4)
+        other.run(2)
+
+        backend.move(2, 1)
+        slot.seq_id = 1
+
+        assert tokens + slot.run(5) == expected
+        Slot(backend, seq_id=2)  # free again
+
+    def test_logprobs_come_when_asked_for_and_change_no_token(self, backend: Backend) -> None:
+        slot = Slot(backend, params=SamplingParams(temperature=0, logprobs=3))
+        silent = Slot(backend, seq_id=1)
+
+        told, untold = backend.step([slot.rows(), silent.rows()], Counter())
+
+        assert told.token == untold.token
+        assert told.logprob is not None
+        assert told.logprob <= 0
+        assert told.top[0] == (told.token, told.logprob)
+        assert len({token for token, _ in told.top}) == len(told.top) <= 3
+        assert [lp for _, lp in told.top] == sorted((lp for _, lp in told.top), reverse=True)
+        assert untold.logprob is None
 
     def test_an_open_slot_is_not_opened_again(self, backend: Backend) -> None:
         Slot(backend)
@@ -282,8 +336,8 @@ class TestLlamaCpp(BackendContract):
         tokens = []
         for _ in range(6):
             rows = [slot.rows(), other.rows()]
-            for one, row, token in zip([slot, other], rows, backend.step(rows, Counter()), strict=True):
-                one.took(row, token)
+            for one, row, sampled in zip([slot, other], rows, backend.step(rows, Counter()), strict=True):
+                one.took(row, sampled.token)
             tokens.append(slot.tokens[-1])
 
         assert tokens == alone
@@ -303,7 +357,7 @@ class TestLlamaCpp(BackendContract):
             Slot(backend, "e f", seq_id=2, params=WARM),
         ]
 
-        assert [[token] for token in backend.step([slot.rows() for slot in slots], Counter())] == expected
+        assert [[s.token] for s in backend.step([slot.rows() for slot in slots], Counter())] == expected
 
     @pytest.mark.parametrize("temperature", [1e-40, 1e-300, MIN_TEMPERATURE, 1e-4])
     def test_a_temperature_next_to_zero_takes_the_most_likely_token(self, backend: Backend, temperature: float) -> None:
@@ -350,18 +404,20 @@ class TestLlamaCpp(BackendContract):
         backend.close(slot.seq_id)
         # History and cache are two things: here the same logits meet another history.
         backend.open(0, wary, 1, [*prompt, best], 0)
-        (token,) = backend.step([StepRows(0, 0, prompt, True)], Counter())
+        backend.truncate(0, 0)
+        (sampled,) = backend.step([StepRows(0, 0, prompt, True)], Counter())
 
-        assert token != best
+        assert sampled.token != best
 
     def test_a_penalty_looks_back_no_further_than_asked(self, backend: Backend) -> None:
         best = answer(backend, 1)[0]
         prompt = backend.tokenize(PROMPT, is_rendered=False)
         short = SamplingParams(temperature=0, presence_penalty=2, repeat_penalty=10, penalty_last_n=2)
         backend.open(0, short, 1, [best, *[0] * 2], 0)
-        (token,) = backend.step([StepRows(0, 0, prompt, True)], Counter())
+        backend.truncate(0, 0)
+        (sampled,) = backend.step([StepRows(0, 0, prompt, True)], Counter())
 
-        assert token == best
+        assert sampled.token == best
 
     def test_a_plain_prompt_smuggles_in_no_special_token(self, backend: Backend) -> None:
         assert END_OF_TURN not in backend.tokenize("<|im_end|>", is_rendered=False)
@@ -405,9 +461,7 @@ class TestLlamaCpp(BackendContract):
         with pytest.raises(AssertionError):
             backend.open(seq_id, GREEDY, 1, [], 0)
 
-    def test_a_slot_that_is_not_open_is_neither_truncated_nor_closed(self, backend: Backend) -> None:
-        with pytest.raises(AssertionError):
-            backend.truncate(0, 0)
+    def test_a_slot_that_is_not_open_is_not_closed(self, backend: Backend) -> None:
         with pytest.raises(KeyError):
             backend.close(0)
 
@@ -419,6 +473,7 @@ class TestLlamaCpp(BackendContract):
     @pytest.mark.parametrize("history", [[-1], [2**31 - 1], [10_000] * 100])
     def test_a_history_of_unknown_tokens_does_no_harm(self, backend: Backend, history: list[int]) -> None:
         params = SamplingParams(temperature=0, repeat_penalty=1.1)
+        backend.truncate(0, 0)
         backend.open(0, params, 1, history, 0)
 
         assert backend.step([StepRows(0, 0, [5, 6], True)], Counter())

@@ -15,15 +15,16 @@ from redis import Redis
 
 from packtrain.broker import errors, keys
 from packtrain.broker.chat import CallDelta
-from packtrain.broker.ids import InstanceId, JobId, ModelId
-from packtrain.broker.jobs import Chunk, EmitReply, JobStore
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, Chunk, EmitReply, JobStore
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobSpec, Outcome
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 from tests.support.clock import FakeClock
-from tests.support.factories import INSTANCE, MODEL, NODE, model_info, spec
+from tests.support.factories import DETERMINISTIC, INSTANCE, MODEL, NODE, ROUTE, ROUTES, model_info, spec
 
 pytestmark = pytest.mark.contract
 
@@ -44,7 +45,7 @@ def submit(store: JobStore, job: JobSpec | None = None, job_id: str | None = Non
 
 
 def claim(store: JobStore, instance: str = INSTANCE, lease_ms: int = LEASE_MS) -> tuple[JobId, int]:
-    taken = store.claim(MODEL, InstanceId(instance), NODE, lease_ms=lease_ms)
+    taken = store.claim(ROUTES, InstanceId(instance), NODE, lease_ms=lease_ms)
     assert taken is not None
     return taken.job_id, taken.epoch
 
@@ -62,7 +63,7 @@ class JobStoreContract:
         job_id = submit(store)
 
         assert state(store, job_id) is JobState.QUEUED
-        assert store.waiting() == {MODEL: 1}
+        assert store.waiting() == {ROUTE: 1}
 
     def test_the_same_id_with_the_same_request_is_the_same_job(self, store: JobStore) -> None:
         submit(store, job_id="twice")
@@ -70,7 +71,7 @@ class JobStoreContract:
         again = store.submit(JobId("twice"), spec(), max_waiting=100)
 
         assert not again.is_new
-        assert store.waiting() == {MODEL: 1}
+        assert store.waiting() == {ROUTE: 1}
 
     def test_the_same_id_with_another_request_is_refused(self, store: JobStore) -> None:
         submit(store, job_id="twice")
@@ -102,16 +103,108 @@ class JobStoreContract:
 
         assert [claim(store)[0] for _ in range(3)] == [first, second, bulk]
 
+    def test_deterministic_jobs_are_claimed_only_by_whoever_serves_their_route(self, store: JobStore) -> None:
+        strict, plain = submit(store, spec(deterministic=True)), submit(store)
+
+        assert store.waiting() == {ROUTE: 1, DETERMINISTIC: 1}
+        assert claim(store)[0] == plain
+        assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+        taken = store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS)
+        assert taken is not None
+        assert (taken.job_id, taken.route) == (strict, DETERMINISTIC)
+
+    def test_both_routes_are_claimed_in_the_order_of_submission_interactive_first(self, store: JobStore) -> None:
+        bulk = submit(store, spec(deterministic=True, lane="bulk"))
+        order = [submit(store, spec(deterministic=n % 2 == 0)) for n in range(4)]
+        claimed = [store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS) for _ in range(5)]
+
+        assert [taken.job_id for taken in claimed if taken] == [*order, bulk]
+
+    def test_a_released_deterministic_job_waits_on_its_route_again(self, store: JobStore) -> None:
+        job_id = submit(store, spec(deterministic=True))
+        taken = store.claim((DETERMINISTIC,), INSTANCE, NODE, lease_ms=LEASE_MS)
+        assert taken is not None
+
+        assert store.release(job_id, taken.epoch)
+
+        assert store.waiting() == {DETERMINISTIC: 1}
+        assert store.cancel(job_id) is JobState.CANCELLED
+        assert store.waiting() == {}
+
+    def test_a_job_meant_for_somebody_is_left_to_them(self, store: JobStore) -> None:
+        for_instance = submit(store, spec(meant_for="other-1"))
+        for_node = submit(store, spec(meant_for="n2"))
+        anybody = submit(store)
+
+        assert claim(store)[0] == anybody
+        assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+        assert claim(store, "other-1")[0] == for_instance
+        taken = store.claim(ROUTES, INSTANCE, NodeId("n2"), lease_ms=LEASE_MS)
+        assert taken is not None
+        assert taken.job_id == for_node
+
+    def test_many_jobs_meant_for_others_hide_no_job(self, store: JobStore) -> None:
+        for _ in range(2 * CLAIM_LOOK + 1):
+            submit(store, spec(meant_for="other-1"))
+        mine = submit(store)
+
+        assert claim(store)[0] == mine
+
+    def test_a_job_that_begins_as_one_held_comes_first(self, store: JobStore) -> None:
+        common = "the same beginning of many a prompt, " * 20
+        first = submit(store, spec("something quite different, " * 20))
+        kin = submit(store, spec(common + "one"))
+        held = prefix_hashes(spec(common + "two"))
+
+        taken = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS, prefixes=held)
+
+        assert taken is not None
+        assert taken.job_id == kin
+        assert claim(store)[0] == first
+
+    def test_the_longer_common_beginning_wins(self, store: JobStore) -> None:
+        text = "".join(f"sentence {n} of a long text. " for n in range(100))
+        submit(store, spec(text[:300] + "x" * 900))
+        near = submit(store, spec(text[:1100] + "y" * 100))
+
+        taken = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS, prefixes=prefix_hashes(spec(text)))
+
+        assert taken is not None
+        assert taken.job_id == near
+
+    def test_no_job_is_passed_over_for_ever(self, store: JobStore) -> None:
+        common = "the same beginning of many a prompt, " * 20
+        patient = submit(store, spec("something quite different, " * 20))
+        held = prefix_hashes(spec(common))
+        claimed = []
+        for number in range(MAX_PASSED + 1):
+            submit(store, spec(f"{common}{number}"))
+            taken = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS, prefixes=held)
+            assert taken is not None
+            claimed.append(taken.job_id)
+
+        assert claimed.index(patient) == MAX_PASSED
+
+    def test_an_interactive_job_comes_before_a_bulk_one_with_a_held_beginning(self, store: JobStore) -> None:
+        common = "the same beginning of many a prompt, " * 20
+        submit(store, spec(common, lane="bulk"))
+        interactive = submit(store, spec("hello"))
+
+        taken = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS, prefixes=prefix_hashes(spec(common)))
+
+        assert taken is not None
+        assert taken.job_id == interactive
+
     def test_nothing_ready_gives_nothing(self, store: JobStore) -> None:
-        assert store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+        assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
 
     def test_a_claim_carries_the_request_and_a_growing_epoch(self, store: JobStore) -> None:
         submit(store, spec("carry me"))
-        first = store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+        first = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
         assert first is not None
         store.release(first.job_id, first.epoch)
 
-        second = store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+        second = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
 
         assert second is not None
         assert JobSpec.model_validate_json(second.spec_json).prompt == "carry me"
@@ -257,7 +350,7 @@ class JobStoreContract:
         # An instance that holds a lease neither gets the suspect nor anything past it.
         neighbour = submit(store, job_id="neighbour")
         assert claim(store, "second")[0] == suspect
-        assert store.claim(MODEL, InstanceId("second"), NODE, lease_ms=LEASE_MS) is None
+        assert store.claim(ROUTES, InstanceId("second"), NODE, lease_ms=LEASE_MS) is None
         assert claim(store, "third")[0] == other
         store.reap(InstanceId("second"))
         assert state(store, suspect) is JobState.DEAD
@@ -276,7 +369,7 @@ class JobStoreContract:
             claim(store, "first")
             store.reap(InstanceId("first"))
 
-        assert store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+        assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
         store.finish(other, epoch, DONE)
         assert claim(store)[0] == suspect
 
@@ -305,7 +398,7 @@ class JobStoreContract:
         job_id = submit(store)
 
         assert store.cancel(job_id) is JobState.CANCELLED
-        assert store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+        assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
         assert store.events({job_id: "0"})[-1].end is JobState.CANCELLED
 
     def test_cancelling_a_running_job_tells_its_instance(self, store: JobStore) -> None:
@@ -364,7 +457,7 @@ class JobStoreContract:
     def test_rejecting_a_model_fails_its_waiting_jobs_with_the_cause(self, store: JobStore) -> None:
         job_id = submit(store)
 
-        failed = store.reject(MODEL, errors.ModelLoadFailed("the disk is full; make room"))
+        failed = store.reject(ROUTE, errors.ModelLoadFailed("the disk is full; make room"))
 
         status = store.status(job_id)
         assert failed == 1
@@ -424,7 +517,7 @@ class TestRedisJobs(JobStoreContract):
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
         job_id, epoch = submit(store), claim(store)[1]
         store.finish(job_id, epoch, DONE)
-        store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+        store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
 
         left = {str(key) for key in redis.scan_iter("pt:*")} - keys.PERMANENT
         assert left == {keys.job(job_id), keys.out(job_id), keys.model(MODEL), keys.model(ModelId("little"))}
@@ -453,7 +546,7 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
             case "submit":
                 seen.append(store.submit(job_id, spec(), max_waiting=100))
             case "claim":
-                taken = store.claim(MODEL, instance, NODE, lease_ms=LEASE_MS)
+                taken = store.claim(ROUTES, instance, NODE, lease_ms=LEASE_MS)
                 seen.append(taken and (taken.job_id, taken.epoch, taken.attempts))
                 if taken:
                     stale[taken.job_id] = held.get(taken.job_id, 0)

@@ -19,7 +19,7 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.ids import JobId, ModelId, NodeId, new_job_id
+from packtrain.broker.ids import JobId, NodeId, Route, new_job_id
 from packtrain.broker.jobs import Event
 from packtrain.broker.messages import NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
@@ -140,7 +140,7 @@ def test_a_job_whose_bell_was_never_rung_runs(fleet: Fleet, redis: Redis) -> Non
 
 
 def test_spare_doorbells_do_no_harm(fleet: Fleet) -> None:
-    Doorbell(make_app(fleet.url, name="test")).ring(ModelId("steady"), 50)
+    Doorbell(make_app(fleet.url, name="test")).ring(Route("steady"), 50)
 
     assert fleet.client.generate("steady", "after many bells").text == "slleb ynam retfa"
 

@@ -17,7 +17,7 @@ from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.chat import join_calls
 from packtrain.broker.connection import connect
-from packtrain.broker.ids import JobId, ModelId, new_job_id
+from packtrain.broker.ids import JobId, Route, new_job_id
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.client import (
     AsyncPacktrain,
@@ -345,7 +345,7 @@ def test_a_request_written_past_the_client_fails_alone(fleet: Fleet) -> None:
     store, job_id = RedisJobs(redis), new_job_id()
     submitted = store.submit(job_id, spec("x", model="echo"), max_waiting=10)
     redis.hset(keys.job(job_id), "spec", '{"v": 1, "model": "echo", "params": {"top_k": "many"}}')
-    Doorbell(make_app(fleet.url, name="test")).ring(submitted.model)
+    Doorbell(make_app(fleet.url, name="test")).ring(submitted.route)
 
     with pytest.raises(InvalidParameter, match="top_k"):
         fleet.client.job(job_id).result(timeout=10)
@@ -450,7 +450,7 @@ def test_no_key_is_immortal_and_no_job_is_left_over(fleet: Fleet) -> None:
 
     eventually(lambda: not redis.zcard(keys.LEASES), "all leases to be gone")
     assert immortal_keys(redis) <= keys.PERMANENT
-    assert not redis.zcard(keys.ready(ModelId("echo"), "interactive"))
+    assert not redis.zcard(keys.ready(Route("echo"), "interactive"))
     redis.close()
 
 

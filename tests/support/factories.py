@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from packtrain.broker.ids import InstanceId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, route_of
 from packtrain.broker.messages import InstanceBeat, JobSpec, ModelInfo, NodeBeat
 from packtrain.broker.states import InstanceState
+from packtrain.workers.receipts import Build, Computer
 
 MODEL = ModelId("tiny")
+ROUTE = route_of(MODEL)
+DETERMINISTIC = route_of(MODEL, deterministic=True)
+ROUTES = (ROUTE,)
 INSTANCE = InstanceId("tiny-1")
 NODE = NodeId("n1")
 MIB = 1024 * 1024
+COMPUTER = Computer(Build("scripted", "", ""), "0" * 64, "fast", "fast")
 
 
 def spec(text: str = "hello", *, model: str = MODEL, **fields: Any) -> JobSpec:

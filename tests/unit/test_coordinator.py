@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from packtrain.broker.coordinator import MAX_RERING, Coordinator
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, NodeCommand
 from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import InstanceState, JobState
 from tests.support.clock import FakeClock
-from tests.support.factories import INSTANCE, MODEL, NODE, instance_beat, model_info, node_beat, spec
+from tests.support.factories import INSTANCE, MODEL, NODE, ROUTE, ROUTES, instance_beat, model_info, node_beat, spec
 
 pytestmark = pytest.mark.unit
 
@@ -27,13 +27,13 @@ class RecordingBells:
     """`Bells` that remember, and note what was reserved when a command went out."""
 
     def __init__(self, registry: MemoryRegistry) -> None:
-        self.rings: list[ModelId] = []
+        self.rings: list[Route] = []
         self.commands: list[tuple[NodeId, NodeCommand]] = []
         self.reserved_at_command: list[int] = []
         self._registry = registry
 
-    def ring(self, model: ModelId, count: int = 1) -> None:
-        self.rings += [model] * count
+    def ring(self, route: Route, count: int = 1) -> None:
+        self.rings += [route] * count
 
     def command(self, node: NodeId, command: NodeCommand) -> None:
         self.commands.append((node, command))
@@ -156,7 +156,7 @@ def test_jobs_that_outnumber_their_bells_are_rung_for_only_on_the_second_tick() 
     assert fleet.bells.rings == []
 
     fleet.tick()
-    assert fleet.bells.rings == [MODEL, MODEL]
+    assert fleet.bells.rings == [ROUTE, ROUTE]
 
 
 def test_bells_that_were_only_on_their_way_are_not_rung_again() -> None:
@@ -179,7 +179,7 @@ def test_only_what_was_short_on_both_ticks_is_rung_for() -> None:
     fleet.bells_waiting = 0
     fleet.tick()
 
-    assert fleet.bells.rings == [MODEL]
+    assert fleet.bells.rings == [ROUTE]
 
 
 def test_more_bells_than_jobs_are_left_alone() -> None:
@@ -203,20 +203,20 @@ def test_a_job_whose_lease_lapsed_waits_again_and_is_rung_for() -> None:
     fleet = Fleet()
     fleet.registry.put_instance(instance_beat())
     (job_id,) = fleet.submit()
-    fleet.jobs.claim(MODEL, INSTANCE, NODE, lease_ms=1000)
+    fleet.jobs.claim(ROUTES, INSTANCE, NODE, lease_ms=1000)
     fleet.clock.advance(1001)
     fleet.tick()
 
     status = fleet.jobs.status(job_id)
     assert status is not None
     assert (status.state, status.attempts) == (JobState.QUEUED, 1)
-    assert fleet.bells.rings == [MODEL]
+    assert fleet.bells.rings == [ROUTE]
 
 
 def test_after_the_broker_was_away_nobody_is_reaped() -> None:
     fleet = Fleet()
     (job_id,) = fleet.submit()
-    fleet.jobs.claim(MODEL, INSTANCE, NODE, lease_ms=1000)
+    fleet.jobs.claim(ROUTES, INSTANCE, NODE, lease_ms=1000)
     fleet.clock.advance(1001)
     fleet.tick(reap=False)
 

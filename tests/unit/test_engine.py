@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, StepRows
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineBroken
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
@@ -171,7 +171,7 @@ def test_the_lowest_free_slot_is_given_out_first() -> None:
     bench.submit("!long e")
     bench.steps(1)
 
-    assert bench.slots_of_last_step == [0, 3]
+    assert bench.slots_of_last_step == [0, 1]  # d moved from 3 to 1: neighbours are computed together
 
 
 def test_those_that_find_no_slot_wait_in_order() -> None:
@@ -439,7 +439,7 @@ def test_a_cancel_amid_the_search_for_a_failing_sequence_leaves_all_others_right
 
 def test_a_step_that_fails_once_costs_no_job() -> None:
     class FailsOnce(ScriptedBackend):
-        def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[int]:
+        def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
             tokens = super().step(rows, should_stop)
             if len(self.steps) == 3:
                 raise DecodeFailed("no KV slot")
@@ -649,3 +649,60 @@ def test_every_request_ends_exactly_once_with_its_own_answer(
         if reader.end is End.FAILED:
             assert "!fail" in prompt
     assert bench.engine.stats.slots_used == 0
+
+
+def test_jobs_that_arrive_together_compute_their_common_prefix_once() -> None:
+    bench = Bench(n_slots=4)
+    prefix = "a long preamble that all of them share, "
+    readers = [bench.submit(f"{prefix}{number}") for number in range(4)]
+    bench.finish()
+
+    assert [r.text for r in readers] == [f"{prefix}{number}"[::-1] for number in range(4)]
+    computed = sum(len(r.tokens) for step in bench.backend.steps for r in step if len(r.tokens) > 1)
+    assert computed < len(prefix) + 4 * 10
+    assert bench.engine.stats.tokens_reused == 3 * len(prefix)
+
+
+def test_a_chat_goes_on_from_what_its_slot_retains() -> None:
+    bench = Bench(n_slots=2)
+    first = bench.submit("tell me of llamas")
+    bench.finish()
+    again = "tell me of llamas" + first.text + " and more"
+    second = bench.submit(again)
+    bench.finish()
+
+    assert second.text == again[::-1]
+    assert bench.engine.stats.tokens_reused == len("tell me of llamas" + first.text)
+
+
+def test_two_chats_in_turn_keep_both_their_caches() -> None:
+    bench = Bench(n_slots=2)
+    chats = ["the first of two conversations", "quite another conversation"]
+    for round_ in range(3):
+        for index in range(2):
+            reader = bench.submit(chats[index])
+            bench.finish()
+            assert reader.text == chats[index][::-1]
+            if round_:
+                assert reader.ends[0].num_reused >= len(chats[index]) - 4
+            chats[index] += reader.text[:3]
+
+
+def test_a_failing_leader_does_not_take_its_followers_with_it() -> None:
+    bench = Bench(n_slots=3)
+    leader = bench.submit("a preamble that they share !fail")
+    followers = [bench.submit(f"a preamble that they share {number}") for number in range(2)]
+    bench.finish()
+
+    assert leader.end is End.FAILED
+    assert [f.text for f in followers] == [f"a preamble that they share {number}"[::-1] for number in range(2)]
+
+
+def test_the_serial_recipe_computes_one_sequence_at_a_time_and_all_in_turn() -> None:
+    bench = Bench(ScriptedBackend(n_slots=3, recipe="serial"))
+    readers = [bench.submit(f"number {number}") for number in range(3)]
+    bench.finish()
+
+    assert [r.text for r in readers] == [f"number {number}"[::-1] for number in range(3)]
+    assert all(len(step) == 1 for step in bench.backend.steps)
+    assert [step[0].seq_id for step in bench.backend.steps[:6]] == [0, 1, 2, 0, 1, 2]

@@ -25,6 +25,7 @@ from packtrain.broker.messages import (
     load_hash,
     parse_spec,
 )
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import InstanceState
 from tests.support.factories import MODEL, instance_beat, model_info, node_beat, spec
 
@@ -281,6 +282,7 @@ CODES = {
     "model_error": errors.ModelError,
     "model_file_invalid": errors.ModelFileInvalid,
     "model_too_large": errors.ModelTooLarge,
+    "not_deterministic": errors.NotDeterministic,
     "model_load_failed": errors.ModelLoadFailed,
     "setup_error": errors.SetupError,
 }
@@ -295,6 +297,7 @@ EXAMPLES: list[PacktrainError] = [
     errors.BrokerUnavailable(url="redis://h", reason="refused"),
     errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
     errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
+    errors.NotDeterministic(model="m", reason="its kernels"),
     *(
         cls("what happened; what to do", field="x", number=3)
         for cls in CODES.values()
@@ -374,3 +377,13 @@ def test_any_text_and_number_survives_a_hash(reason: str, number: float) -> None
     beat = instance_beat(reason=reason, tokens_per_s=number)
 
     assert load_hash(InstanceBeat, dump_hash(beat)) == beat
+
+
+def test_jobs_with_other_tools_share_no_prefix() -> None:
+    def hashes(**fields: Any) -> tuple[str, ...]:
+        return prefix_hashes(parse_spec(chat("x" * 1000, **fields)))
+
+    assert hashes() == hashes()
+    assert hashes(tools=[tool("a")]) == hashes(tools=[tool("a")])
+    assert not set(hashes(tools=[tool("a")])) & set(hashes(tools=[tool("b")]))
+    assert hashes(kind="count") == ()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge
-from packtrain.broker.ids import ModelId
+from packtrain.broker.ids import ModelId, Route, route_of
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
 from packtrain.broker.placement import (
     LOAD_BACKOFF_MS,
@@ -23,7 +23,7 @@ from packtrain.broker.placement import (
     plan,
 )
 from packtrain.broker.states import InstanceState
-from tests.support.factories import MODEL, NODE, instance_beat, model_info, node_beat
+from tests.support.factories import DETERMINISTIC, MODEL, NODE, ROUTE, instance_beat, model_info, node_beat
 
 pytestmark = pytest.mark.unit
 
@@ -37,7 +37,7 @@ def fleet(
     nodes: Sequence[NodeBeat] | None = None,
     instances: Sequence[InstanceBeat] = (),
     models: Sequence[ModelInfo] | None = None,
-    waiting: dict[ModelId, int] | None = None,
+    waiting: dict[Route, int] | None = None,
     desired: dict[ModelId, Desired] | None = None,
 ) -> Snapshot:
     """One node with room for the one model that a job waits for."""
@@ -46,7 +46,7 @@ def fleet(
         nodes=[node_beat()] if nodes is None else nodes,
         instances=instances,
         models={ModelId(info.id): info for info in ([model_info()] if models is None else models)},
-        waiting={MODEL: 1} if waiting is None else waiting,
+        waiting={ROUTE: 1} if waiting is None else waiting,
         desired=desired or {},
     )
 
@@ -77,7 +77,7 @@ def room_for(free_mib: int, *instances: InstanceBeat, need_mib: int = 600, **fie
     held = sum(max(i.reserved_bytes, i.resident_bytes) for i in instances if not i.state.is_terminal)
     node = node_beat(memory_budget=held + free_mib * MIB, memory_free=10_000 * MIB, models=(BIG,))
     models = [model_info(BIG, required_bytes=need_mib * MIB), *(model_info(i.model) for i in instances)]
-    return fleet(nodes=[node], instances=instances, models=models, waiting={BIG: 1}, **fields)
+    return fleet(nodes=[node], instances=instances, models=models, waiting={Route(BIG): 1}, **fields)
 
 
 def test_nothing_waits_and_nothing_happens() -> None:
@@ -134,7 +134,7 @@ def test_after_a_failed_load_the_next_waits_and_the_wait_doubles(failures: int, 
         past = [failed(str(n), requested_ms=NOW - milliseconds - 1000 * n) for n in range(failures)]
         return plan(fleet(instances=past))
 
-    assert "the disk is full" in after(backoff_ms - 1).waits[MODEL]
+    assert "the disk is full" in after(backoff_ms - 1).waits[ROUTE]
     assert loads(after(backoff_ms - 1)) == []
     assert loads(after(backoff_ms)) == [(MODEL, NODE)]
 
@@ -149,7 +149,7 @@ def test_failures_of_another_model_do_not_matter() -> None:
 def test_a_model_whose_file_no_live_node_has_waits(nodes: list[NodeBeat]) -> None:
     result = plan(fleet(nodes=nodes))
 
-    assert result.waits == {MODEL: "no live node has its file"}
+    assert result.waits == {ROUTE: "no live node has its file"}
     assert result.rejects == []
 
 
@@ -208,7 +208,7 @@ def test_what_others_have_reserved_is_not_free() -> None:
     result = plan(fleet(instances=[coming]))
 
     assert result.loads == []
-    assert MODEL in result.waits
+    assert ROUTE in result.waits
 
 
 def test_memory_that_other_programs_use_is_not_free() -> None:
@@ -227,7 +227,7 @@ def test_memory_that_a_loading_instance_has_yet_to_take_is_not_free() -> None:
 def test_two_loads_of_one_plan_do_not_claim_the_same_bytes() -> None:
     models = [model_info("a", required_bytes=600 * MIB), model_info("b", required_bytes=600 * MIB)]
     nodes = [node_beat(models=("a", "b"))]
-    result = plan(fleet(nodes=nodes, models=models, waiting={ModelId("a"): 1, ModelId("b"): 2}))
+    result = plan(fleet(nodes=nodes, models=models, waiting={Route("a"): 1, Route("b"): 2}))
 
     assert loads(result) == [("b", NODE)]
     assert "a" in result.waits
@@ -236,14 +236,14 @@ def test_two_loads_of_one_plan_do_not_claim_the_same_bytes() -> None:
 def test_the_second_load_of_a_plan_goes_to_the_node_that_then_has_most() -> None:
     models = [model_info("a", required_bytes=600 * MIB), model_info("b", required_bytes=600 * MIB)]
     nodes = [node_beat("n1", models=("a", "b"), memory_budget=1100 * MIB), node_beat("n2", models=("a", "b"))]
-    result = plan(fleet(nodes=nodes, models=models, waiting={ModelId("a"): 2, ModelId("b"): 1}))
+    result = plan(fleet(nodes=nodes, models=models, waiting={Route("a"): 2, Route("b"): 1}))
 
     assert loads(result) == [("a", "n1"), ("b", "n2")]
 
 
 def test_the_model_with_most_waiting_jobs_comes_first() -> None:
     models = [model_info("a"), model_info("b")]
-    waiting = {ModelId("a"): 1, ModelId("b"): 5}
+    waiting = {Route("a"): 1, Route("b"): 5}
     result = plan(fleet(nodes=[node_beat(models=("a", "b"))], models=models, waiting=waiting))
 
     assert [model for model, _ in loads(result)] == ["b", "a"]
@@ -261,7 +261,7 @@ def test_the_least_recently_used_is_unloaded_first() -> None:
     result = plan(room_for(100, new, old))
 
     assert unloads(result) == ["old"]
-    assert "m-old" in result.waits[BIG]
+    assert "m-old" in result.waits[Route(BIG)]
     assert result.loads == []
 
 
@@ -275,7 +275,7 @@ def test_nothing_is_unloaded_when_all_of_it_would_not_be_enough() -> None:
     result = plan(room_for(100, idle("a"), idle("b"), instance_beat("busy", slots_used=1, reserved_bytes=900 * MIB)))
 
     assert unloads(result) == []
-    assert "nothing idle to unload" in result.waits[BIG]
+    assert "nothing idle to unload" in result.waits[Route(BIG)]
 
 
 def test_one_whose_memory_turns_out_not_to_be_needed_is_spared() -> None:
@@ -300,7 +300,7 @@ def test_a_busy_or_young_instance_is_never_unloaded(fields: dict[str, Any]) -> N
 def test_an_instance_whose_own_jobs_wait_is_never_unloaded() -> None:
     snapshot = room_for(0, idle("a", mib=600))
 
-    assert unloads(plan(replace(snapshot, waiting={BIG: 9, ModelId("m-a"): 1}))) == []
+    assert unloads(plan(replace(snapshot, waiting={Route(BIG): 9, Route("m-a"): 1}))) == []
 
 
 def test_an_instance_that_an_operator_wants_is_never_unloaded() -> None:
@@ -321,7 +321,7 @@ def test_while_the_unloaded_one_leaves_nobody_else_must() -> None:
     result = plan(room_for(100, leaving, idle("other", mib=500)))
 
     assert unloads(result) == []
-    assert "m-leaving" in result.waits[BIG]
+    assert "m-leaving" in result.waits[Route(BIG)]
 
 
 def test_when_what_leaves_is_not_enough_only_the_rest_is_unloaded() -> None:
@@ -336,7 +336,7 @@ def test_two_models_of_one_plan_do_not_count_on_the_same_leaving_instance() -> N
     snapshot = room_for(0, idle("a", mib=600), idle("b", mib=600))
     node = snapshot.nodes[0].model_copy(update={"models": (BIG, other)})
     models = {**snapshot.models, other: model_info(other, required_bytes=600 * MIB)}
-    result = plan(replace(snapshot, nodes=[node], models=models, waiting={BIG: 1, other: 1}))
+    result = plan(replace(snapshot, nodes=[node], models=models, waiting={Route(BIG): 1, Route(other): 1}))
 
     assert sorted(unloads(result)) == ["a", "b"]
 
@@ -346,7 +346,7 @@ def test_room_promised_to_one_model_is_not_given_to_another_of_the_same_plan() -
     snapshot = room_for(200, idle("a", mib=400))
     node = snapshot.nodes[0].model_copy(update={"models": (BIG, small)})
     models = {**snapshot.models, small: model_info(small, required_bytes=100 * MIB)}
-    result = plan(replace(snapshot, nodes=[node], models=models, waiting={BIG: 2, small: 1}))
+    result = plan(replace(snapshot, nodes=[node], models=models, waiting={Route(BIG): 2, Route(small): 1}))
 
     assert (loads(result), unloads(result)) == ([], ["a"])
 
@@ -356,7 +356,7 @@ def test_room_is_made_on_another_node_when_the_one_with_most_free_memory_has_not
     there = idle("there", mib=900, node="n2")
     nodes = [node_beat("n1", models=(BIG,)), node_beat("n2", models=(BIG,))]
     models = [model_info(BIG, required_bytes=600 * MIB), model_info("x"), model_info("m-there")]
-    result = plan(fleet(nodes=nodes, instances=[busy, there], models=models, waiting={BIG: 1}))
+    result = plan(fleet(nodes=nodes, instances=[busy, there], models=models, waiting={Route(BIG): 1}))
 
     assert unloads(result) == ["there"]
 
@@ -459,7 +459,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         nodes=beats,
         instances=draw(st.lists(held, max_size=6)),
         models=infos,
-        waiting=draw(st.dictionaries(st.sampled_from(_NAMES).map(ModelId), st.integers(0, 5))),
+        waiting=draw(st.dictionaries(st.sampled_from(_NAMES).map(Route), st.integers(0, 5))),
         desired=draw(st.dictionaries(st.sampled_from(_NAMES).map(ModelId), wants, max_size=2)),
     )
 
@@ -498,7 +498,7 @@ def test_no_plan_ever_unloads_what_must_stay_or_makes_room_in_vain(snapshot: Sna
             continue
         assert not victim.slots_used
         assert not wanted.replicas
-        assert not snapshot.waiting.get(model)
+        assert not snapshot.waiting.get(route_of(model))
         assert not snapshot.models[model].pinned
         if "makes room" in unload.reason:
             assert NOW - max(victim.ready_ms, victim.last_used_ms) >= MIN_RESIDENCY_MS
@@ -510,7 +510,7 @@ def test_every_model_that_jobs_wait_for_is_up_or_meets_a_verdict(snapshot: Snaps
     result = plan(snapshot)
 
     up = {i.model for i in snapshot.instances if not i.state.is_terminal and i.state is not InstanceState.DRAINING}
-    settled = {load.model for load in result.loads} | {r.model for r in result.rejects} | set(result.waits) | up
+    settled = {load.model for load in result.loads} | {r.route for r in result.rejects} | set(result.waits) | up
     assert {model for model, count in snapshot.waiting.items() if count} <= settled
     assert not {load.model for load in result.loads} & up
 
@@ -535,3 +535,48 @@ def test_unloading_comes_to_an_end_and_never_exceeds_what_is_needed(snapshot: Sn
     again = plan(replace(snapshot, instances=[*draining, *loaded]))
 
     assert unloads(again) == []
+
+
+def test_a_deterministic_job_loads_a_deterministic_instance_beside_a_busy_fast_one() -> None:
+    busy = instance_beat(slots_used=2)
+    result = plan(fleet(instances=[busy], waiting={DETERMINISTIC: 1}))
+
+    assert [(load.model, load.numerics) for load in result.loads] == [(MODEL, "deterministic")]
+
+
+def test_a_deterministic_instance_serves_both_routes() -> None:
+    strict = instance_beat(numerics="deterministic")
+    result = plan(fleet(instances=[strict], waiting={ROUTE: 1, DETERMINISTIC: 1}))
+
+    assert result.loads == []
+
+
+def test_a_plain_job_loads_the_model_as_its_catalog_says() -> None:
+    result = plan(fleet(models=[model_info(numerics="deterministic")]))
+
+    assert [load.numerics for load in result.loads] == ["deterministic"]
+
+
+def test_a_job_that_no_node_can_compute_deterministically_is_refused_with_the_reason() -> None:
+    node = node_beat(not_deterministic={MODEL: "its kernels are not"})
+    result = plan(fleet(nodes=[node], waiting={ROUTE: 1, DETERMINISTIC: 1}))
+
+    (reject,) = result.rejects
+    assert reject.route == DETERMINISTIC
+    assert reject.error.code == "not_deterministic"
+    assert "its kernels are not" in str(reject.error)
+    assert [load.numerics for load in result.loads] == ["fast"]
+
+
+def test_a_node_that_cannot_be_deterministic_is_passed_over_for_one_that_may() -> None:
+    nodes = [node_beat("a", memory_free=1900 * MIB, not_deterministic={MODEL: "no"}), node_beat("b")]
+
+    assert [load.node for load in plan(fleet(nodes=nodes, waiting={DETERMINISTIC: 1})).loads] == ["b"]
+
+
+def test_an_idle_fast_instance_makes_room_for_a_deterministic_one_of_its_model() -> None:
+    there = idle("a", mib=600).model_copy(update={"model": MODEL})
+    big = model_info(required_bytes=600 * MIB)
+    result = plan(fleet(instances=[there], models=[big], waiting={DETERMINISTIC: 1}))
+
+    assert unloads(result) == ["a"]

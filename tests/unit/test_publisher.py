@@ -19,7 +19,7 @@ from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from tests.support.clock import FakeClock
-from tests.support.factories import INSTANCE, MODEL, NODE, spec
+from tests.support.factories import COMPUTER, INSTANCE, MODEL, NODE, ROUTES, spec
 
 pytestmark = pytest.mark.unit
 
@@ -79,12 +79,18 @@ class Desk:
         self.store = UnsteadyJobs()
         self.cancels: list[tuple[JobId, End]] = []
         self.publisher = Publisher(
-            self.store, INSTANCE, NODE, lambda job_id, end: self.cancels.append((job_id, end)), retry_s=0
+            self.store,
+            INSTANCE,
+            NODE,
+            COMPUTER,
+            lambda job_id, end: self.cancels.append((job_id, end)),
+            threads=lambda: 2,
+            retry_s=0,
         )
 
     def lease(self, name: str = "job") -> LeasedJob:
         self.store.submit(JobId(name), spec(), max_waiting=100)
-        claim = self.store.claim(MODEL, INSTANCE, NODE, lease_ms=60_000)
+        claim = self.store.claim(ROUTES, INSTANCE, NODE, lease_ms=60_000)
         assert claim is not None
         return LeasedJob(claim, spec(), 1, clock=lambda: 0.0, on_news=self.publisher.news)
 
@@ -135,7 +141,7 @@ def test_tokens_stand_in_the_stream_and_the_end_after_them(desk: Desk) -> None:
 
 def test_the_outcome_holds_the_whole_text_and_the_facts(desk: Desk) -> None:
     job = desk.lease()
-    job.num_prompt = 3
+    job.prompt = [1, 2, 3]
     desk.publisher.start()
     say(job, "hel")
     end(job, num_output=4, tail="lo")
@@ -320,7 +326,7 @@ def test_an_end_without_success_says_why_and_keeps_the_text(desk: Desk, how: End
 
 def test_text_of_an_earlier_lease_is_in_the_outcome_but_not_sent_again(desk: Desk) -> None:
     job = desk.lease()
-    job.resume("before ")
+    job.resume("before ", [])
     say(job, "after", 7)
     end(job, num_output=12)
     desk.publisher.start()
@@ -358,7 +364,7 @@ def test_a_stop_does_not_wait_for_a_broker_that_is_away(desk: Desk) -> None:
 def test_a_later_lease_of_a_job_is_published_beside_an_earlier_one(desk: Desk) -> None:
     older = desk.lease()
     desk.store.reap(INSTANCE)
-    claim = desk.store.claim(MODEL, InstanceId("tiny-1"), NODE, lease_ms=60_000)
+    claim = desk.store.claim(ROUTES, InstanceId("tiny-1"), NODE, lease_ms=60_000)
     assert claim is not None
     newer = LeasedJob(claim, spec(), 1, clock=lambda: 0.0, on_news=desk.publisher.news)
     say(older, "old")

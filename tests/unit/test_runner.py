@@ -15,7 +15,7 @@ from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobSpec, JobStatus
 from packtrain.broker.states import JobState
-from packtrain.workers.backends.base import StepRows
+from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.preparing import prepare
@@ -27,7 +27,7 @@ from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner, seed_of
 from tests.support.clock import FakeClock
-from tests.support.factories import INSTANCE, MODEL, NODE, spec
+from tests.support.factories import COMPUTER, INSTANCE, MODEL, NODE, spec
 
 pytestmark = pytest.mark.unit
 
@@ -71,7 +71,7 @@ class Gated(ScriptedBackend):
     def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
         return super().tokenize(text.strip(), is_rendered=is_rendered, is_part=is_part)
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[int]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         assert self.gate.wait(PATIENCE_S)
         return super().step(rows, should_stop)
 
@@ -84,13 +84,15 @@ class Instance:
         self.store = Store(self.clock)
         self.backend = Gated(n_ctx)
         self.engine = Engine(self.backend, clock=self.seconds)
-        self.publisher = Publisher(self.store, INSTANCE, NODE, self.engine.cancel, retry_s=0)
+        self.publisher = Publisher(
+            self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
+        )
         self.renewer = Renewer(self.store, self.engine, lease_ms=LEASE_MS, stall_s=60, clock=self.seconds)
         self.rung: list[str] = []
         self.runner = Runner(
             self.store, self.backend, self.engine, self.publisher, self.renewer,
             model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
-            ring=lambda model: self.rung.append(model), clock=self.seconds,
+            numerics="fast", ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
         self._engine_thread = threading.Thread(target=self.engine.run, daemon=True)
@@ -350,7 +352,7 @@ def test_a_cancelled_job_keeps_what_was_held_back(roomy: Instance) -> None:
     assert last is not None
     assert ended is not None
     assert (first.text, last.index, last.text) == ("Hello", 11, " <tool")
-    assert lease.outcome(ended, INSTANCE, NODE).text == "Hello <tool"
+    assert lease.outcome(ended, INSTANCE, NODE, COMPUTER, threads=1).text == "Hello <tool"
 
 
 def test_a_parser_that_fails_costs_a_job_its_parts_only(roomy: Instance) -> None:
@@ -373,7 +375,7 @@ def test_a_parser_that_fails_costs_a_job_its_parts_only(roomy: Instance) -> None
 
     assert chunk is not None
     assert ended is not None
-    assert chunk.text == lease.outcome(ended, INSTANCE, NODE).text == "Hello there"
+    assert chunk.text == lease.outcome(ended, INSTANCE, NODE, COMPUTER, threads=1).text == "Hello there"
 
 
 @pytest.mark.parametrize("prompt", ["hello", "x" * 100])

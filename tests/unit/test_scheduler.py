@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams
-from packtrain.workers.engine.scheduler import plan_step
+from packtrain.workers.engine.scheduler import SERIAL_CHUNK, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import Sequence, SequenceRequest
 from packtrain.workers.engine.text import TextStream
 
@@ -22,7 +22,7 @@ def sequence(pending: int, *, seq_id: int = 0, order: int | None = None) -> Sequ
     request = SequenceRequest(
         JobId(f"j{seq_id}"), (7,) * pending, SamplingParams(), 0, 8, lambda _: None, lambda _: None
     )
-    return Sequence(request, seq_id, seq_id if order is None else order, TextStream())
+    return Sequence(request, seq_id, seq_id if order is None else order, TextStream(), list(request.prompt))
 
 
 def sequences(*pending: int) -> list[Sequence]:
@@ -121,6 +121,25 @@ def test_every_prompt_is_computed_in_the_end_however_long_others_decode(
             sequence = row.sequence
             sequence.num_cached += row.count
             if sequence.num_pending == 0:
-                sequence.output.append(7)  # and decodes for ever
+                sequence.tokens.append(7)  # and decodes for ever
 
     assert [s.num_pending for s in live] == [1] * len(live)
+
+
+def test_a_serial_step_has_rows_of_one_sequence_up_to_a_fixed_border() -> None:
+    live = sequences(300, 5)
+    live[0].num_cached = 100
+
+    assert [(row.sequence.seq_id, row.count) for row in plan_serial_step(live)] == [(0, SERIAL_CHUNK - 100)]
+
+
+def test_a_serial_step_ends_with_the_prompt_and_goes_on_token_by_token() -> None:
+    (only,) = sequences(SERIAL_CHUNK + 3)
+    only.tokens += [7, 7, 7]  # output of an earlier lease
+    counts = []
+    while only.num_pending:
+        (row,) = plan_serial_step([only])
+        counts.append(row.count)
+        only.num_cached += row.count
+
+    assert counts == [SERIAL_CHUNK, 3, 1, 1, 1]

@@ -17,7 +17,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from packtrain.broker import keys
-from packtrain.broker.ids import ModelId, NodeId
+from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import NodeCommand
 
 logger = logging.getLogger(__name__)
@@ -87,15 +87,15 @@ class Doorbell:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def ring(self, model: ModelId, count: int = 1) -> None:
-        """Say `count` times that a job waits for `model`. When the broker is away that is only a warning, see above."""
+    def ring(self, route: Route, count: int = 1) -> None:
+        """Say `count` times that a job waits on `route`. When the broker is away that is only a warning, see above."""
         try:
             with self._app.producer_or_acquire() as producer:
                 for _ in range(count):
-                    self._send(RING, {"model": model}, keys.model_queue(model), producer=producer)
+                    self._send(RING, {"model": route}, keys.model_queue(route), producer=producer)
         except OperationalError as error:
             logger.warning(
-                "Could not ring for %s (%s); the coordinator will", model, error, extra={"event": "bell.failed"}
+                "Could not ring for %s (%s); the coordinator will", route, error, extra={"event": "bell.failed"}
             )
 
     def command(self, node: NodeId, command: NodeCommand) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from packtrain.broker import placement
 from packtrain.broker.celery_app import MAX_BELLS
-from packtrain.broker.ids import InstanceId, ModelId, NodeId, new_instance_id
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, new_instance_id
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
 from packtrain.broker.placement import Load, Plan, Snapshot, Unload
@@ -29,8 +29,8 @@ MAX_RERING = 64
 class Bells(Protocol):
     """The part of Celery that the coordinator uses."""
 
-    def ring(self, model: ModelId, count: int = 1) -> None:
-        """Say that jobs wait for a model."""
+    def ring(self, route: Route, count: int = 1) -> None:
+        """Say that jobs wait on a route."""
         ...
 
     def command(self, node: NodeId, command: NodeCommand) -> None:
@@ -45,7 +45,7 @@ class Coordinator:
         jobs: Job records.
         registry: Nodes, instances, models.
         bells: Doorbells and commands.
-        bells_waiting: Doorbells that lie in the queue of a model.
+        bells_waiting: Doorbells that lie in the queue of a route.
         new_instance_id: Makes ids; an argument so that tests know them.
     """
 
@@ -54,7 +54,7 @@ class Coordinator:
         jobs: JobStore,
         registry: Registry,
         bells: Bells,
-        bells_waiting: Callable[[ModelId], int],
+        bells_waiting: Callable[[Route], int],
         new_instance_id: Callable[[ModelId], InstanceId] = new_instance_id,
     ) -> None:
         self._jobs = jobs
@@ -62,7 +62,7 @@ class Coordinator:
         self._bells = bells
         self._bells_waiting = bells_waiting
         self._new_instance_id = new_instance_id
-        self._short_before: dict[ModelId, int] = {}
+        self._short_before: dict[Route, int] = {}
 
     def tick(self, term: int, *, reap: bool = True) -> Plan:
         """Look and mend once.
@@ -88,7 +88,7 @@ class Coordinator:
                 extra={"event": "job.reaped", "job": reaped.job_id, "state": reaped.state},
             )  # fmt: skip
             if reaped.state is JobState.QUEUED:
-                self._bells.ring(reaped.model)
+                self._bells.ring(reaped.route)
 
     def _look(self) -> Snapshot:
         return Snapshot(
@@ -106,22 +106,22 @@ class Coordinator:
         One tick is not enough: between a submit and its ring, and between the pop of a bell and its claim, they
         outnumber them rightly.
         """
-        short: dict[ModelId, int] = {}
-        for model, ready in snapshot.waiting.items():
-            missing = min(ready, MAX_BELLS) - self._bells_waiting(model)
+        short: dict[Route, int] = {}
+        for route, ready in snapshot.waiting.items():
+            missing = min(ready, MAX_BELLS) - self._bells_waiting(route)
             if missing > 0:
-                short[model] = missing
-                lost = min(missing, self._short_before.get(model, 0), MAX_RERING)
+                short[route] = missing
+                lost = min(missing, self._short_before.get(route, 0), MAX_RERING)
                 if lost:
-                    logger.info("Ringing %d lost bells for %s", lost, model, extra={"event": "bell.rerung"})
-                    self._bells.ring(model, lost)
+                    logger.info("Ringing %d lost bells for %s", lost, route, extra={"event": "bell.rerung"})
+                    self._bells.ring(route, lost)
         self._short_before = short
 
     def _carry_out(self, plan: Plan, snapshot: Snapshot, term: int) -> None:
         for reject in plan.rejects:
-            if failed := self._jobs.reject(reject.model, reject.error):
+            if failed := self._jobs.reject(reject.route, reject.error):
                 logger.warning(
-                    "Failed %d jobs for %s: %s", failed, reject.model, reject.error, extra={"event": "jobs.rejected"}
+                    "Failed %d jobs for %s: %s", failed, reject.route, reject.error, extra={"event": "jobs.rejected"}
                 )
         for load in plan.loads:
             self._load(load, snapshot.models[load.model], snapshot.now_ms, term)
@@ -134,7 +134,8 @@ class Coordinator:
         self._registry.put_instance(
             InstanceBeat(
                 instance=instance, model=load.model, node=load.node, state=InstanceState.REQUESTED,
-                n_slots=info.n_slots, n_ctx=info.n_ctx, reserved_bytes=load.reserved_bytes, requested_ms=now_ms,
+                n_slots=info.n_slots, n_ctx=info.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
+                requested_ms=now_ms,
             )
         )  # fmt: skip
         logger.info(
@@ -144,7 +145,8 @@ class Coordinator:
             load.node,
             NodeCommand(
                 id=f"load-{instance}", term=term, verb="load", instance=instance, model=load.model,
-                n_slots=info.n_slots, n_ctx=info.n_ctx, reserved_bytes=load.reserved_bytes, reason=load.reason,
+                n_slots=info.n_slots, n_ctx=info.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
+                reason=load.reason,
             ),
         )  # fmt: skip
 

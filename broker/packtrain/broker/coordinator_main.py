@@ -20,6 +20,7 @@ from packtrain.broker.connection import connect, masked
 from packtrain.broker.coordinator import Coordinator
 from packtrain.broker.election import Election
 from packtrain.broker.errors import PacktrainError
+from packtrain.broker.ids import Route
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
@@ -93,8 +94,8 @@ class _ReapGrace:
         return now >= self._until
 
 
-def _queue_length(redis: Redis, model: str) -> int:
-    return int(redis.llen(keys.model_queue(model)))  # type: ignore[arg-type]
+def _queue_length(redis: Redis, route: Route) -> int:
+    return int(redis.llen(keys.model_queue(route)))
 
 
 def main() -> int:

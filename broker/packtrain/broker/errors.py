@@ -242,6 +242,20 @@ class ModelLoadFailed(ModelError):
     code = "model_load_failed"
 
 
+class NotDeterministic(ModelError):
+    """No deterministic way to compute this model was found here."""
+
+    code = "not_deterministic"
+
+    def __init__(self, *, model: str, reason: str) -> None:
+        super().__init__(
+            f"{model!r} cannot be computed deterministically here: {reason}; send the job without `deterministic`, "
+            "or use another quantisation or build",
+            model=model,
+            reason=reason,
+        )
+
+
 class SetupError(PacktrainError):
     """This machine needs a change before Packtrain can run; the message names it."""
 

@@ -15,6 +15,7 @@ JobId = NewType("JobId", str)  # 32 hex digits
 ModelId = NewType("ModelId", str)  # slug of the file name, see `model_id`
 NodeId = NewType("NodeId", str)
 InstanceId = NewType("InstanceId", str)
+Route = NewType("Route", str)  # what a job waits for: its model, and `@deterministic` where only such instances will do
 
 _UNSAFE = re.compile(r"[^a-z0-9._-]+")
 _SAFE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -35,6 +36,24 @@ def job_id_for_key(user: str, idempotency_key: str) -> JobId:
 def new_instance_id(model: ModelId) -> InstanceId:
     """A fresh instance id that still says which model it holds."""
     return InstanceId(f"{model[:60]}-{secrets.token_hex(4)}")
+
+
+_DETERMINISTIC = "@deterministic"
+
+
+def route_of(model: ModelId, *, deterministic: bool = False) -> Route:
+    """Where jobs for this model wait: those that ask for `deterministic` apart from the others."""
+    return Route(model + _DETERMINISTIC if deterministic else model)
+
+
+def model_of(route: Route) -> ModelId:
+    """The model that a route leads to."""
+    return ModelId(route.removesuffix(_DETERMINISTIC))
+
+
+def is_deterministic(route: Route) -> bool:
+    """True for the route of jobs that only a deterministic instance may run."""
+    return route.endswith(_DETERMINISTIC)
 
 
 def slug(text: str) -> str:

@@ -16,13 +16,16 @@ from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
 from packtrain.broker.chat import CallDelta
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
+from packtrain.broker.messages import JobSpec, JobStatus, Numerics, Outcome
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.scripts import Call
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
 #: Jobs that one reap or reject handles, so that no script holds the server for more than some milliseconds.
 SCRIPT_BATCH = 200
+#: Ready jobs among which a claim chooses by prefix, and how often one may be passed over for another.
+CLAIM_LOOK, MAX_PASSED = 16, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,9 @@ class Submitted:
 
     job_id: JobId
     model: ModelId  # the real id when the spec named an alias
+    route: Route
     is_new: bool  # False: an idempotency key met its job again
-    ready: int  # jobs now ready for this model, 0 when not new
+    ready: int  # jobs now ready on this route, 0 when not new
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,8 @@ class Claim:
     queued_ms: int  # from submit to this claim
     remaining_ms: int | None  # until its deadline; None: no deadline
     spec_json: str
-    unrung: int = 0  # jobs still ready for the model beyond the doorbells that lie in its queue
+    route: Route  # that the job waited on
+    unrung: int = 0  # jobs still ready on it beyond the doorbells that lie in its queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class Reaped:
     """A job that a reap changed."""
 
     job_id: JobId
-    model: ModelId
+    route: Route
     state: JobState
 
 
@@ -96,7 +101,7 @@ RenewVerdict = Literal["lost", "cancel"]
 class JobStore(Protocol):
     """Where job records live: `RedisJobs` and, for tests, `MemoryJobs`; one contract suite runs on both."""
 
-    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int) -> Submitted:
+    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int, keep_ms: int = keys.ENDED_TTL_MS) -> Submitted:
         """Write the record and make it ready. The same id with the same spec again is the same job.
 
         Raises:
@@ -104,8 +109,21 @@ class JobStore(Protocol):
         """
         ...
 
-    def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> Claim | None:
-        """Lease the best ready job; None when none is ready, or a suspect has to run alone first (see claim.lua)."""
+    def claim(
+        self,
+        routes: Sequence[Route],
+        instance: InstanceId,
+        node: NodeId,
+        *,
+        lease_ms: int,
+        prefixes: Iterable[str] = (),
+    ) -> Claim | None:
+        """Lease the best ready job; None when none is ready, or a suspect has to run alone first (see claim.lua).
+
+        Args:
+            routes: All that the instance serves.
+            prefixes: Hashes of the beginnings of prompts that it holds, see prefixes.py.
+        """
         ...
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[EmitReply]:
@@ -128,8 +146,8 @@ class JobStore(Protocol):
         """Cancel: at once when it waits, else by a flag. The state afterwards; None: no such job."""
         ...
 
-    def reject(self, model: ModelId, error: errors.PacktrainError) -> int:
-        """Fail up to `SCRIPT_BATCH` waiting jobs of a model; how many were."""
+    def reject(self, route: Route, error: errors.PacktrainError) -> int:
+        """Fail up to `SCRIPT_BATCH` waiting jobs of a route; how many were."""
         ...
 
     def reap(self, instance: InstanceId | None = None) -> list[Reaped]:
@@ -144,19 +162,34 @@ class JobStore(Protocol):
         """Events after the given stream ids ("0" for all); waits up to `block_ms` for the first, not if None."""
         ...
 
-    def waiting(self) -> dict[ModelId, int]:
-        """Jobs ready, by model, for models that have any."""
+    def waiting(self) -> dict[Route, int]:
+        """Jobs ready, by route, for routes that have any."""
         ...
 
 
-def submit(job_id: JobId, spec: JobSpec, *, max_waiting: int, known: Sequence[str] = ()) -> Call[Submitted]:
+def routes_of(model: ModelId, numerics: Numerics) -> tuple[Route, ...]:
+    """The routes that an instance serves: a deterministic one runs jobs of both kinds."""
+    if numerics == "fast":
+        return (route_of(model),)
+    return (route_of(model, deterministic=True), route_of(model))
+
+
+def submit(
+    job_id: JobId,
+    spec: JobSpec,
+    *,
+    max_waiting: int,
+    keep_ms: int = keys.ENDED_TTL_MS,
+    known: Sequence[str] = (),
+) -> Call[Submitted]:
     """Call of submit.lua."""
 
     def parse(reply: Any) -> Submitted:
         verdict, number, model = reply
         match verdict:
             case "new" | "old":
-                return Submitted(job_id, ModelId(model), verdict == "new", int(number))
+                route = route_of(ModelId(model), deterministic=spec.deterministic)
+                return Submitted(job_id, ModelId(model), route, verdict == "new", int(number))
             case "conflict":
                 raise errors.IdempotencyConflict(job_id=job_id)
             case "full":
@@ -167,31 +200,40 @@ def submit(job_id: JobId, spec: JobSpec, *, max_waiting: int, known: Sequence[st
                 raise errors.UnknownModel(model=spec.model, known=list(known))
 
     deadline = "" if spec.expires_in_ms is None else spec.expires_in_ms
+    suffix = route_of(ModelId(""), deterministic=spec.deterministic)
     return Call(
         "submit",
         (keys.job(job_id), keys.model(ModelId(spec.model))),
-        (job_id, spec.model_dump_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting),
+        (
+            job_id, spec.model_dump_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
+            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep_ms,
+        ),
         parse,
-    )
+    )  # fmt: skip
 
 
-def claim(model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> Call[Claim | None]:
+def claim(
+    routes: Sequence[Route], instance: InstanceId, node: NodeId, *, lease_ms: int, prefixes: Iterable[str] = ()
+) -> Call[Claim | None]:
     """Call of claim.lua."""
 
     def parse(reply: Any) -> Claim | None:
         if not reply:
             return None
-        job_id, epoch, attempts, submitted, now, deadline, spec, unrung = reply
+        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung = reply
         remaining = int(deadline) - int(now) if deadline else None
         queued_ms = int(now) - int(submitted)
-        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, int(unrung))
+        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), int(unrung))
 
+    lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
     return Call(
         "claim",
-        (keys.ready(model, "interactive"), keys.ready(model, "bulk"), keys.model_queue(model)),
-        (model, instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS),
+        (*lanes, *map(keys.model_queue, routes)),
+        (
+            instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, *routes,
+        ),
         parse,
-    )
+    )  # fmt: skip
 
 
 def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
@@ -237,10 +279,10 @@ def cancel(job_id: JobId) -> Call[JobState | None]:
     return Call("cancel", (keys.job(job_id),), (job_id, _CANCELLED), lambda reply: JobState(reply) if reply else None)
 
 
-def reject(model: ModelId, error: errors.PacktrainError) -> Call[int]:
+def reject(route: Route, error: errors.PacktrainError) -> Call[int]:
     """Call of reject.lua."""
     outcome = Outcome(state=JobState.FAILED, error=error.to_wire()).model_dump_json(exclude_defaults=True)
-    return Call("reject", (keys.ready(model, "interactive"), keys.ready(model, "bulk")), (outcome, SCRIPT_BATCH), int)
+    return Call("reject", (keys.ready(route, "interactive"), keys.ready(route, "bulk")), (outcome, SCRIPT_BATCH), int)
 
 
 def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
@@ -248,7 +290,7 @@ def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
 
     def parse(reply: Any) -> list[Reaped]:
         rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-        return [Reaped(JobId(job_id), ModelId(model), JobState(state)) for job_id, model, state in rows]
+        return [Reaped(JobId(job_id), Route(route), JobState(state)) for job_id, route, state in rows]
 
     return Call(
         "reap",

@@ -2,10 +2,10 @@
 
 | key                    | type   | lives                                      | holds |
 |------------------------|--------|--------------------------------------------|--------------------------------------|
-| pt:job:<id>            | hash   | 7 d from submit, 24 h from the end         | state, epoch, spec, outcome ... |
+| pt:job:<id>            | hash   | 7 d from submit, 24 h from the end (settable)| state, epoch, spec, outcome ... |
 | pt:out:<id>            | stream | 24 h from the start, 1 h from the end      | tokens and the end of one job |
-| pt:ready:<model>:i / b | zset   | while jobs wait                            | job id → order, by lane |
-| pt:waiting             | set    | while jobs wait                            | models with a ready job |
+| pt:ready:<route>:i / b | zset   | while jobs wait                            | job id → order, by lane |
+| pt:waiting             | set    | while jobs wait                            | routes with a ready job |
 | pt:leases              | zset   | while jobs run                             | job id → lease deadline, ms |
 | pt:deadlines           | zset   | while such jobs live                       | job id → deadline, ms |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 
 SCHEMA_VERSION: Final = "1"
 
@@ -76,9 +76,9 @@ def out(job_id: JobId) -> str:
     return OUT_PREFIX + job_id
 
 
-def ready(model: ModelId, lane: str) -> str:
-    """The ready set of a model and lane (`interactive` or `bulk`)."""
-    return f"{READY_PREFIX}{model}:{lane[0]}"
+def ready(route: Route, lane: str) -> str:
+    """The ready set of a route and lane (`interactive` or `bulk`)."""
+    return f"{READY_PREFIX}{route}:{lane[0]}"
 
 
 def held(instance: InstanceId) -> str:
@@ -101,9 +101,9 @@ def instance(instance_id: InstanceId) -> str:
     return f"pt:inst:{instance_id}"
 
 
-def model_queue(model_id: ModelId) -> str:
-    """The Celery queue of a model's doorbells, consumed only by its READY instances."""
-    return f"model.{model_id}"
+def model_queue(route: Route) -> str:
+    """The Celery queue of a route's doorbells, consumed only by READY instances of its model."""
+    return f"model.{route}"
 
 
 def node_queue(node_id: NodeId) -> str:

@@ -5,14 +5,14 @@ Time comes in as a function. It passes the same contract suite as the real store
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from packtrain.broker import errors, jobs
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker import errors, jobs, keys
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
 from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
 
@@ -26,6 +26,7 @@ class _Record:
     state: JobState = JobState.QUEUED
     epoch: int = 0
     attempts: int = 0
+    passed: int = 0
     instance: InstanceId | None = None
     node: NodeId | None = None
     lease_ms: int = 0
@@ -36,6 +37,10 @@ class _Record:
     finished_ms: int | None = None
     outcome: Outcome | None = None
     events: list[jobs.Event] = field(default_factory=list)
+
+    @property
+    def route(self) -> Route:
+        return route_of(self.model, deterministic=self.spec.deterministic)
 
 
 class MemoryJobs:
@@ -53,47 +58,60 @@ class MemoryJobs:
         self._order = 0
         self._changed = threading.Condition(threading.RLock())
 
-    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int) -> jobs.Submitted:
+    def submit(
+        self,
+        job_id: JobId,
+        spec: JobSpec,
+        *,
+        max_waiting: int,
+        keep_ms: int = keys.ENDED_TTL_MS,  # noqa: ARG002
+    ) -> jobs.Submitted:
         with self._changed:
             seen = self._records.get(job_id)
             if seen:
                 if seen.spec.digest() != spec.digest():
                     raise errors.IdempotencyConflict(job_id=job_id)
-                return jobs.Submitted(job_id, seen.model, False, 0)
+                return jobs.Submitted(job_id, seen.model, seen.route, False, 0)
             if spec.model not in self._models:
                 raise errors.UnknownModel(model=spec.model, known=list(self._models))
             model = ModelId(self._models[spec.model])
-            ready = self.waiting().get(model, 0)
+            route = route_of(model, deterministic=spec.deterministic)
+            ready = self.waiting().get(route, 0)
             if ready >= max_waiting:
                 raise errors.QueueFull(model=model, waiting=ready, limit=max_waiting, retry_after_s=1)
             now = self._now_ms()
             self._order += 1
             deadline = None if spec.expires_in_ms is None else now + spec.expires_in_ms
             self._records[job_id] = _Record(spec, model, self._order, now, deadline)
-            return jobs.Submitted(job_id, model, True, ready + 1)
+            return jobs.Submitted(job_id, model, route, True, ready + 1)
 
-    def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> jobs.Claim | None:
+    def claim(
+        self,
+        routes: Sequence[Route],
+        instance: InstanceId,
+        node: NodeId,
+        *,
+        lease_ms: int,
+        prefixes: Iterable[str] = (),
+    ) -> jobs.Claim | None:
         with self._changed:
             now = self._now_ms()
+            self._expire(now)
             held = [r for r in self._records.values() if r.state is JobState.RUNNING and r.instance == instance]
             if len(held) == 1 and held[0].attempts >= SUSPECT_ATTEMPTS:
                 return None
-            while best := self._best(model):
-                job_id, record = best
-                if record.attempts >= SUSPECT_ATTEMPTS and held:
-                    return None
-                if record.deadline_ms is not None and record.deadline_ms <= now:
-                    self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
-                    continue
-                record.state, record.epoch = JobState.RUNNING, record.epoch + 1
-                record.instance, record.node, record.started_ms = instance, node, now
-                record.lease_ms = now + lease_ms
-                remaining = None if record.deadline_ms is None else record.deadline_ms - now
-                return jobs.Claim(
-                    job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
-                    record.spec.model_dump_json(),
-                )  # fmt: skip
-            return None
+            best = self._choose(routes, {None, str(instance), str(node)}, frozenset(prefixes))
+            if best is None or (best[1].attempts >= SUSPECT_ATTEMPTS and held):
+                return None
+            job_id, record = best
+            record.state, record.epoch = JobState.RUNNING, record.epoch + 1
+            record.instance, record.node, record.started_ms = instance, node, now
+            record.lease_ms = now + lease_ms
+            remaining = None if record.deadline_ms is None else record.deadline_ms - now
+            return jobs.Claim(
+                job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
+                record.spec.model_dump_json(), record.route,
+            )  # fmt: skip
 
     def emit(self, chunks: Sequence[tuple[JobId, int, jobs.Chunk]]) -> list[jobs.EmitReply]:
         with self._changed:
@@ -147,13 +165,12 @@ class MemoryJobs:
                 record.cancel = True
             return record.state
 
-    def reject(self, model: ModelId, error: errors.PacktrainError) -> int:
+    def reject(self, route: Route, error: errors.PacktrainError) -> int:
         with self._changed:
-            failed = 0
-            while failed < jobs.SCRIPT_BATCH and (best := self._best(model)):
-                self._settle(*best, jobs.ended(JobState.FAILED, error))
-                failed += 1
-            return failed
+            rejected = self._ready([route])[: jobs.SCRIPT_BATCH]
+            for job_id, record in rejected:
+                self._settle(job_id, record, jobs.ended(JobState.FAILED, error))
+            return len(rejected)
 
     def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
         with self._changed:
@@ -164,10 +181,10 @@ class MemoryJobs:
                     gone = record.lease_ms <= now if instance is None else record.instance == instance
                     if gone:
                         self._lapse(job_id, record)
-                        changed.append(jobs.Reaped(job_id, record.model, record.state))
+                        changed.append(jobs.Reaped(job_id, record.route, record.state))
                 elif record.state is JobState.QUEUED and record.deadline_ms is not None and record.deadline_ms <= now:
                     self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
-                    changed.append(jobs.Reaped(job_id, record.model, record.state))
+                    changed.append(jobs.Reaped(job_id, record.route, record.state))
             return changed
 
     def status(self, job_id: JobId) -> JobStatus | None:
@@ -197,22 +214,40 @@ class MemoryJobs:
                 self._changed.wait_for(found, block_ms / 1000)
             return found()
 
-    def waiting(self) -> dict[ModelId, int]:
+    def waiting(self) -> dict[Route, int]:
         with self._changed:
-            counts: dict[ModelId, int] = {}
+            counts: dict[Route, int] = {}
             for record in self._records.values():
                 if record.state is JobState.QUEUED:
-                    counts[record.model] = counts.get(record.model, 0) + 1
+                    counts[record.route] = counts.get(record.route, 0) + 1
             return counts
 
-    def _best(self, model: ModelId) -> tuple[JobId, _Record] | None:
-        ready = (
-            (record.spec.lane != "interactive", record.order, job_id)
-            for job_id, record in self._records.items()
-            if record.model == model and record.state is JobState.QUEUED
-        )
-        best = heapq.nsmallest(1, ready)
-        return (best[0][2], self._records[best[0][2]]) if best else None
+    def _ready(self, routes: Sequence[Route]) -> list[tuple[JobId, _Record]]:
+        """Queued jobs, best first."""
+        ready = [(i, r) for i, r in self._records.items() if r.state is JobState.QUEUED and r.route in routes]
+        return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order))
+
+    def _choose(
+        self, routes: Sequence[Route], names: set[str | None], prefixes: frozenset[str]
+    ) -> tuple[JobId, _Record] | None:
+        mine = [(i, r) for i, r in self._ready(routes) if r.spec.meant_for in names]
+        if not mine:
+            return None
+        head = mine[0][1]
+        if head.attempts >= SUSPECT_ATTEMPTS or head.passed >= jobs.MAX_PASSED or not prefixes:
+            return mine[0]
+        same_lane = [(i, r) for i, r in mine if r.spec.lane == head.spec.lane and r.attempts < SUSPECT_ATTEMPTS][
+            : jobs.CLAIM_LOOK
+        ]
+        best = max(same_lane, key=lambda entry: len(prefixes & set(prefix_hashes(entry[1].spec))))
+        if best[1] is not head:
+            head.passed += 1
+        return best
+
+    def _expire(self, now: int) -> None:
+        for job_id, record in self._records.items():
+            if record.state is JobState.QUEUED and record.deadline_ms is not None and record.deadline_ms <= now:
+                self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
 
     def _owned(self, job_id: JobId, epoch: int) -> _Record | None:
         record = self._records.get(job_id)

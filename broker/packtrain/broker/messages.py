@@ -32,6 +32,12 @@ RESERVED_ARGS = frozenset(
 )
 TemplateArg = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
+#: How an instance computes: as fast as it can, or so that company, chunks and restarts change no bit of an answer.
+Numerics = Literal["fast", "deterministic"]
+#: What it does for that. `batched`: many sequences in a step, by kernels that compute each row alone. `serial`: one
+#: sequence in a step, its prompt in fixed chunks, for models and builds where no such kernels can be had.
+Recipe = Literal["fast", "batched", "serial"]
+
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -51,6 +57,9 @@ class SamplingParams(_Input):
     logit_bias: dict[int, float] = Field(default_factory=dict, description="token id to bias, -100 to 100")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="null: derived from the job id")
     stop: tuple[Annotated[Text, StringConstraints(min_length=1, max_length=256)], ...] = Field((), max_length=8)
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="give the logprob of each token, and of this many likeliest beside it"
+    )
     ignore_eos: bool = Field(False, description="go on past the end-of-text token")
 
     @field_validator("logit_bias")
@@ -83,6 +92,8 @@ class JobSpec(_Input):
     params: SamplingParams = SamplingParams()
     lane: Literal["interactive", "bulk"] = "interactive"
     user: SafeId = "default"
+    deterministic: bool = Field(False, description="only where company, chunks and restarts change no bit of it")
+    meant_for: SafeId | None = Field(None, description="the instance or node that alone may run it; null: any")
     stream: bool = Field(True, description="somebody reads the tokens as they come; false: they come once a second")
     expires_in_ms: int | None = Field(
         None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
@@ -176,6 +187,7 @@ class Usage(_Report):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reused_tokens: int = Field(0, description="prompt tokens that were in a cache already")
 
 
 class Timings(_Report):
@@ -184,6 +196,36 @@ class Timings(_Report):
     queue_ms: float = Field(0, description="submit to claim")
     first_token_ms: float | None = Field(None, description="claim to first token; null: none came")
     run_ms: float = Field(0, description="claim to end")
+
+
+class Logprob(_Report):
+    """What the model thought of a token: a natural logarithm, before temperature and all other samplers."""
+
+    token: int
+    text: str = ""
+    logprob: float
+
+
+class TokenLogprob(Logprob):
+    """The same of an output token, with the likeliest ones beside it."""
+
+    top: tuple[Logprob, ...] = Field((), description="likeliest first")
+
+
+class Receipt(_Report):
+    """What exactly computed an answer. Hashes are SHA-256, of token ids as 32-bit little-endian integers."""
+
+    model_sha256: str
+    numerics: Numerics
+    recipe: Recipe
+    numerics_class: str = Field(description="equal where equal deterministic jobs get equal bits")
+    library: str
+    features: str = Field(description="what the library was built with and found in the CPU")
+    flags: str = Field(description="how the model was loaded, as far as it tells on the bits")
+    threads: int
+    seed: int
+    prompt_sha256: str
+    output_sha256: str
 
 
 class Outcome(_Report):
@@ -198,6 +240,9 @@ class Outcome(_Report):
     usage: Usage = Usage()
     timings: Timings = Timings()
     seed: int | None = None
+    tokens: tuple[int, ...] = Field((), description="of the output; only of deterministic jobs, for `packtrain verify`")
+    logprobs: tuple[TokenLogprob, ...] = Field((), description="of each output token, where the job asked for them")
+    receipt: Receipt | None = None
     batch_peak: int = Field(0, description="most sequences that shared one step with this job")
     node: str = ""
     instance: str = ""
@@ -243,6 +288,7 @@ class ModelInfo(_Report):
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
     required_bytes: int = Field(0, description="weights + KV of all slots + compute buffers, estimated")
+    numerics: Numerics = Field("fast", description="how it is loaded when no job asks for more")
     keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
     pinned: bool = False
 
@@ -266,6 +312,9 @@ class NodeBeat(_Report):
     memory_budget: int = Field(0, description="what instances may use together")
     models: tuple[str, ...] = ()
     faults: tuple[ModelFault, ...] = ()
+    not_deterministic: dict[str, str] = Field(
+        default_factory=dict, description="models that cannot be so here, and why"
+    )
     instances: tuple[str, ...] = ()
     term_seen: int = 0
     draining: bool = False
@@ -284,6 +333,8 @@ class InstanceBeat(_Report):
     pid: int = 0
     n_slots: int = 0
     n_ctx: int = 0
+    numerics: Numerics = "fast"
+    recipe: Recipe | None = Field(None, description="what it does for its numerics; null: not loaded yet")
     reserved_bytes: int = 0
     resident_bytes: int = 0
     slots_used: int = 0
@@ -307,6 +358,7 @@ class NodeCommand(_Report):
     model: SafeId
     n_slots: int = 0
     n_ctx: int = 0
+    numerics: Numerics = "fast"
     reserved_bytes: int = 0
     reason: str = ""
 

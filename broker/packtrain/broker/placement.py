@@ -6,10 +6,14 @@ One pass over the models, most wanted first; each meets the first case that hold
     2. its loads failed too often         reject its waiting jobs with the cause
     3. its last load failed just now      wait (backoff doubles with each failure)
     4. no live node has its file          wait
+       none that has can be deterministic reject the waiting jobs that ask for it
     5. no node could hold it even empty   reject its waiting jobs with the shortfall
     6. some node has room                 load on the one with most free memory
     7. those that leave, and idle ones    unload the least recently used, only if their sum is enough, and wait
     8. otherwise                          wait until memory is free
+
+Jobs that ask for `deterministic` wait on a route of their own and count as another model, which only instances with
+such numerics serve; those serve the plain route, too.
 
 Then instances that an operator wants gone or that were idle past their keep-alive are unloaded.
 """
@@ -19,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from packtrain.broker.errors import ModelError, ModelLoadFailed, ModelTooLarge
-from packtrain.broker.ids import InstanceId, ModelId, NodeId
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.errors import ModelError, ModelLoadFailed, ModelTooLarge, NotDeterministic
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
+from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, Numerics
 from packtrain.broker.states import InstanceState
 
 #: Failed loads of a model after which its waiting jobs are rejected.
@@ -42,7 +46,7 @@ class Snapshot:
     nodes: Sequence[NodeBeat] = ()
     instances: Sequence[InstanceBeat] = ()
     models: Mapping[ModelId, ModelInfo] = field(default_factory=dict)  # without aliases
-    waiting: Mapping[ModelId, int] = field(default_factory=dict)
+    waiting: Mapping[Route, int] = field(default_factory=dict)
     desired: Mapping[ModelId, Desired] = field(default_factory=dict)
 
 
@@ -52,6 +56,7 @@ class Load:
 
     model: ModelId
     node: NodeId
+    numerics: Numerics
     reserved_bytes: int
     reason: str
 
@@ -68,30 +73,32 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Fail the jobs that wait for `model`."""
+    """Fail the jobs that wait on `route`."""
 
-    model: ModelId
+    route: Route
     error: ModelError
 
 
 @dataclass(slots=True)
 class Plan:
-    """What to do now, and for every model that must wait, why."""
+    """What to do now, and for every route that must wait, why."""
 
     loads: list[Load] = field(default_factory=list)
     unloads: list[Unload] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
-    waits: dict[ModelId, str] = field(default_factory=dict)
+    waits: dict[Route, str] = field(default_factory=dict)
 
 
 def plan(now: Snapshot) -> Plan:
     """The plan for this snapshot. Same snapshot, same plan."""
     result = Plan()
     rooms = {NodeId(node.node): _room(node, now) for node in now.nodes if not node.draining}
-    wanted = {model: count for model, count in now.waiting.items() if count}
-    wanted |= {model: 0 for model, want in now.desired.items() if want.replicas and model not in wanted}
-    for model in sorted(wanted, key=lambda model: (-wanted[model], model)):
-        _place(model, now, rooms, result)
+    wanted = {route: count for route, count in now.waiting.items() if count}
+    for model, want in now.desired.items():
+        if want.replicas:
+            wanted.setdefault(route_of(model), 0)
+    for route in sorted(wanted, key=lambda route: (-wanted[route], route)):
+        _place(route, now, rooms, result)
     _unload_unwanted(now, wanted, result)
     return result
 
@@ -159,54 +166,69 @@ def _room(node: NodeBeat, now: Snapshot) -> _Room:
     )
 
 
-def _place(model: ModelId, now: Snapshot, rooms: dict[NodeId, _Room], result: Plan) -> None:
-    mine = [i for i in now.instances if i.model == model]
-    if any(not i.state.is_terminal and i.state is not InstanceState.DRAINING for i in mine):
+def _serves(instance: InstanceBeat, route: Route) -> bool:
+    fits = instance.numerics == "deterministic" or not is_deterministic(route)
+    return instance.model == model_of(route) and fits
+
+
+def _place(route: Route, now: Snapshot, rooms: dict[NodeId, _Room], result: Plan) -> None:
+    model = model_of(route)
+    info = now.models.get(model)
+    numerics: Numerics = "deterministic" if is_deterministic(route) or info is None else info.numerics
+    serving = [i for i in now.instances if _serves(i, route)]
+    if any(not i.state.is_terminal and i.state is not InstanceState.DRAINING for i in serving):
         return
     # One that crashed after it was READY is no failed load: the next may well live.
-    failed = [i for i in mine if i.state is InstanceState.FAILED and not i.ready_ms]
+    failed = [i for i in serving if i.state is InstanceState.FAILED and not i.ready_ms and i.numerics == numerics]
     if failed and (verdict := _after_failures(model, failed, now.now_ms)):
         if isinstance(verdict, ModelError):
-            result.rejects.append(Reject(model, verdict))
+            result.rejects.append(Reject(route, verdict))
         else:
-            result.waits[model] = verdict
+            result.waits[route] = verdict
         return
-    info = now.models.get(model)
     offering = [n for n in now.nodes if model in n.models and not n.draining]
     if info is None or not offering:
-        result.waits[model] = "no live node has its file"
+        result.waits[route] = "no live node has its file"
         return
+    if is_deterministic(route):
+        able = [n for n in offering if model not in n.not_deterministic]
+        if not able:
+            reason = offering[0].not_deterministic[model]
+            result.rejects.append(Reject(route, NotDeterministic(model=model, reason=reason)))
+            return
+        offering = able
     need = info.required_bytes
     largest = max(offering, key=lambda n: n.memory_budget)
     if need > largest.memory_budget:
-        result.rejects.append(Reject(model, _too_large(info, largest)))
+        result.rejects.append(Reject(route, _too_large(info, largest)))
         return
     by_free = sorted((NodeId(n.node) for n in offering), key=lambda n: (rooms[n].free, n), reverse=True)
     best = by_free[0]
     if need <= rooms[best].free:
-        count = now.waiting.get(model, 0)
+        count = now.waiting.get(route, 0)
         why = f"{count} jobs wait" if count else "an operator asked for it"
-        result.loads.append(Load(model, best, need, f"{why}; most free memory: {rooms[best].free // MIB} MiB"))
+        reason = f"{why}; most free memory: {rooms[best].free // MIB} MiB"
+        result.loads.append(Load(model, best, numerics, need, reason))
         rooms[best].claim(need)
         return
     for node in by_free:
         if (victims := rooms[node].victims(need)) is not None:
-            _make_room(model, need, node, victims, rooms[node], result)
+            _make_room(route, need, node, victims, rooms[node], result)
             return
     free = max(0, rooms[best].free)
-    result.waits[model] = f"needs {need // MIB} MiB, {best} has {free // MIB} MiB free and nothing idle to unload"
+    result.waits[route] = f"needs {need // MIB} MiB, {best} has {free // MIB} MiB free and nothing idle to unload"
 
 
 def _make_room(
-    model: ModelId, need: int, node: NodeId, victims: Sequence[InstanceBeat], room: _Room, result: Plan
+    route: Route, need: int, node: NodeId, victims: Sequence[InstanceBeat], room: _Room, result: Plan
 ) -> None:
     for victim in victims:
-        reason = f"idle, makes room for {model}"
+        reason = f"idle, makes room for {route}"
         result.unloads.append(Unload(InstanceId(victim.instance), ModelId(victim.model), node, reason))
     room.unload(victims)
     # Promised, so that no other model of this plan counts on the same bytes.
     room.claim(need)
-    result.waits[model] = "waits until " + ", ".join(i.model for i in room.leaving) + " is unloaded"
+    result.waits[route] = "waits until " + ", ".join(i.model for i in room.leaving) + " is unloaded"
 
 
 def _after_failures(model: ModelId, failed: Sequence[InstanceBeat], now_ms: int) -> ModelError | str | None:
@@ -248,13 +270,13 @@ def _is_evictable(instance: InstanceBeat, now: Snapshot) -> bool:
     return (
         instance.state is InstanceState.READY
         and instance.slots_used == 0
-        and not now.waiting.get(model)
+        and not any(count and _serves(instance, route) for route, count in now.waiting.items())
         and not (info and info.pinned)
         and not now.desired.get(model, Desired()).replicas
     )
 
 
-def _unload_unwanted(now: Snapshot, wanted: Mapping[ModelId, int], result: Plan) -> None:
+def _unload_unwanted(now: Snapshot, wanted: Mapping[Route, int], result: Plan) -> None:
     leaving = {unload.instance for unload in result.unloads}
     for instance in now.instances:
         model, instance_id = ModelId(instance.model), InstanceId(instance.instance)
@@ -263,7 +285,7 @@ def _unload_unwanted(now: Snapshot, wanted: Mapping[ModelId, int], result: Plan)
         reason = ""
         if instance.requested_ms < now.desired.get(model, Desired()).unload_before_ms:
             reason = "an operator asked for it"
-        elif model not in wanted and _is_evictable(instance, now):
+        elif not any(_serves(instance, route) for route in wanted) and _is_evictable(instance, now):
             info = now.models.get(model)
             keep_alive_s = info.keep_alive_s if info else 0
             idle_s = (now.now_ms - max(instance.ready_ms, instance.last_used_ms)) / 1000

@@ -8,7 +8,7 @@ from typing import Any, cast
 from redis import Redis
 
 from packtrain.broker import errors, jobs, keys
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.messages import JobSpec, JobStatus, Outcome
 from packtrain.broker.scripts import Scripts
 from packtrain.broker.states import JobState
@@ -28,15 +28,25 @@ class RedisJobs:
         self._redis = redis
         self._scripts = Scripts(redis)
 
-    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int) -> jobs.Submitted:
+    def submit(
+        self, job_id: JobId, spec: JobSpec, *, max_waiting: int, keep_ms: int = keys.ENDED_TTL_MS
+    ) -> jobs.Submitted:
         try:
-            return self._scripts.run(jobs.submit(job_id, spec, max_waiting=max_waiting))
+            return self._scripts.run(jobs.submit(job_id, spec, max_waiting=max_waiting, keep_ms=keep_ms))
         except errors.UnknownModel:
             known = cast(list[str], self._redis.zrange(keys.MODELS, 0, -1))
             raise errors.UnknownModel(model=spec.model, known=known) from None
 
-    def claim(self, model: ModelId, instance: InstanceId, node: NodeId, *, lease_ms: int) -> jobs.Claim | None:
-        return self._scripts.run(jobs.claim(model, instance, node, lease_ms=lease_ms))
+    def claim(
+        self,
+        routes: Sequence[Route],
+        instance: InstanceId,
+        node: NodeId,
+        *,
+        lease_ms: int,
+        prefixes: Iterable[str] = (),
+    ) -> jobs.Claim | None:
+        return self._scripts.run(jobs.claim(routes, instance, node, lease_ms=lease_ms, prefixes=prefixes))
 
     def emit(self, chunks: Sequence[tuple[JobId, int, jobs.Chunk]]) -> list[jobs.EmitReply]:
         return self._scripts.run_many([jobs.emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks])
@@ -53,8 +63,8 @@ class RedisJobs:
     def cancel(self, job_id: JobId) -> JobState | None:
         return self._scripts.run(jobs.cancel(job_id))
 
-    def reject(self, model: ModelId, error: errors.PacktrainError) -> int:
-        return self._scripts.run(jobs.reject(model, error))
+    def reject(self, route: Route, error: errors.PacktrainError) -> int:
+        return self._scripts.run(jobs.reject(route, error))
 
     def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
         return self._scripts.run(jobs.reap(instance))
@@ -62,20 +72,25 @@ class RedisJobs:
     def status(self, job_id: JobId) -> JobStatus | None:
         return jobs.parse_status(job_id, cast(dict[str, str], self._redis.hgetall(keys.job(job_id))))
 
+    def spec(self, job_id: JobId) -> JobSpec | None:
+        """What was asked for, or None."""
+        found = cast(str | None, self._redis.hget(keys.job(job_id), "spec"))
+        return None if found is None else JobSpec.model_validate_json(found)
+
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
         if not after:
             return []
         cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
         return parse_streams(self._redis.xread(cursors, count=EVENTS_BATCH, block=block_ms))
 
-    def waiting(self) -> dict[ModelId, int]:
-        models = sorted(cast(set[str], self._redis.smembers(keys.WAITING)))
+    def waiting(self) -> dict[Route, int]:
+        routes = [Route(route) for route in sorted(cast(set[str], self._redis.smembers(keys.WAITING)))]
         pipe = self._redis.pipeline(transaction=False)
-        for model in models:
-            pipe.zcard(keys.ready(ModelId(model), "interactive"))
-            pipe.zcard(keys.ready(ModelId(model), "bulk"))
+        for route in routes:
+            pipe.zcard(keys.ready(route, "interactive"))
+            pipe.zcard(keys.ready(route, "bulk"))
         sizes = pipe.execute()
-        return {ModelId(model): a + b for model, a, b in zip(models, sizes[::2], sizes[1::2], strict=True) if a + b}
+        return {route: a + b for route, a, b in zip(routes, sizes[::2], sizes[1::2], strict=True) if a + b}
 
     def recent(self, limit: int) -> list[JobStatus]:
         """The newest jobs first, at most `limit`."""

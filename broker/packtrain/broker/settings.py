@@ -38,6 +38,12 @@ class Settings(BaseSettings):
     cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all")
     lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
     max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
+    keep_s: float = Field(
+        86_400,
+        ge=1,
+        le=30 * 86_400,
+        description="how long a job's record stays after its end, seconds",
+    )
     events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")
     drain_s: float = Field(30, ge=0, description="how long running jobs may finish when an instance drains, seconds")

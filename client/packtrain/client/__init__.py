@@ -20,6 +20,7 @@ from packtrain.broker.errors import (
     ModelFileInvalid,
     ModelLoadFailed,
     ModelTooLarge,
+    NotDeterministic,
     PacktrainError,
     PromptEmpty,
     PromptTooLong,
@@ -35,6 +36,7 @@ from packtrain.broker.messages import (
     JobStatus,
     ModelInfo,
     NodeBeat,
+    Receipt,
     SamplingParams,
     Timings,
     Usage,
@@ -43,6 +45,7 @@ from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncJob, AsyncPacktrain, AsyncTextStream
 from packtrain.client.client import Job, Packtrain, TextStream
 from packtrain.client.result import AnswerDelta, Result
+from packtrain.client.verify import Verification
 
 __all__ = [
     "AnswerDelta",
@@ -71,11 +74,13 @@ __all__ = [
     "ModelLoadFailed",
     "ModelTooLarge",
     "NodeBeat",
+    "NotDeterministic",
     "Packtrain",
     "PacktrainError",
     "PromptEmpty",
     "PromptTooLong",
     "QueueFull",
+    "Receipt",
     "Result",
     "ResultTimeout",
     "SamplingParams",
@@ -88,4 +93,5 @@ __all__ = [
     "UnknownJob",
     "UnknownModel",
     "Usage",
+    "Verification",
 ]

@@ -238,7 +238,7 @@ def _open(url: str | None) -> AsyncTransport:
     url = settings.broker_url()
     if url.startswith(("http://", "https://")):
         raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
-    return AsyncRedisTransport(url, max_waiting=settings.max_waiting)
+    return AsyncRedisTransport(url, max_waiting=settings.max_waiting, keep_ms=int(settings.keep_s * 1000))
 
 
 async def read_events(

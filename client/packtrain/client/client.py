@@ -25,7 +25,7 @@ from packtrain.broker.errors import (
     TryLater,
     UnknownJob,
 )
-from packtrain.broker.ids import JobId, ModelId
+from packtrain.broker.ids import JobId, ModelId, Route, new_job_id
 from packtrain.broker.jobs import Event
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
@@ -35,6 +35,7 @@ from packtrain.client.redis_transport import RedisTransport
 from packtrain.client.request import Prompt, build_spec, job_id_of
 from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
 from packtrain.client.transport import Transport
+from packtrain.client.verify import Verification, first_difference, request_again
 
 BLOCK_S = 2.0
 
@@ -257,6 +258,30 @@ class Packtrain:
         """A job by its id, whoever submitted it."""
         return Job(self._transport, JobId(job_id))
 
+    def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
+        """Run a job again from its record and compare the answers.
+
+        Args:
+            on: The instance or node that shall run it; None: any that may.
+            timeout: Seconds to wait for the new answer.
+
+        Raises:
+            InvalidRequest: The job has no whole answer, or nobody is called `on`.
+        """
+        status = self.job(job_id).status()
+        spec = request_again(job_id, self._transport.spec(JobId(job_id)), status.outcome, on=on)
+        if on is not None:
+            _check_is_there(self._transport, on, status.model)
+        again = Job(self._transport, self._transport.submit(new_job_id(), spec).job_id)
+        again.result(timeout)
+        old, new = status.outcome, again.status().outcome
+        assert old is not None
+        assert new is not None
+        difference = first_difference(old, new, is_deterministic=spec.deterministic)
+        return Verification(
+            job_id, again.id, spec.deterministic, old.receipt, new.receipt, new.node, new.instance, difference
+        )
+
     def jobs(self, limit: int = 20) -> list[JobStatus]:
         """The newest jobs first."""
         return self._transport.recent(limit)
@@ -273,7 +298,7 @@ class Packtrain:
         """Instances that live or ended lately."""
         return self._transport.instances()
 
-    def waiting(self) -> dict[ModelId, int]:
+    def waiting(self) -> dict[Route, int]:
         """Jobs that wait, by model."""
         return self._transport.waiting()
 
@@ -284,6 +309,15 @@ class Packtrain:
     def unload(self, model: str) -> None:
         """Ask the fleet to unload a model once its running jobs have ended."""
         self._transport.set_desired(ModelId(model), replicas=0, unload=True)
+
+
+def _check_is_there(transport: Transport, name: str, model: str) -> None:
+    """A job meant for nobody would wait for ever."""
+    instances = [i for i in transport.instances() if i.model == model and not i.state.is_terminal]
+    known = sorted({i.instance for i in instances} | {i.node for i in instances})
+    if name not in known:
+        loaded = ", ".join(known) or "none; load it first"
+        raise InvalidRequest(f"no instance or node {name!r} holds {model!r} now; there are: {loaded}")
 
 
 def _read_or_cancel(job: Job) -> Generator[str]:
@@ -303,7 +337,7 @@ def open_transport(url: str | None) -> Transport:
     url = settings.broker_url()
     if url.startswith(("http://", "https://")):
         raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
-    return RedisTransport(url, max_waiting=settings.max_waiting)
+    return RedisTransport(url, max_waiting=settings.max_waiting, keep_ms=int(settings.keep_s * 1000))
 
 
 def read_events(

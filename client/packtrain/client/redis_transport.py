@@ -13,7 +13,7 @@ from packtrain.broker import jobs, keys
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
 from packtrain.broker.errors import UnknownModel
-from packtrain.broker.ids import JobId, ModelId, NodeId
+from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Event, Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
@@ -28,12 +28,14 @@ class RedisTransport:
     Args:
         url: With its password.
         max_waiting: Jobs that may wait for one model before `QueueFull`.
+        keep_ms: How long the records of its jobs are kept after their end.
     """
 
-    def __init__(self, url: str, *, max_waiting: int) -> None:
+    def __init__(self, url: str, *, max_waiting: int, keep_ms: int) -> None:
         self.url = masked(url)
         self._raw_url = url
         self._max_waiting = max_waiting
+        self._keep_ms = keep_ms
         self._redis = connect(url, name="client")
         self._jobs = RedisJobs(self._redis)
         self._registry = RedisRegistry(self._redis)
@@ -41,9 +43,9 @@ class RedisTransport:
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
         with self._reachable():
-            submitted = self._jobs.submit(job_id, spec, max_waiting=self._max_waiting)
+            submitted = self._jobs.submit(job_id, spec, max_waiting=self._max_waiting, keep_ms=self._keep_ms)
         if submitted.is_new and submitted.ready <= MAX_BELLS:
-            self._bell.ring(submitted.model)
+            self._bell.ring(submitted.route)
         return submitted
 
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
@@ -54,6 +56,10 @@ class RedisTransport:
         with self._reachable():
             return self._jobs.status(job_id)
 
+    def spec(self, job_id: JobId) -> JobSpec | None:
+        with self._reachable():
+            return self._jobs.spec(job_id)
+
     def cancel(self, job_id: JobId) -> JobState | None:
         with self._reachable():
             return self._jobs.cancel(job_id)
@@ -62,7 +68,7 @@ class RedisTransport:
         with self._reachable():
             return self._jobs.recent(limit)
 
-    def waiting(self) -> dict[ModelId, int]:
+    def waiting(self) -> dict[Route, int]:
         with self._reachable():
             return self._jobs.waiting()
 
@@ -103,10 +109,11 @@ class RedisTransport:
 class AsyncRedisTransport:
     """An `AsyncTransport` on the broker itself, for one event loop."""
 
-    def __init__(self, url: str, *, max_waiting: int) -> None:
+    def __init__(self, url: str, *, max_waiting: int, keep_ms: int) -> None:
         self.url = masked(url)
         self._raw_url = url
         self._max_waiting = max_waiting
+        self._keep_ms = keep_ms
         self._redis = connect_async(url, name="client")
         self._scripts = AsyncScripts(self._redis)
         self._bell = Doorbell(make_app(url, name="client"))
@@ -114,13 +121,15 @@ class AsyncRedisTransport:
     async def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
         with reachable(self._raw_url):
             try:
-                submitted = await self._scripts.run(jobs.submit(job_id, spec, max_waiting=self._max_waiting))
+                submitted = await self._scripts.run(
+                    jobs.submit(job_id, spec, max_waiting=self._max_waiting, keep_ms=self._keep_ms)
+                )
             except UnknownModel:
                 known = cast(list[str], await self._redis.zrange(keys.MODELS, 0, -1))
                 raise UnknownModel(model=spec.model, known=known) from None
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             # kombu has no asyncio side; a message takes about a millisecond.
-            await asyncio.to_thread(self._bell.ring, submitted.model)
+            await asyncio.to_thread(self._bell.ring, submitted.route)
         return submitted
 
     async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:

@@ -16,7 +16,8 @@ Prompt = str | Sequence[Mapping[str, Any] | Message]
 
 #: Options that are no sampling parameters.
 _SPEC_FIELDS = frozenset(
-    {"lane", "user", "suffix", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args"}
+    {"lane", "user", "deterministic", "meant_for", "suffix", "tools", "tool_choice", "parallel_tool_calls"}
+    | {"reasoning", "template_args"}
 )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from packtrain.broker.chat import CallDelta, ToolCall
 from packtrain.broker.errors import JobFailed, PacktrainError
-from packtrain.broker.messages import Outcome, Timings, Usage
+from packtrain.broker.messages import Outcome, Receipt, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 
 
@@ -24,6 +24,8 @@ class Result:
     batch_peak: int = 0  # most sequences that shared one step with this job
     node: str = ""
     instance: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each output token, with `logprobs=` in the request
+    receipt: Receipt | None = None  # what exactly computed it
     error: PacktrainError | None = None  # only from `map(..., on_error="return")`
     reasoning: str = ""  # what the model thought before it answered, where its family marks it
     tool_calls: tuple[ToolCall, ...] = ()  # what it asks for; they can stand in the next request as they are
@@ -72,6 +74,8 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         outcome.batch_peak,
         outcome.node,
         outcome.instance,
+        outcome.logprobs,
+        outcome.receipt,
         error,
         outcome.reasoning,
         outcome.tool_calls,

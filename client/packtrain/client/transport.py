@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from packtrain.broker.ids import JobId, ModelId
+from packtrain.broker.ids import JobId, ModelId, Route
 from packtrain.broker.jobs import Event, Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import JobState
@@ -31,6 +31,10 @@ class Transport(Protocol):
         """A job's record, None: there is none."""
         ...
 
+    def spec(self, job_id: JobId) -> JobSpec | None:
+        """What a job asked for, None: there is no such job."""
+        ...
+
     def cancel(self, job_id: JobId) -> JobState | None:
         """Cancel; the state afterwards, None: no such job."""
         ...
@@ -39,7 +43,7 @@ class Transport(Protocol):
         """The newest jobs first."""
         ...
 
-    def waiting(self) -> dict[ModelId, int]:
+    def waiting(self) -> dict[Route, int]:
         """Jobs that wait, by model."""
         ...
 

@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from packtrain.broker.coordinator import Bells
+from packtrain.broker.errors import NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, NodeCommand
@@ -73,6 +74,7 @@ class Agent:
         self._inbox: SimpleQueue[NodeCommand] = SimpleQueue()
         self._instances: dict[InstanceId, _Managed] = {}
         self._ended: dict[InstanceId, InstanceBeat] = {}  # waiting to be reported
+        self._not_deterministic: dict[str, str] = {}
         self._term_seen = 0
         self._is_draining = False
         self._reachable_since: float | None = time.monotonic()  # None: the broker is away
@@ -97,7 +99,9 @@ class Agent:
             changed |= self._look_at(managed, now)
         if now >= self._next_scan:
             self._next_scan = now + SCAN_S
-            changed |= self._catalog.scan()
+            if self._catalog.scan():
+                changed = True
+                self._not_deterministic.clear()  # a file may be another one now
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
@@ -159,8 +163,8 @@ class Agent:
     def _load(self, command: NodeCommand, instance: InstanceId) -> None:
         beat = InstanceBeat(
             instance=instance, model=command.model, node=self._node, state=InstanceState.STARTING,
-            n_slots=command.n_slots, n_ctx=command.n_ctx, reserved_bytes=command.reserved_bytes,
-            requested_ms=self._registry_ms(),
+            n_slots=command.n_slots, n_ctx=command.n_ctx, numerics=command.numerics,
+            reserved_bytes=command.reserved_bytes, requested_ms=self._registry_ms(),
         )  # fmt: skip
         entry = self._catalog.models.get(ModelId(command.model))
         if entry is None:
@@ -172,7 +176,8 @@ class Agent:
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._cores(), report_fd=-1,
+            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._cores(), numerics=command.numerics,
+            report_fd=-1,
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
@@ -224,6 +229,7 @@ class Agent:
         state = before.state if managed.is_draining or report.state.is_terminal else report.state
         update: dict[str, object] = {
             "state": state,
+            "recipe": report.recipe,
             "slots_used": report.slots_used,
             "steps": report.steps,
             "batch_peak": report.batch_peak,
@@ -249,6 +255,9 @@ class Agent:
     def _bury(self, managed: _Managed) -> None:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
         why = managed.process.reap()
+        report = managed.process.last_report
+        if report and report.code == NotDeterministic.code:
+            self._not_deterministic[managed.beat.model] = report.reason
         instance = InstanceId(managed.beat.instance)
         # While it loads nothing handles the signal yet, so it ends by it.
         stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)
@@ -266,7 +275,7 @@ class Agent:
         for reaped in self._store.reap(instance):
             logger.info("Job %s is %s again", reaped.job_id, reaped.state, extra={"event": "job.given_back"})
             if reaped.state is JobState.QUEUED:
-                self._bells.ring(reaped.model)
+                self._bells.ring(reaped.route)
 
     def _report(self) -> None:
         """Write all beats. While the broker is away nothing is forgotten: ended instances wait for the next time."""
@@ -301,6 +310,7 @@ class Agent:
             memory_budget=self._budget(),
             models=tuple(sorted(self._catalog.models)),
             faults=self._catalog.faults,
+            not_deterministic=dict(self._not_deterministic),
             instances=tuple(sorted(self._instances)),
             term_seen=self._term_seen,
             draining=self._is_draining,

@@ -99,7 +99,7 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry)
         run_worker(
             app,
             name=f"agent@{settings.node}",
-            queue=keys.node_queue(settings.node_id),
+            queues=[keys.node_queue(settings.node_id)],
             threads=1,
             events=settings.events,
             hub=HubBeat(),

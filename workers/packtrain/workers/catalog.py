@@ -182,6 +182,7 @@ class _Building:
             n_ctx=n_ctx,
             n_slots=n_slots,
             required_bytes=required_bytes(header, n_ctx, n_slots),
+            numerics=options.numerics or defaults.numerics,
             keep_alive_s=defaults.keep_alive if options.keep_alive is None else options.keep_alive,
             pinned=options.pinned,
         )

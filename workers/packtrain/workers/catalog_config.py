@@ -27,6 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.fields import SafeId
+from packtrain.broker.messages import Numerics
 
 FILE_NAME = "packtrain.toml"
 DEFAULT_CONTEXT = 4096  # tokens
@@ -67,6 +68,7 @@ class Defaults(_Section):
     context: Context = Field(DEFAULT_CONTEXT, description="tokens of one slot; less where a model was trained on less")
     slots: Slots | None = Field(None, description="sequences at once; null: what fits in a quarter of the budget")
     keep_alive: KeepAlive = Field(DEFAULT_KEEP_ALIVE_S, description="seconds; negative: never unload")
+    numerics: Numerics = Field("fast", description="`deterministic`: for all jobs, not only for those that ask for it")
 
 
 class ModelOptions(_Section):
@@ -76,6 +78,7 @@ class ModelOptions(_Section):
     aliases: tuple[SafeId, ...] = ()
     context: Context | None = None
     slots: Slots | None = None
+    numerics: Numerics | None = None
     keep_alive: KeepAlive | None = None
     pinned: Annotated[bool, Field(strict=True)] = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -34,7 +34,7 @@ def run_worker(
     app: Celery,
     *,
     name: str,
-    queue: str,
+    queues: Sequence[str],
     threads: int,
     events: bool,
     hub: HubBeat,
@@ -46,7 +46,7 @@ def run_worker(
 
     Args:
         name: Worker name, `<what>@<node>`.
-        queue: The only queue it consumes.
+        queues: All that it consumes.
         threads: Tasks at once.
         events: Send task events for Flower.
         hub: Told of every turn of the consumer loop.
@@ -85,7 +85,7 @@ def run_worker(
         hostname=name,
         pool="threads",
         concurrency=threads,
-        queues=[queue],
+        queues=list(queues),
         loglevel="WARNING",
         without_gossip=True,
         without_mingle=True,

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -26,6 +27,7 @@ from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import ModelLoadFailed, PacktrainError
 from packtrain.broker.ids import InstanceId, JobId, ModelId
+from packtrain.broker.jobs import routes_of
 from packtrain.broker.messages import SamplingParams
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import Settings, load_settings
@@ -36,6 +38,7 @@ from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
 from packtrain.workers.instance_messages import InstanceConfig, InstanceReport, ReportPipe
 from packtrain.workers.publisher import Publisher
+from packtrain.workers.receipts import Computer, model_sha256
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
 from packtrain.workers.supervision import DRAINING_MARGIN_S
@@ -56,7 +59,7 @@ def load_backend(config: InstanceConfig) -> Backend:
     if config.backend == "scripted":
         from packtrain.workers.backends.scripted_files import load_scripted
 
-        return load_scripted(Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx)
+        return load_scripted(Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx, numerics=config.numerics)
     from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 
     return LlamaCppBackend(
@@ -65,20 +68,25 @@ def load_backend(config: InstanceConfig) -> Backend:
         n_slots=config.n_slots,
         n_ctx=config.n_ctx,
         n_threads=config.n_threads,
+        numerics=config.numerics,
     )
 
 
 class Instance:
     """The parts of one instance process, wired."""
 
-    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend) -> None:
+    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend, model_sha256: str) -> None:
         self._config = config
         self._settings = settings
         instance, node = InstanceId(config.instance), settings.node_id
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
         store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
         self._engine = Engine(backend, clock=time.monotonic)
-        self._publisher = Publisher(store, instance, node, self._engine.cancel)
+        self._recipe = backend.shape.recipe
+        computer = Computer(backend.build, model_sha256, config.numerics, self._recipe)
+        self._publisher = Publisher(
+            store, instance, node, computer, self._engine.cancel, threads=lambda: config.n_threads
+        )
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
         )
@@ -86,7 +94,7 @@ class Instance:
         self._runner = Runner(
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
-            ring=Doorbell(self._app).ring, clock=time.monotonic,
+            numerics=config.numerics, ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -107,7 +115,7 @@ class Instance:
         run_worker(
             app,
             name=self._config.worker_name,
-            queue=keys.model_queue(ModelId(self._config.model)),
+            queues=[keys.model_queue(r) for r in routes_of(ModelId(self._config.model), self._config.numerics)],
             threads=self._config.n_slots,
             events=self._settings.events,
             hub=self._hub,
@@ -169,6 +177,7 @@ class Instance:
                 steps=stats.steps,
                 batch_peak=stats.batch_peak,
                 tokens_out=stats.tokens_out,
+                recipe=self._recipe,
                 is_busy=self._engine.is_busy,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
                 hub_age_s=round(self._hub.age_s, 1),
@@ -181,6 +190,7 @@ class Instance:
             "instance": self._config.instance,
             "model": self._config.model,
             "state": self._state.value,
+            "numerics": f"{self._config.numerics} ({self._recipe})",
             "slots": f"{stats.slots_used}/{self._config.n_slots} used",
             "context_per_slot": self._config.n_ctx,
             "steps": stats.steps,
@@ -207,10 +217,13 @@ def main(argv: list[str]) -> int:
         logs.configure(settings.log_level)
         lifeline.watch()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
-        instance = Instance(config, settings, load_backend(config))
+        with ThreadPoolExecutor(1) as beside:  # the first time it reads the whole file, as the load does
+            sha256 = beside.submit(model_sha256, Path(config.path), settings.home / "hashes.json")
+            backend = load_backend(config)
+        instance = Instance(config, settings, backend, sha256.result())
         instance.warm_up()
     except PacktrainError as error:
-        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error)))
+        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), code=error.code))
         sys.stderr.write(f"packtrain instance {config.instance}: {error}\n")
         return EXIT_LOAD_FAILED
     instance.run()

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from packtrain.broker.messages import Numerics, Recipe
 from packtrain.broker.states import InstanceState
 
 
@@ -27,6 +28,7 @@ class InstanceConfig(BaseModel):
     n_slots: int
     n_ctx: int
     n_threads: int
+    numerics: Numerics = "fast"
     report_fd: int
 
 
@@ -37,6 +39,8 @@ class InstanceReport(BaseModel):
 
     state: InstanceState
     reason: str = ""
+    code: str = ""  # of the error behind FAILED
+    recipe: Recipe | None = None
     slots_used: int = 0
     steps: int = 0
     batch_peak: int = 0

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from packtrain.broker import jobs
 from packtrain.broker.chat import join_calls
 from packtrain.broker.ids import InstanceId, JobId, NodeId
-from packtrain.broker.messages import JobSpec, Outcome, Timings, Usage
+from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.output import Parser, PlainParser
 from packtrain.workers.engine.sequence import End, Ended, Tokens
+from packtrain.workers.receipts import Computer
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class LeasedJob:
         self.epoch = claim.epoch
         self.spec = spec
         self.seed = seed
-        self.num_prompt = 0
+        self.prompt: Sequence[int] = ()
         self.ended: Ended | None = None
         self.published = threading.Event()  # the broker knows the end, or need not
         self._claim = claim
@@ -68,6 +69,8 @@ class LeasedJob:
         self._first_token_at: float | None = None
         self._ended_at = self._claimed_at
         self._lock = threading.Lock()
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._unpublished: list[Tokens] = []
         # From here on the publisher's alone, once the engine has the job.
         self._parser: Parser = PlainParser()
@@ -78,9 +81,10 @@ class LeasedJob:
         """Take the answer apart with this. Before the engine has the job."""
         self._parser = parser
 
-    def resume(self, text: str) -> None:
-        """The engine's text of an earlier lease, whose parts readers already have. Before the engine has the job."""
+    def resume(self, text: str, tokens: Sequence[int]) -> None:
+        """Output of an earlier lease: the engine's text, whose parts readers have. Before the engine has the job."""
         self._parts.append(self._read(text))
+        self._tokens += tokens
 
     def on_tokens(self, tokens: Tokens) -> None:
         """From the engine thread."""
@@ -88,6 +92,8 @@ class LeasedJob:
         if is_first:
             self._first_token_at = self._clock()
         with self._lock:
+            self._tokens += tokens.tokens
+            self._logprobs += tokens.logprobs
             self._unpublished.append(tokens)
         self._on_news(self, is_first and self.spec.stream)
 
@@ -137,7 +143,7 @@ class LeasedJob:
         """From claim to end."""
         return self._ended_at - self._claimed_at
 
-    def outcome(self, ended: Ended, instance: InstanceId, node: NodeId) -> Outcome:
+    def outcome(self, ended: Ended, instance: InstanceId, node: NodeId, computer: Computer, *, threads: int) -> Outcome:
         """How the job ended, for its record. Publisher only, after its last `take`.
 
         Not for RELEASED and LOST, which do not end a job.
@@ -153,13 +159,18 @@ class LeasedJob:
             finish_reason=(stopped if ended.end is End.STOP else "length") if state is JobState.SUCCEEDED else None,
             reasoning="".join(part.reasoning for part in self._parts),
             tool_calls=calls,
-            usage=Usage(prompt_tokens=self.num_prompt, completion_tokens=ended.num_output),
+            usage=Usage(
+                prompt_tokens=len(self.prompt), completion_tokens=ended.num_output, reused_tokens=ended.num_reused
+            ),
             timings=Timings(
                 queue_ms=self._claim.queued_ms,
                 first_token_ms=None if first is None else (first - self._claimed_at) * 1000,
                 run_ms=self.seconds * 1000,
             ),
             seed=self.seed,
+            tokens=tuple(self._tokens) if self.spec.deterministic else (),
+            logprobs=tuple(self._logprobs),
+            receipt=computer.receipt(threads=threads, seed=self.seed, prompt=self.prompt, output=self._tokens),
             batch_peak=ended.batch_peak,
             node=node,
             instance=instance,

@@ -21,6 +21,7 @@ from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.jobs import Chunk, EmitReply, JobStore
 from packtrain.workers.engine.sequence import End, Ended
 from packtrain.workers.leased_job import LeasedJob
+from packtrain.workers.receipts import Computer
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class Publisher:
     """Writes tokens and ends of leased jobs. `news` may be called from any thread.
 
     Args:
+        computer: What computes the answers, for their receipts.
+        threads: Threads that it computes with now.
         cancel: Ends a sequence in the engine, for jobs that the broker says are lost or cancelled.
         retry_s: Seconds between two tries while the broker is away.
     """
@@ -45,14 +48,18 @@ class Publisher:
         store: JobStore,
         instance: InstanceId,
         node: NodeId,
+        computer: Computer,
         cancel: Callable[[JobId, End], None],
         *,
+        threads: Callable[[], int],
         retry_s: float = RETRY_S,
     ) -> None:
         self._store = store
         self._instance = instance
         self._node = node
+        self._computer = computer
         self._cancel = cancel
+        self._threads = threads
         self._retry_s = retry_s
         self._changed = threading.Condition()
         self._due: dict[LeasedJob, float] = {}  # when to publish; by lease, for a job may come again
@@ -127,7 +134,7 @@ class Publisher:
         elif ended.end is End.LOST:
             is_ours = False
         else:
-            outcome = job.outcome(ended, self._instance, self._node)
+            outcome = job.outcome(ended, self._instance, self._node, self._computer, threads=self._threads())
             is_ours = self._insist(lambda: self._store.finish(job.job_id, job.epoch, outcome, last))
         if not is_ours:
             logger.info(

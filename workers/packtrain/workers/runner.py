@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,10 @@ from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
 from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty, PromptTooLong
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import JobSpec, invalid
+from packtrain.broker.messages import JobSpec, Numerics, invalid
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.preparing import Prepared, prepare
 from packtrain.workers.engine.engine import Engine
@@ -51,7 +53,8 @@ class Runner:
         instance: InstanceId,
         node: NodeId,
         lease_ms: int,
-        ring: Callable[[ModelId], None],
+        numerics: Numerics,
+        ring: Callable[[Route], None],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -60,6 +63,9 @@ class Runner:
         self._publisher = publisher
         self._renewer = renewer
         self._model = model
+        self._routes = jobs.routes_of(model, numerics)
+        # Of the jobs that the slots hold now or held last.
+        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=backend.shape.n_slots)
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
@@ -83,7 +89,7 @@ class Runner:
                 break  # or this slot would claim a job that it cannot run again and again
             if self._clock() - begin > BELL_S:
                 if claim.unrung > 0:
-                    self._ring(self._model)
+                    self._ring(claim.route)
                 break
         if job is None:
             return None
@@ -95,7 +101,10 @@ class Runner:
         if self._is_draining.is_set():
             return None
         try:
-            return self._store.claim(self._model, self._instance, self._node, lease_ms=self._lease_ms)
+            prefixes = {prefix for held in tuple(self._prefixes) for prefix in held}
+            return self._store.claim(
+                self._routes, self._instance, self._node, lease_ms=self._lease_ms, prefixes=sorted(prefixes)
+            )
         except RedisError as error:
             logger.warning("Could not claim: %s", error, extra={"event": "claim.failed"})
             return None
@@ -122,6 +131,8 @@ class Runner:
             spec = JobSpec.model_validate_json(claim.spec_json)
         except ValidationError as problem:  # written past our own client, or by a newer one
             spec, error = JobSpec(model=self._model), invalid(problem)
+        if prefixes := prefix_hashes(spec):
+            self._prefixes.append(prefixes)
         seed = spec.params.seed if spec.params.seed is not None else seed_of(claim.job_id)
         return LeasedJob(claim, spec, seed, clock=self._clock, on_news=self._publisher.news), error
 
@@ -142,7 +153,7 @@ class Runner:
             return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
         prompt = prepared.tokens
         # JOIN: `prepared.schema`, where it is not None, becomes the constraint of this sequence.
-        job.num_prompt = len(prompt)
+        job.prompt = prompt
         if job.spec.kind == "count":
             job.on_end(Ended(End.STOP))
             return None
@@ -182,7 +193,7 @@ class Runner:
             last = events[-1].id
         # The stream holds the parts of the answer; its parser needs the text they were made of, as the engine gave it.
         text = TextStream(job.spec.params.stop)
-        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens))
+        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens), tokens)
         return tuple(tokens)
 
 

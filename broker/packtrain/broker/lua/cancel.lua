@@ -2,7 +2,7 @@
 -- KEYS[1] job record   hash
 -- ARGV[1] job id   ARGV[2] outcome of a cancelled job (JSON)
 -- Returns the state afterwards, or false when there is no such job
-local f = redis.call('HMGET', KEYS[1], 'state', 'model', 'lane')
+local f = redis.call('HMGET', KEYS[1], 'state', 'route', 'lane')
 if not f[1] then return false end
 if f[1] == 'QUEUED' then
   redis.call('ZREM', ready_key(f[2], f[3]), ARGV[1])

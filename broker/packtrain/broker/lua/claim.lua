@@ -1,16 +1,21 @@
--- Lease the best ready job of a model to an instance: interactive lane first, then the order of submission.
+-- Lease the best ready job of an instance's routes to it: interactive lane first, then the order of submission.
+-- Among the first ready jobs those come first whose prompt begins as one that the instance holds; a job is passed over
+-- for that only so often. A job that is meant for another instance or node is left where it is.
 -- A job whose instances died too often is a suspect: it runs alone, on an instance that holds no other lease, and
 -- nothing is claimed past it meanwhile. So if it kills once more, it kills only itself.
--- KEYS[1] ready set, interactive   zset
--- KEYS[2] ready set, bulk          zset
--- KEYS[3] doorbells of the model   list, Celery's
--- ARGV[1] model   ARGV[2] instance   ARGV[3] node   ARGV[4] lease, ms   ARGV[5] outcome of an expired job (JSON)
--- ARGV[6] attempts that make a job a suspect
--- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, jobs still ready beyond the doorbells},
--- or false when there is nothing to claim
-local now, held = now_ms(), HELD_PREFIX .. ARGV[2]
+-- For n routes:
+-- KEYS[1] ... KEYS[n]   ready sets, interactive   zset
+-- the next n            ready sets, bulk          zset
+-- the last n            doorbells                 list, Celery's
+-- ARGV[1] instance   ARGV[2] node   ARGV[3] lease, ms   ARGV[4] outcome of an expired job (JSON)
+-- ARGV[5] attempts that make a job a suspect   ARGV[6] hashes of prefixes held, '' for none: ' 1f2e3d4c 0a1b2c3d '
+-- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over   ARGV[9 ...] the routes
+-- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, jobs of it still ready beyond its
+-- doorbells}, or false when there is nothing to claim
+local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
+local num_routes, look = #ARGV - 8, tonumber(ARGV[7])
 local function is_suspect(attempts)
-  return tonumber(attempts or '0') >= tonumber(ARGV[6])
+  return tonumber(attempts or '0') >= tonumber(ARGV[5])
 end
 
 local num_held = redis.call('SCARD', held)
@@ -18,34 +23,86 @@ if num_held == 1 then
   local only = redis.call('SMEMBERS', held)[1]
   if is_suspect(redis.call('HGET', JOB_PREFIX .. only, 'attempts')) then return false end
 end
-while true do
-  local ready = KEYS[1]
-  local id = redis.call('ZRANGE', ready, 0, 0)[1]
-  if not id then
-    ready = KEYS[2]
-    id = redis.call('ZRANGE', ready, 0, 0)[1]
-  end
-  if not id then
-    redis.call('SREM', WAITING, ARGV[1])
-    return false
-  end
-  local job = JOB_PREFIX .. id
-  local f = redis.call('HMGET', job, 'state', 'deadline_ms', 'attempts', 'submitted_ms', 'spec')
-  if f[1] == 'QUEUED' and is_suspect(f[3]) and num_held > 0 then return false end
-  redis.call('ZREM', ready, id)
-  if f[1] == 'QUEUED' then
-    if f[2] and tonumber(f[2]) <= now then
-      settle(id, 'EXPIRED', ARGV[5])
-    else
-      local epoch = redis.call('HINCRBY', job, 'epoch', 1)
-      -- A stream that has expired has no tokens: what comes next begins at 0 again.
-      if redis.call('EXISTS', OUT_PREFIX .. id) == 0 then redis.call('HDEL', job, 'tokens') end
-      redis.call('HSET', job, 'state', 'RUNNING', 'instance', ARGV[2], 'node', ARGV[3], 'started_ms', now)
-      redis.call('ZADD', LEASES, now + tonumber(ARGV[4]), id)
-      redis.call('SADD', held, id)
-      redis.call('PEXPIRE', held, ENDED_TTL_MS)
-      local ready_left = redis.call('ZCARD', KEYS[1]) + redis.call('ZCARD', KEYS[2])
-      return {id, epoch, f[3], f[4], now, f[2] or '', f[5], ready_left - redis.call('LLEN', KEYS[3])}
+
+-- The next ready jobs of one lane, in the order of submission; `skipped` of each route are left where they are.
+local function candidates(lane, skipped)
+  local found = {}
+  for route = 1, num_routes do
+    local ready = KEYS[lane * num_routes + route]
+    local page = redis.call('ZRANGE', ready, skipped[route], skipped[route] + look - 1, 'WITHSCORES')
+    for i = 1, #page, 2 do
+      found[#found + 1] = {id = page[i], order = tonumber(page[i + 1]), route = route, ready = ready}
     end
   end
+  if num_routes > 1 then table.sort(found, function(a, b) return a.order < b.order end) end
+  return found
 end
+
+-- How many of a job's prefixes the instance holds: the more, the longer the common beginning.
+local function num_shared(prefixes)
+  local shared = 0
+  for hash in string.gmatch(prefixes or '', '%S+') do
+    if string.find(ARGV[6], hash, 1, true) then shared = shared + 1 end
+  end
+  return shared
+end
+
+local function lease(c)
+  local job = JOB_PREFIX .. c.id
+  redis.call('ZREM', c.ready, c.id)
+  local epoch = redis.call('HINCRBY', job, 'epoch', 1)
+  -- A stream that has expired has no tokens: what comes next begins at 0 again.
+  if redis.call('EXISTS', OUT_PREFIX .. c.id) == 0 then redis.call('HDEL', job, 'tokens') end
+  redis.call('HSET', job, 'state', 'RUNNING', 'instance', ARGV[1], 'node', ARGV[2], 'started_ms', now)
+  redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
+  redis.call('SADD', held, c.id)
+  redis.call('PEXPIRE', held, ENDED_TTL_MS)
+  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec')
+  local left = redis.call('ZCARD', KEYS[c.route]) + redis.call('ZCARD', KEYS[num_routes + c.route])
+  local bells = redis.call('LLEN', KEYS[2 * num_routes + c.route])
+  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[8 + c.route], left - bells}
+end
+
+for lane = 0, 1 do
+  local skipped = {}
+  for route = 1, num_routes do skipped[route] = 0 end
+  repeat
+    local found = candidates(lane, skipped)
+    local head, best, best_shared
+    for _, c in ipairs(found) do
+      local job = JOB_PREFIX .. c.id
+      local f = redis.call('HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed')
+      if f[1] ~= 'QUEUED' then
+        redis.call('ZREM', c.ready, c.id)
+      elseif f[2] and tonumber(f[2]) <= now then
+        redis.call('ZREM', c.ready, c.id)
+        settle(c.id, 'EXPIRED', ARGV[4])
+      elseif f[4] and f[4] ~= ARGV[1] and f[4] ~= ARGV[2] then
+        skipped[c.route] = skipped[c.route] + 1
+      elseif is_suspect(f[3]) then
+        if not head then
+          if num_held > 0 then return false end
+          return lease(c)
+        end
+      else
+        local shared = ARGV[6] == '' and 0 or num_shared(f[5])
+        if not head then
+          if ARGV[6] == '' or tonumber(f[6] or '0') >= tonumber(ARGV[8]) then return lease(c) end
+          head, best, best_shared = c, c, shared
+        elseif shared > best_shared then
+          best, best_shared = c, shared
+        end
+      end
+    end
+    if best then
+      if best ~= head then redis.call('HINCRBY', JOB_PREFIX .. head.id, 'passed', 1) end
+      return lease(best)
+    end
+  until #found == 0
+end
+for route = 1, num_routes do
+  if redis.call('EXISTS', KEYS[route], KEYS[num_routes + route]) == 0 then
+    redis.call('SREM', WAITING, ARGV[8 + route])
+  end
+end
+return false

@@ -11,8 +11,8 @@ local function is_owner(job, epoch)
   return f[1] == epoch and f[2] == 'RUNNING'
 end
 
-local function ready_key(model, lane)
-  return READY_PREFIX .. model .. ':' .. string.sub(lane, 1, 1)
+local function ready_key(route, lane)
+  return READY_PREFIX .. route .. ':' .. string.sub(lane, 1, 1)
 end
 
 -- Add a chunk to a stream: index of its first token, text, token ids; reasoning and tool calls where it has any.
@@ -39,7 +39,7 @@ end
 -- Put a running job back at its old place in the queue.
 local function requeue(id)
   local job = JOB_PREFIX .. id
-  local f = redis.call('HMGET', job, 'model', 'lane', 'order')
+  local f = redis.call('HMGET', job, 'route', 'lane', 'order')
   unlease(id)
   redis.call('HSET', job, 'state', 'QUEUED')
   redis.call('ZADD', ready_key(f[1], f[2]), f[3], id)
@@ -52,7 +52,7 @@ local function settle(id, state, outcome)
   unlease(id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HSET', job, 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
-  redis.call('PEXPIRE', job, ENDED_TTL_MS)
+  redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)
   redis.call('PEXPIRE', out, STREAM_ENDED_TTL_MS)
 end

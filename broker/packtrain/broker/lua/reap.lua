@@ -4,12 +4,12 @@
 -- ARGV[1] attempts until a job is DEAD   ARGV[2] at most this many
 -- ARGV[3] an instance that is known to be gone: take all its jobs now; '' : those whose lease lapsed
 -- ARGV[4], ARGV[5], ARGV[6] outcomes (JSON) of a job that is dead, cancelled, expired
--- Returns {id, model, new state, id, model, new state ...}
+-- Returns {id, route, new state, id, route, new state ...}
 local now, limit = now_ms(), tonumber(ARGV[2])
 local changed = {}
 local function note(id, state)
   changed[#changed + 1] = id
-  changed[#changed + 1] = redis.call('HGET', JOB_PREFIX .. id, 'model') or ''
+  changed[#changed + 1] = redis.call('HGET', JOB_PREFIX .. id, 'route') or ''
   changed[#changed + 1] = state
 end
 
@@ -41,7 +41,7 @@ for _, id in ipairs(lapsed) do
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
-  local f = redis.call('HMGET', JOB_PREFIX .. id, 'state', 'model', 'lane')
+  local f = redis.call('HMGET', JOB_PREFIX .. id, 'state', 'route', 'lane')
   if f[1] == 'QUEUED' then
     redis.call('ZREM', ready_key(f[2], f[3]), id)
     settle(id, 'EXPIRED', ARGV[6])

@@ -1,4 +1,4 @@
--- Fail jobs that wait for a model which cannot be loaded.
+-- Fail jobs that wait on a route whose model cannot be loaded.
 -- KEYS[1] ready set, interactive   zset
 -- KEYS[2] ready set, bulk          zset
 -- ARGV[1] outcome (JSON)   ARGV[2] at most this many

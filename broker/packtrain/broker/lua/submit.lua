@@ -4,6 +4,8 @@
 -- ARGV[1] job id       ARGV[2] spec (JSON)     ARGV[3] digest of the spec
 -- ARGV[4] model        ARGV[5] lane            ARGV[6] user
 -- ARGV[7] ms until the deadline, '' for none   ARGV[8] jobs that may wait for one model
+-- ARGV[9] what makes the route of the model     ARGV[10] hashes of its prefixes, '' for none
+-- ARGV[11] instance or node that alone may run it, '' for any   ARGV[12] ms that the record is kept after the end
 -- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'full' and jobs ready | 'unknown'
 local id, model = ARGV[1], ARGV[4]
 local seen = redis.call('HGET', KEYS[1], 'digest')
@@ -17,20 +19,24 @@ if alias then
   alias = cjson.decode(alias)
   if alias ~= '' then model = alias end
 end
-local waiting = redis.call('ZCARD', ready_key(model, 'interactive')) + redis.call('ZCARD', ready_key(model, 'bulk'))
+local route = model .. ARGV[9]
+local waiting = redis.call('ZCARD', ready_key(route, 'interactive')) + redis.call('ZCARD', ready_key(route, 'bulk'))
 if waiting >= tonumber(ARGV[8]) then return {'full', waiting, model} end
 
 local now = now_ms()
 local order = redis.call('INCR', ORDER)
 redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'epoch', 0, 'attempts', 0, 'spec', ARGV[2], 'digest', ARGV[3],
-  'model', model, 'lane', ARGV[5], 'user', ARGV[6], 'order', order, 'submitted_ms', now)
+  'model', model, 'route', route, 'lane', ARGV[5], 'user', ARGV[6], 'order', order, 'submitted_ms', now,
+  'keep_ms', ARGV[12])
+if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'prefixes', ARGV[10]) end
+if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'meant_for', ARGV[11]) end
 redis.call('PEXPIRE', KEYS[1], QUEUED_TTL_MS)
 if ARGV[7] ~= '' then
   local deadline = now + tonumber(ARGV[7])
   redis.call('HSET', KEYS[1], 'deadline_ms', deadline)
   redis.call('ZADD', DEADLINES, deadline, id)
 end
-redis.call('ZADD', ready_key(model, ARGV[5]), order, id)
-redis.call('SADD', WAITING, model)
+redis.call('ZADD', ready_key(route, ARGV[5]), order, id)
+redis.call('SADD', WAITING, route)
 redis.call('ZADD', RECENT, now, id)
 return {'new', waiting + 1, model}

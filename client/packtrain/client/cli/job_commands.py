@@ -28,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(run)
     app.command()(count)
+    app.command()(verify)
     jobs = typer.Typer(help="List, show and cancel jobs.", invoke_without_command=True)
     jobs.callback()(list_jobs)
     jobs.command("show")(show)
@@ -50,6 +51,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer; default: from the job's id.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Only where company and restarts change no bit of the answer.")
+    ] = False,
     key: Annotated[str | None, typer.Option("--idempotency-key", help="Same key, same job.")] = None,
     as_json: JSON = False,
 ) -> None:
@@ -66,6 +70,7 @@ def run(
             "stop": tuple(stop) if stop else None,
             "suffix": suffix,
             "reasoning": reasoning,
+            "deterministic": deterministic or None,
         }.items()
         if value is not None
     }
@@ -125,6 +130,22 @@ def cancel(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON
         state = fleet.job(job_id).cancel()
     said = "is being cancelled" if state is JobState.RUNNING else f"is {state}"
     _write(json.dumps({"id": job_id, "state": state}) + "\n" if as_json else f"job {job_id} {said}\n")
+
+
+def verify(
+    job_id: Annotated[str, typer.Argument(help="Job id.")],
+    instance: Annotated[str | None, typer.Option(help="The instance that shall run it, see `packtrain ps`.")] = None,
+    node: Annotated[str | None, typer.Option(help="The node that shall run it.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Run a job again and compare the answers token by token. Exit code 1 when they should be equal and are not."""
+    if instance and node:
+        raise InvalidParameter("give --instance or --node, not both")
+    with Packtrain() as fleet:
+        found = fleet.verify(job_id, on=instance or node)
+    views.show_verification(found, as_json=as_json)
+    if found.is_deterministic and found.is_same_class and not found.is_equal:
+        raise typer.Exit(1)
 
 
 def _prompt(argument: str | None) -> str:
@@ -198,8 +219,13 @@ def _watch(fleet: Packtrain, job: Job, status: Status, done: threading.Event) ->
 def _result_json(result: Result) -> dict[str, Any]:
     fields = asdict(result)
     del fields["error"]
-    calls = [call.model_dump() for call in result.tool_calls]
-    return fields | {"usage": result.usage.model_dump(), "timings": result.timings.model_dump(), "tool_calls": calls}
+    return fields | {
+        "usage": result.usage.model_dump(),
+        "timings": result.timings.model_dump(),
+        "tool_calls": [call.model_dump() for call in result.tool_calls],
+        "logprobs": [entry.model_dump() for entry in result.logprobs],
+        "receipt": result.receipt.model_dump() if result.receipt else None,
+    }
 
 
 def _write(text: str) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import InstanceState
+from packtrain.client.verify import Candidate, Verification
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -41,6 +43,35 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
         out.print(f"calls {call.function.name} with {call.function.arguments}", markup=False)
 
 
+def show_verification(found: Verification, *, as_json: bool) -> None:
+    """Say whether two answers are equal, or where they part."""
+    if as_json:
+        fields = asdict(found) | {"is_equal": found.is_equal, "is_same_class": found.is_same_class}
+        receipts = {name: r.model_dump() if r else None for name, r in (("old", found.old), ("new", found.new))}
+        sys.stdout.write(json.dumps(fields | receipts, indent=2) + "\n")
+        return
+    out = console()
+    classes = [receipt.numerics_class if receipt else "unknown" for receipt in (found.old, found.new)]
+    said = "equal" if found.is_equal else "DIFFERENT"
+    out.print(f"{said}: run again as {found.new_job_id} by {found.instance} on {found.node}")
+    out.print(f"numerics class {classes[0] if found.is_same_class else ' and then '.join(classes)}")
+    if part := found.difference:
+        unit = "token" if found.is_deterministic else "character"
+        out.print(f"first difference at {unit} {part.index}: {_candidate(part.old)} became {_candidate(part.new)}")
+        if not found.is_deterministic:
+            out.print("it ran in fast numerics, where company may change an answer; submit with deterministic=True")
+        elif not found.is_same_class:
+            out.print("the classes differ in build, weights or recipe, so the answers may; compare with --json")
+
+
+def _candidate(candidate: Candidate) -> str:
+    if candidate.token is None and not candidate.text:
+        return "the end"
+    token = "" if candidate.token is None else f"{candidate.token} "
+    logprob = "" if candidate.logprob is None else f" (logprob {candidate.logprob:.6f})"
+    return f"{token}{candidate.text!r}{logprob}"
+
+
 def jobs_table(rows: Sequence[JobStatus]) -> Table:
     """Jobs: where each is, how long it waited and ran."""
     table = _new("JOB", "STATE", "MODEL", "LANE", "AGE", "WAITED", "RAN", "TOKENS", "WHERE")
@@ -59,15 +90,22 @@ def jobs_table(rows: Sequence[JobStatus]) -> Table:
 
 def instances_table(rows: Sequence[InstanceBeat]) -> Table:
     """Instances: what is loaded where and how busy it is."""
-    table = _new("INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "MEMORY", "TOK/S", "LARGEST BATCH", "REASON")
+    table = _new(
+        "INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "NUMERICS", "MEMORY", "TOK/S", "LARGEST BATCH",
+        "REASON",
+    )  # fmt: skip
     for row in rows:
         alive = not row.state.is_terminal
         table.add_row(
             row.instance, row.model, row.node, row.state.value, f"{row.slots_used}/{row.n_slots}", str(row.n_ctx),
-            size(row.resident_bytes) if alive else "", f"{row.tokens_per_s:.0f}" if alive else "",
+            _numerics(row), size(row.resident_bytes) if alive else "", f"{row.tokens_per_s:.0f}" if alive else "",
             str(row.batch_peak or ""), "" if row.state is InstanceState.READY else row.reason,
         )  # fmt: skip
     return table
+
+
+def _numerics(row: InstanceBeat) -> str:
+    return f"{row.numerics} ({row.recipe})" if row.numerics == "deterministic" and row.recipe else row.numerics
 
 
 def nodes_table(rows: Sequence[NodeBeat]) -> Table:

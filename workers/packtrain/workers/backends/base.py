@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.receipts import Build
 
 
 class DecodeFailed(Exception):
@@ -28,6 +29,17 @@ class Shape:
     n_ctx: int  # tokens of one slot
     n_batch: int  # rows of one step
     n_vocab: int
+    recipe: Recipe = "fast"
+    can_share: bool = True  # whether `copy` works: a part of a sequence can be kept without the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token that a step chose, with what the model thought of it when the job asks for that."""
+
+    token: int
+    logprob: float | None = None  # natural logarithm, before temperature and all other samplers
+    top: tuple[tuple[int, float], ...] = ()  # most likely tokens with their logprobs, likeliest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,11 @@ class Backend(Protocol):
     @property
     def shape(self) -> Shape:
         """Sizes."""
+        ...
+
+    @property
+    def build(self) -> Build:
+        """The library, and how it was told to compute."""
         ...
 
     @property
@@ -90,7 +107,7 @@ class Backend(Protocol):
         ...
 
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
-        """Begin a sequence in an empty slot.
+        """Begin a sequence in a free slot. Its cache is what `truncate` or `copy` left there.
 
         Args:
             history: Tokens before the next sampled one, for penalties: prompt and resumed output.
@@ -99,14 +116,25 @@ class Backend(Protocol):
         ...
 
     def close(self, seq_id: int) -> None:
-        """End a sequence and forget its cache."""
+        """End a sequence. Its cache stays until the slot is truncated or copied over."""
         ...
 
     def truncate(self, seq_id: int, num_cached: int) -> int:
-        """Keep only the first tokens of a sequence in the cache; how many are left (a model may have to drop all)."""
+        """Keep only the first tokens in the cache of a slot; how many are left (a model may have to drop all)."""
         ...
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[int]:
+    def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
+        """Make the caches of `targets` equal to the first `num_tokens` of that of `source`. Needs `shape.can_share`."""
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Let the sequence in slot `source` go on in the free slot `target`, with its sampler and a copy of its cache.
+
+        Needs `shape.can_share`. Slot `source` is free afterwards and keeps its cache.
+        """
+        ...
+
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         """Compute one step; the sampled token of each of `rows` that wants one, in order. Blocks.
 
         Args:

@@ -12,8 +12,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +24,27 @@ from typing import Any
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import numpy as np
+from llama_cpp import __version__ as llama_cpp_version
 from llama_cpp import llama_cpp as C
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
-from packtrain.broker.messages import SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Shape, StepRows
+from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic
+from packtrain.broker.messages import Numerics, Recipe, SamplingParams
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.backends.llama_cpp_batch import Batch
-from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy
+from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
+from packtrain.workers.backends.llama_cpp_selftest import self_test
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.receipts import Build
 
 logger = logging.getLogger(__name__)
 
 #: Rows of one step, and of one of llama.cpp's own sub-steps.
 N_BATCH = 512
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
+_BF16 = 30  # enum ggml_type
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
 _last_errors: deque[str] = deque(maxlen=8)
@@ -65,14 +72,19 @@ class LlamaCppBackend:
         n_slots: Sequences at once.
         n_ctx: Tokens of one slot.
         n_threads: Threads for each step. llama.cpp's threads spin: more than idle cores is slower than fewer.
+        numerics: `deterministic` takes the kernels that compute each row alone, and proves it before it is ready.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file or the memory; its own words are in the message.
     """
 
-    def __init__(self, path: Path, *, model: str, n_slots: int, n_ctx: int, n_threads: int) -> None:
+    def __init__(
+        self, path: Path, *, model: str, n_slots: int, n_ctx: int, n_threads: int, numerics: Numerics = "fast"
+    ) -> None:
         self._name = model
+        self._numerics = numerics
         self._samplers: dict[int, SamplerChain | None] = {}  # None: plain greedy
+        self._num_logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
         self._should_stop: Callable[[], bool] = lambda: False
         # ctypes drops a callback with its last reference while C still holds the pointer.
@@ -86,7 +98,6 @@ class LlamaCppBackend:
         if not self._memory:
             raise ModelLoadFailed(f"{model!r} is no text generator (it has no cache); use it for embeddings only")
         n_batch = int(C.llama_n_batch(self._ctx))
-        self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab)
         self._batch = Batch(n_batch)
         self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
         template = (C.llama_model_chat_template(self._model, None) or b"").decode("utf-8", "replace")
@@ -97,10 +108,18 @@ class LlamaCppBackend:
         self._special_texts = SpecialTexts(special.values())
         marks = self._chat_format.marks
         self._marks = {t for t, text in special.items() if text in marks} - set(self._end_tokens)
+        self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
+        if numerics == "deterministic":
+            self._shape = replace(self._shape, recipe=self._proven_recipe())
 
     @property
     def shape(self) -> Shape:
         return self._shape
+
+    @property
+    def build(self) -> Build:
+        flags = "kv=f16 streams" if self._numerics == "fast" else "kv=bf16 streams flash-attention no-repack no-tiles"
+        return Build(f"llama-cpp-python {llama_cpp_version}", _features(), flags)
 
     @property
     def chat_format(self) -> ChatFormat:
@@ -160,6 +179,8 @@ class LlamaCppBackend:
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
+        if params.logprobs is not None:
+            self._num_logprobs[seq_id] = params.logprobs
         self._samplers[seq_id] = (
             None
             if is_plain_greedy(params)
@@ -174,20 +195,43 @@ class LlamaCppBackend:
         )
 
     def close(self, seq_id: int) -> None:
+        self._num_logprobs.pop(seq_id, None)
         sampler = self._samplers.pop(seq_id)
         if sampler:
             sampler.close()
-        C.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
 
     def truncate(self, seq_id: int, num_cached: int) -> int:
-        assert seq_id in self._samplers, f"slot {seq_id} is not open"
         if C.llama_memory_seq_rm(self._memory, seq_id, num_cached, -1):
             return num_cached
         # Recurrent and sliding-window models cannot forget a part: the sequence is computed again from its start.
         C.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
         return 0
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[int]:
+    def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
+        # Not llama_memory_seq_cp: between streams that copies the whole room of a slot, used or not.
+        state = self._state_of(source)
+        for target in targets:
+            if C.llama_state_seq_set_data(self._ctx, state, len(state), target) != len(state):
+                raise DecodeFailed(f"the cache of slot {source} could not be copied to slot {target}")
+            C.llama_memory_seq_rm(self._memory, target, num_tokens, -1)
+
+    def move(self, source: int, target: int) -> None:
+        assert target not in self._samplers, f"slot {target} is in use"
+        state = self._state_of(source)
+        if C.llama_state_seq_set_data(self._ctx, state, len(state), target) != len(state):
+            raise DecodeFailed(f"the cache of slot {source} could not be moved to slot {target}")
+        self._samplers[target] = self._samplers.pop(source)
+        if source in self._num_logprobs:
+            self._num_logprobs[target] = self._num_logprobs.pop(source)
+
+    def _state_of(self, seq_id: int) -> Any:
+        size = C.llama_state_seq_get_size(self._ctx, seq_id)
+        state = (ctypes.c_uint8 * size)()
+        written = C.llama_state_seq_get_data(self._ctx, state, size, seq_id)
+        assert written == size, f"{written} of {size} bytes"
+        return state
+
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self._batch.clear()
         wanted = []
         for row in rows:
@@ -202,16 +246,31 @@ class LlamaCppBackend:
             raise Interrupted
         if code != 0:
             raise DecodeFailed(f"llama_decode returned {code}" + (f": {_last_errors[-1]}" if _last_errors else ""))
-        greedy = self._most_likely(len(wanted)) if any(self._samplers[s] is None for s, _ in wanted) else None
-        tokens = []
-        for output, (seq_id, row_index) in enumerate(wanted):
+        return self._sample(wanted)
+
+    def _sample(self, wanted: Sequence[tuple[int, int]]) -> list[Sampled]:
+        """The next token of each (slot, row in the batch), in the batch's order."""
+        if not wanted:
+            return []
+        logits = self.logits(len(wanted))
+        is_greedy = [self._samplers[seq_id] is None for seq_id, _ in wanted]
+        greedy = logits.argmax(axis=1) if any(is_greedy) else None  # 15 us a row, a greedy chain takes 99
+        sampled = []
+        for output, (seq_id, row) in enumerate(wanted):
             sampler = self._samplers[seq_id]
-            if sampler is not None:
-                tokens.append(sampler.sample(self._ctx, row_index))
-            else:
+            if sampler is None:
                 assert greedy is not None
-                tokens.append(int(greedy[output]))
-        return tokens
+                token = int(greedy[output])
+            else:
+                token = sampler.sample(self._ctx, row)
+            num_top = self._num_logprobs.get(seq_id)
+            sampled.append(Sampled(token) if num_top is None else with_logprobs(logits[output], token, num_top))
+        return sampled
+
+    def logits(self, num_outputs: int) -> np.ndarray[Any, Any]:
+        """Logits of the last step, (num_outputs, n_vocab) float32, rows in batch order. Only until the next step."""
+        pointer = C.llama_get_logits(self._ctx)
+        return np.ctypeslib.as_array(pointer, shape=(num_outputs, self._shape.n_vocab))
 
     def shutdown(self) -> None:
         for sampler in self._samplers.values():
@@ -221,15 +280,33 @@ class LlamaCppBackend:
         C.llama_free(self._ctx)
         C.llama_model_free(self._model)
 
-    def _most_likely(self, num_outputs: int) -> np.ndarray[Any, Any]:
-        """Argmax of every output row at once: 15 us per token, a greedy chain takes 99."""
-        logits = C.llama_get_logits(self._ctx)  # (num_outputs, n_vocab) float32, rows in batch order
-        matrix = np.ctypeslib.as_array(logits, shape=(num_outputs, self._shape.n_vocab))
-        best: np.ndarray[Any, Any] = matrix.argmax(axis=1)
-        return best
+    def _can_share(self) -> bool:
+        """Whether a part of a sequence may be kept. Recurrent and sliding-window layers forget what came before."""
+        forgets = C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
+        return not forgets and C.llama_model_n_swa(self._model) == 0
+
+    def _proven_recipe(self) -> Recipe:
+        """The first deterministic recipe that stands its test.
+
+        Raises:
+            ModelLoadFailed: None does.
+        """
+        reason = "parts of a sequence cannot be kept (recurrent or sliding-window layers)"
+        if self._shape.can_share:
+            reason = self_test(self, "batched")
+            if not reason:
+                return "batched"
+        logger.info("%s: not batched but serial, %s", self._name, reason, extra={"event": "recipe.serial"})
+        if reason := self_test(self, "serial"):
+            raise NotDeterministic(model=self._name, reason=reason)
+        return "serial"
 
     def _load(self, path: Path) -> Any:
         params = C.llama_model_default_params()
+        if self._numerics == "deterministic":
+            # Tiled and repacked kernels add in another order when there are more rows. ggml reads the variable once.
+            os.environ["GGML_CPU_TILED_MM"] = "0"
+            params.use_extra_bufts = False
         _last_errors.clear()
         model = C.llama_model_load_from_file(str(path).encode(), params)
         if not model:
@@ -238,9 +315,14 @@ class LlamaCppBackend:
 
     def _new_context(self, n_slots: int, n_ctx: int, n_threads: int) -> Any:
         params = C.llama_context_default_params()
-        # One pool for all slots. Each may use n_ctx of its n_slots * n_ctx cells, so the pool cannot run out.
+        # A stream of cells for each slot: a tenth faster than one pool for all, and in deterministic mode a must, for
+        # in a pool the order of a sequence's cells depends on its company.
         params.n_ctx = n_slots * n_ctx
-        params.kv_unified = True
+        params.kv_unified = False
+        if self._numerics == "deterministic":
+            params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            # With BF16 (not F16) attention takes the path that computes each row alone and adds up in float32.
+            params.type_k = params.type_v = _BF16
         params.n_seq_max = n_slots
         params.n_batch = params.n_ubatch = max(N_BATCH, n_slots)
         params.n_threads = params.n_threads_batch = n_threads
@@ -276,6 +358,12 @@ class LlamaCppBackend:
 
 def _why() -> str:
     return _last_errors[-1] if _last_errors else "no reason given"
+
+
+def _features() -> str:
+    """`system_info` without what is off."""
+    found = re.findall(r"(\w+) = 1\b", system_info())
+    return " ".join([platform.machine(), *found])
 
 
 def supports_rpc() -> bool:

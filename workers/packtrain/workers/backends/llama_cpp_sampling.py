@@ -15,9 +15,11 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from llama_cpp import llama_cpp as C
 
 from packtrain.broker.messages import SamplingParams
+from packtrain.workers.backends.base import Sampled
 
 _MASK64 = 2**64 - 1
 #: llama.cpp takes this seed for "choose one at random".
@@ -113,6 +115,18 @@ class SamplerChain:
 
     def _add(self, sampler: Any) -> None:
         C.llama_sampler_chain_add(self._chain, sampler)
+
+
+def with_logprobs(logits: np.ndarray[Any, Any], token: int, num_top: int) -> Sampled:
+    """`token` with its logprob and the `num_top` likeliest, from one row of raw logits (n_vocab,) float32."""
+    row = logits.astype(np.float64)
+    highest = row.max()
+    logprobs = row - (highest + np.log(np.exp(row - highest).sum()))
+    top: list[int] = []
+    if num_top:
+        likeliest = np.argpartition(-logprobs, min(num_top, len(row) - 1))[:num_top]
+        top = sorted(map(int, likeliest), key=lambda t: (-logprobs[t], t))
+    return Sampled(token, float(logprobs[token]), tuple((t, float(logprobs[t])) for t in top))
 
 
 def _has_penalties(params: SamplingParams) -> bool:

@@ -14,15 +14,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Shape, StepRows
+from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.receipts import Build
 
 END = 256
 #: Its prompt backwards may hold the marks of Qwen: `>kniht<` in a prompt begins reasoning in the answer.
@@ -31,9 +32,9 @@ NO_SPECIAL_TEXTS = SpecialTexts(())
 
 
 @dataclass(slots=True)
-class _Slot:
-    cached: list[int] = field(default_factory=list)
-    num_prompt: int = 0
+class _Open:
+    num_prompt: int
+    num_logprobs: int | None
 
 
 class ScriptedBackend:
@@ -44,9 +45,12 @@ class ScriptedBackend:
         row_s: Seconds more for each row of it.
     """
 
-    def __init__(self, *, n_slots: int = 4, n_ctx: int = 512, step_s: float = 0, row_s: float = 0) -> None:
-        self._shape = Shape(n_slots, n_ctx, n_batch=max(64, n_slots), n_vocab=END + 1)
-        self._slots: dict[int, _Slot] = {}
+    def __init__(
+        self, *, n_slots: int = 4, n_ctx: int = 512, step_s: float = 0, row_s: float = 0, recipe: Recipe = "batched"
+    ) -> None:
+        self._shape = Shape(n_slots, n_ctx, n_batch=max(64, n_slots), n_vocab=END + 1, recipe=recipe)
+        self._caches: list[list[int]] = [[] for _ in range(n_slots)]
+        self._slots: dict[int, _Open] = {}
         self._step_s = step_s
         self._row_s = row_s
         self.steps: list[list[StepRows]] = []
@@ -54,6 +58,10 @@ class ScriptedBackend:
     @property
     def shape(self) -> Shape:
         return self._shape
+
+    @property
+    def build(self) -> Build:
+        return Build("scripted", "", "")
 
     @property
     def chat_format(self) -> ChatFormat:
@@ -84,22 +92,32 @@ class ScriptedBackend:
 
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         assert seq_id not in self._slots, f"slot {seq_id} is in use"
-        self._slots[seq_id] = _Slot(num_prompt=len(history) - num_output)
+        self._slots[seq_id] = _Open(len(history) - num_output, params.logprobs)
 
     def close(self, seq_id: int) -> None:
         del self._slots[seq_id]
 
     def truncate(self, seq_id: int, num_cached: int) -> int:
-        del self._slots[seq_id].cached[num_cached:]
-        return num_cached
+        del self._caches[seq_id][num_cached:]
+        return len(self._caches[seq_id])
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[int]:
+    def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
+        assert len(self._caches[source]) >= num_tokens, f"slot {source} has {len(self._caches[source])} tokens"
+        for target in targets:
+            self._caches[target] = self._caches[source][:num_tokens]
+
+    def move(self, source: int, target: int) -> None:
+        assert target not in self._slots, f"slot {target} is in use"
+        self._slots[target] = self._slots.pop(source)
+        self._caches[target] = list(self._caches[source])
+
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self.steps.append(list(rows))
         self._pass_time(self._step_s + self._row_s * sum(len(r.tokens) for r in rows), should_stop)
         for row in rows:
-            slot = self._slots[row.seq_id]
-            assert row.start == len(slot.cached), f"slot {row.seq_id} has a gap: {row.start} after {len(slot.cached)}"
-            slot.cached += row.tokens
+            cache = self._caches[row.seq_id]
+            assert row.start == len(cache), f"slot {row.seq_id} has a gap: {row.start} after {len(cache)}"
+            cache += row.tokens
         for row in rows:
             prompt = self._prompt(row.seq_id)
             if "!fail" in prompt:
@@ -108,7 +126,7 @@ class ScriptedBackend:
                 os.abort()
             while "!hang" in prompt:
                 time.sleep(0.05)
-        return [self._next(self._slots[row.seq_id]) for row in rows if row.wants_token]
+        return [self._sampled(row.seq_id) for row in rows if row.wants_token]
 
     def shutdown(self) -> None:
         self._slots.clear()
@@ -121,13 +139,17 @@ class ScriptedBackend:
             time.sleep(min(left, 0.01))
 
     def _prompt(self, seq_id: int) -> str:
-        slot = self._slots[seq_id]
-        return bytes(slot.cached[: slot.num_prompt]).decode(errors="replace")
+        return bytes(self._caches[seq_id][: self._slots[seq_id].num_prompt]).decode(errors="replace")
 
-    def _next(self, slot: _Slot) -> int:
-        prompt = bytes(slot.cached[: slot.num_prompt]).decode()
+    def _sampled(self, seq_id: int) -> Sampled:
+        token = self._next(self._caches[seq_id], self._slots[seq_id].num_prompt)
+        num_top = self._slots[seq_id].num_logprobs
+        return Sampled(token) if num_top is None else Sampled(token, 0.0, ((token, 0.0),)[:num_top])
+
+    def _next(self, cached: list[int], num_prompt: int) -> int:
+        prompt = bytes(cached[:num_prompt]).decode()
         answer = list(prompt[::-1].encode())
-        produced = len(slot.cached) - slot.num_prompt
+        produced = len(cached) - num_prompt
         if "!long" in prompt:
             return answer[produced % len(answer)]
         return answer[produced] if produced < len(answer) else END

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from packtrain.broker.errors import ModelLoadFailed
+from packtrain.broker.errors import ModelLoadFailed, NotDeterministic
 from packtrain.broker.ids import ModelId, slug
-from packtrain.broker.messages import ModelInfo
+from packtrain.broker.messages import ModelInfo, Numerics
 from packtrain.workers.backends.scripted import ScriptedBackend
 
 SUFFIX = ".scripted.json"
@@ -35,6 +35,7 @@ class ScriptedModel(BaseModel):
     required_mib: int = 1
     keep_alive_s: float = 300
     fails: str = ""  # not empty: the load fails with this reason
+    not_deterministic: str = ""  # not empty: why it cannot be deterministic
 
 
 def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, Path]]:
@@ -58,10 +59,18 @@ def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, P
     return found
 
 
-def load_scripted(path: Path, *, n_slots: int, n_ctx: int) -> ScriptedBackend:
+def load_scripted(path: Path, *, n_slots: int, n_ctx: int, numerics: Numerics = "fast") -> ScriptedBackend:
     """The backend that such a file describes. Takes `load_ms`."""
     script = ScriptedModel.model_validate(json.loads(path.read_text()))
     time.sleep(script.load_ms / 1000)
     if script.fails:
         raise ModelLoadFailed(f"scripted: {script.fails}")
-    return ScriptedBackend(n_slots=n_slots, n_ctx=n_ctx, step_s=script.step_ms / 1000, row_s=script.row_ms / 1000)
+    if numerics == "deterministic" and script.not_deterministic:
+        raise NotDeterministic(model=path.name.removesuffix(SUFFIX), reason=script.not_deterministic)
+    return ScriptedBackend(
+        n_slots=n_slots,
+        n_ctx=n_ctx,
+        step_s=script.step_ms / 1000,
+        row_s=script.row_ms / 1000,
+        recipe="fast" if numerics == "fast" else "batched",
+    )

@@ -4,7 +4,7 @@ Other threads only leave notes in an inbox; the engine thread reads it between s
 of `should_stop`. One step:
 
     1. read the inbox: new requests, cancels
-    2. fill free slots, lowest id first
+    2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds
     3. end what is past its deadline
     4. plan rows, compute them, give each new token to its sequence
 
@@ -13,7 +13,6 @@ A step that fails is repeated sequence by sequence: the one that fails alone is 
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 from collections import deque
@@ -23,9 +22,12 @@ from dataclasses import dataclass
 
 from packtrain.broker.errors import JobFailed
 from packtrain.broker.ids import JobId
-from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
-from packtrain.workers.engine.scheduler import Rows, plan_step
+from packtrain.broker.messages import Logprob, TokenLogprob
+from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, StepRows
+from packtrain.workers.engine.reuse import Cache, Reuse, common_prefix, find_reuse
+from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
+from packtrain.workers.engine.slots import Slots
 from packtrain.workers.engine.text import TextStream
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 PREFILL_BUDGET = 128
 #: Sequences in a row that failed alone, with no step succeeding between: then the model is broken, not a request.
 MAX_FAILURES_IN_A_ROW = 8
+#: A sequence with fewer tokens to go is not moved to a lower slot, which costs about as much as a step.
+MIN_LEFT_TO_MOVE = 8
 
 
 class EngineBroken(Exception):
@@ -46,6 +50,7 @@ class EngineStats:
 
     steps: int
     tokens_out: int
+    tokens_reused: int  # prompt tokens copied from another slot instead of computed
     batch_peak: int
     slots_used: int
     waiting: int
@@ -64,11 +69,14 @@ class Engine:
         self._backend = backend
         self._clock = clock
         self._prefill_budget = prefill_budget
-        self._free = list(range(backend.shape.n_slots))  # a heap: the lowest id is given out first
+        self._can_share = backend.shape.can_share
+        self._is_serial = backend.shape.recipe == "serial"
+        self._slots = Slots(backend.shape.n_slots)
         self._live: dict[JobId, Sequence] = {}
+        self._leftover: dict[int, list[int]] = {}  # what the caches of taken slots hold until their sequence begins
         self._waiting: deque[SequenceRequest] = deque()
         self._arrivals = 0
-        self._steps = self._tokens_out = self._batch_peak = self._failures_in_a_row = 0
+        self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
         self._beat = clock()
         # The inbox is all that other threads touch.
         self._changed = threading.Condition()
@@ -103,7 +111,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters."""
         return EngineStats(
-            self._steps, self._tokens_out, self._batch_peak, len(self._live), len(self._waiting), self._beat
+            self._steps,
+            self._tokens_out,
+            self._tokens_reused,
+            self._batch_peak,
+            len(self._live),
+            len(self._waiting),
+            self._beat,
         )
 
     @property
@@ -139,11 +153,16 @@ class Engine:
         self._read_inbox()
         self._fill_slots()
         self._end_late()
-        rows = plan_step(
-            list(self._live.values()), n_batch=self._backend.shape.n_batch, prefill_budget=self._prefill_budget
-        )
-        if rows:
+        self._close_ranks()
+        self._begin_new()
+        if rows := self._plan():
             self._compute(rows)
+
+    def _plan(self) -> list[Rows]:
+        live = [s for s in self._live.values() if s.has_begun]
+        if self._is_serial:
+            return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
+        return plan_step(live, n_batch=self._backend.shape.n_batch, prefill_budget=self._prefill_budget)
 
     def _read_inbox(self) -> None:
         with self._changed:
@@ -158,19 +177,98 @@ class Engine:
             request.on_end(Ended(leaving[request.job_id]))
 
     def _fill_slots(self) -> None:
-        while self._free and self._waiting:
+        while self._slots and self._waiting:
             request = self._waiting.popleft()
             self._arrivals += 1
-            sequence = Sequence(request, heapq.heappop(self._free), self._arrivals, TextStream(request.params.stop))
+            text = TextStream(request.params.stop)
             for token in request.resumed:
-                sequence.text.push(self._backend.piece(token))
-                sequence.output.append(token)
-            history = (*request.prompt, *sequence.output)
-            self._backend.open(sequence.seq_id, request.params, request.seed, history, len(sequence.output))
+                text.push(self._backend.piece(token))
+            tokens = [*request.prompt, *request.resumed]
+            seq_id = self._choose_slot(tokens)
+            self._leftover[seq_id] = self._slots.take(seq_id)
+            sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
+            self._backend.open(seq_id, request.params, request.seed, tokens, len(request.resumed))
             self._live[request.job_id] = sequence
             # The instance that produced the last token may have died before it could say that it was the last.
             if end := self._reached_end(sequence):
                 self._end(sequence, end)
+
+    def _choose_slot(self, tokens: list[int]) -> int:
+        if not (self._live or self._waiting):
+            return self._slots.best_for(tokens)
+        slot = self._slots.lowest
+        self._save(slot, tokens, num_needed=len(self._waiting) + 1)
+        return slot
+
+    def _save(self, slot: int, tokens: Seq[int], *, num_needed: int) -> None:
+        """Copy what a free slot retains elsewhere, unless it is what the sequence that takes it begins with."""
+        retained = self._slots.retained()[slot].tokens
+        if 2 * common_prefix(tokens, retained) >= len(retained):
+            return
+        refuge = self._slots.refuge(slot, num_needed)
+        if refuge is not None:
+            self._backend.copy(slot, [refuge], len(retained))
+            self._slots.copied(slot, refuge)
+
+    def _begin_new(self) -> None:
+        """Give each new sequence the longest prefix that a slot holds, or let it wait for one in the making."""
+        copies: dict[tuple[int, int], list[Sequence]] = {}
+        for sequence in [s for s in self._live.values() if not s.has_begun]:
+            reuse = self._find_reuse(sequence)
+            if reuse.is_worth_waiting:
+                continue
+            del self._leftover[sequence.seq_id]
+            sequence.has_begun = True
+            if reuse.slot in (sequence.seq_id, -1):
+                sequence.num_cached = self._backend.truncate(sequence.seq_id, reuse.count)
+            else:
+                sequence.num_cached = reuse.count
+                copies.setdefault((reuse.slot, reuse.count), []).append(sequence)
+            sequence.num_reused = min(sequence.num_cached, sequence.num_prompt)
+            self._tokens_reused += sequence.num_reused
+        for (slot, count), sequences in copies.items():
+            self._backend.copy(slot, [s.seq_id for s in sequences], count)
+
+    def _find_reuse(self, sequence: Sequence) -> Reuse:
+        if not self._can_share:
+            return Reuse()
+        caches = [Cache(sequence.seq_id, left := self._leftover[sequence.seq_id], len(left), len(left))]
+        for other in self._live.values():
+            if other.has_begun:
+                num_cached = self._num_reusable(other)
+                num_soon = max(num_cached, self._whole_chunks(other.num_prompt))
+                caches.append(Cache(other.seq_id, other.tokens, num_cached, num_soon))
+        for slot, kept in self._slots.retained().items():
+            caches.append(Cache(slot, kept.tokens, len(kept.tokens), len(kept.tokens)))
+        limit = sequence.num_prompt if self._is_serial else len(sequence.tokens)
+        granule = SERIAL_CHUNK if self._is_serial else 1
+        return find_reuse(sequence.tokens, caches, limit=min(limit, len(sequence.tokens) - 1), granule=granule)
+
+    def _num_reusable(self, sequence: Sequence) -> int:
+        """Cached tokens that another may begin with. Serial: only those computed as whole chunks of a prompt, for the
+        same tokens computed one by one have other bits."""
+        if self._is_serial:
+            return min(sequence.num_cached, self._whole_chunks(sequence.num_prompt))
+        return sequence.num_cached
+
+    def _whole_chunks(self, num_prompt: int) -> int:
+        return num_prompt // SERIAL_CHUNK * SERIAL_CHUNK if self._is_serial else num_prompt
+
+    def _close_ranks(self) -> None:
+        """Move the highest sequences into free slots below them: neighbours are computed together, see slots.py."""
+        if not self._can_share or self._is_serial or self._waiting:
+            return
+        while self._slots and len(self._live) > 1:
+            highest = max(self._live.values(), key=lambda s: s.seq_id)
+            num_left = highest.request.max_new - highest.num_output
+            if self._slots.lowest > highest.seq_id or not highest.has_begun or num_left < MIN_LEFT_TO_MOVE:
+                return
+            target = self._slots.lowest
+            self._save(target, highest.tokens, num_needed=1)
+            self._slots.take(target)
+            self._backend.move(highest.seq_id, target)
+            self._slots.give_back(highest.seq_id, highest.tokens[: highest.num_cached])
+            highest.seq_id = target
 
     def _end_late(self) -> None:
         now = self._clock()
@@ -223,34 +321,51 @@ class Engine:
         for row in rows:
             sequence, wants_token = row.sequence, row.wants_token
             sequence.num_cached += row.count
+            sequence.computed_at = self._steps
             sequence.batch_peak = max(sequence.batch_peak, len(rows))
             if wants_token:
                 self._accept(sequence, next(tokens))
 
-    def _accept(self, sequence: Sequence, token: int) -> None:
+    def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
+        token = sampled.token
         if self._backend.is_end(token) and not sequence.request.params.ignore_eos:
             self._end(sequence, End.STOP)
             return
-        index = len(sequence.output)
-        sequence.output.append(token)
+        index = sequence.num_output
+        sequence.tokens.append(token)
         self._tokens_out += 1
         text = sequence.text.push(self._backend.piece(token))
-        sequence.request.on_tokens(Tokens(index, text, (token,)))
+        sequence.request.on_tokens(Tokens(index, text, (token,), self._logprobs(sampled)))
         if end := self._reached_end(sequence):
             self._end(sequence, end)
+
+    def _logprobs(self, sampled: Sampled) -> tuple[TokenLogprob, ...]:
+        if sampled.logprob is None:
+            return ()
+        top = tuple(Logprob(token=t, text=self._text_of(t), logprob=logprob) for t, logprob in sampled.top)
+        text = self._text_of(sampled.token)
+        return (TokenLogprob(token=sampled.token, text=text, logprob=sampled.logprob, top=top),)
+
+    def _text_of(self, token: int) -> str:
+        return self._backend.piece(token).decode("utf-8", "replace")
 
     def _reached_end(self, sequence: Sequence) -> End | None:
         if sequence.text.is_stopped:
             return End.STOP
-        return End.LENGTH if len(sequence.output) >= sequence.request.max_new else None
+        return End.LENGTH if sequence.num_output >= sequence.request.max_new else None
 
     def _end(self, sequence: Sequence, end: End, error: JobFailed | None = None) -> None:
         del self._live[sequence.request.job_id]
         self._backend.close(sequence.seq_id)
-        heapq.heappush(self._free, sequence.seq_id)
+        left = self._leftover.pop(sequence.seq_id, None)  # it may end before it has begun
+        if end is End.FAILED:
+            left = sequence.tokens[: self._backend.truncate(sequence.seq_id, 0)]
+        elif left is None:
+            left = sequence.tokens[: self._num_reusable(sequence)]
+        self._slots.give_back(sequence.seq_id, left)
         # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
         tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
-        sequence.request.on_end(Ended(end, tail, len(sequence.output), sequence.batch_peak, error))
+        sequence.request.on_end(Ended(end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error))
 
     def _repair(self, rows: Seq[Rows]) -> None:
         """Bring cache and sequences to the same length after a step that broke off."""

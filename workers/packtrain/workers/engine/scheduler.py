@@ -4,6 +4,9 @@ Decoding sequences first, one row each: a running answer never waits for somebod
 prefill, but while anything decodes only up to a budget, for a step takes as long as its rows: with 128 rows a stream of
 a 135M model on two cores pauses about a quarter of a second, with 512 rows a whole one. The budget is shared out
 max-min fairly: a short prompt gets all it needs before a long one gets more than its share.
+
+The serial recipe knows no company: one sequence in a step, turn about, its prompt in chunks whose borders are fixed,
+its output token by token, also where it is computed again after a resume. So the same rows meet the same kernels.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from packtrain.workers.engine.sequence import Sequence
+
+#: Borders between the chunks of a prompt in the serial recipe, tokens. Part of the numerics class.
+SERIAL_CHUNK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +53,18 @@ def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int) -> list
             rows.append(Rows(sequence, count))
             room -= count
     return sorted(rows, key=lambda r: r.sequence.seq_id)
+
+
+def plan_serial_step(live: Seq[Sequence]) -> list[Rows]:
+    """Rows of the next step in the serial recipe: those of the sequence whose turn it is.
+
+    Args:
+        live: Sequences in slots, the one that waits longest first.
+    """
+    sequence = next((s for s in live if s.num_pending), None)
+    if sequence is None:
+        return []
+    if sequence.num_cached >= sequence.num_prompt:
+        return [Rows(sequence, 1)]
+    border = (sequence.num_cached // SERIAL_CHUNK + 1) * SERIAL_CHUNK
+    return [Rows(sequence, min(border, sequence.num_prompt) - sequence.num_cached)]

@@ -1,6 +1,7 @@
 """A sequence: one job inside an instance, its tokens and its progress.
 
 tokens of a sequence:  prompt + output
+[0, num_prompt)        the prompt
 [0, num_cached)        computed, in the KV cache of its slot
 [num_cached, num_tokens) pending: one token while decoding, more while prefilling
 """
@@ -8,12 +9,12 @@ tokens of a sequence:  prompt + output
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.messages import SamplingParams, TokenLogprob
 from packtrain.workers.engine.text import TextStream
 
 
@@ -36,6 +37,7 @@ class Tokens:
     index: int  # of the first token in the output
     text: str
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each token, where the job asks for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Ended:
     tail: str = ""  # text that had been held back
     num_output: int = 0
     batch_peak: int = 0
+    num_reused: int = 0  # prompt tokens that were copied from another slot's cache and not computed
     error: PacktrainError | None = None
 
 
@@ -72,25 +75,28 @@ class Sequence:
     seq_id: int  # llama.cpp's sequence id, unique within the instance
     order: int  # of arrival
     text: TextStream
-    output: list[int] = field(default_factory=list)
+    tokens: list[int]  # prompt and output
     num_cached: int = 0
     batch_peak: int = 0
+    num_reused: int = 0
+    has_begun: bool = False  # False: it may still find a prefix to reuse
+    computed_at: int = 0  # the engine's step that last had rows of it
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and output together."""
-        return len(self.request.prompt) + len(self.output)
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt)
+
+    @property
+    def num_output(self) -> int:
+        """Tokens produced."""
+        return len(self.tokens) - len(self.request.prompt)
 
     @property
     def num_pending(self) -> int:
         """Tokens that still have to be computed before the next one can be sampled."""
-        return self.num_tokens - self.num_cached
+        return len(self.tokens) - self.num_cached
 
     def pending(self, count: int) -> list[int]:
         """The next `count` tokens to compute."""
-        start, split = self.num_cached, len(self.request.prompt)
-        head = list(self.request.prompt[start : start + count])
-        if len(head) < count:
-            tail = max(0, start - split)
-            head += self.output[tail : tail + count - len(head)]
-        return head
+        return self.tokens[self.num_cached : self.num_cached + count]

@@ -1,0 +1,31 @@
+"""How a job's prompt begins, as a few hashes: so that a claim can prefer jobs whose beginning an instance holds.
+
+The text of the prompt is hashed up to 256, 512, 1024 ... characters, each hash over everything before it. Two jobs that
+share the hash of 1024 characters share these characters. Hashes, not tokens, because whoever submits has no tokenizer,
+and not text, because it lies beside the job in Redis and is looked at in a script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from packtrain.broker.messages import JobSpec
+
+#: Characters of the shortest prefix: some 60 tokens, which take longer to compute than to copy.
+SHORTEST = 256
+
+
+def prefix_hashes(spec: JobSpec) -> tuple[str, ...]:
+    """Hashes of the beginnings of the prompt, shortest first; () for a short one, and for one that is only counted."""
+    if spec.kind == "count":
+        return ()
+    tools = [tool.model_dump_json() for tool in spec.tools]  # templates put them before the turns
+    turns = "\0".join((*tools, *(f"{m.role}\0{m.content}" for m in spec.messages)))
+    text = spec.prompt if spec.kind == "complete" else turns
+    state, done, hashes = hashlib.blake2b(spec.kind.encode(), digest_size=4), 0, list[str]()
+    length = SHORTEST
+    while length <= len(text):
+        state.update(text[done:length].encode())
+        hashes.append(state.hexdigest())
+        done, length = length, length * 2
+    return tuple(hashes)

@@ -1,0 +1,117 @@
+"""Verify: run a job again from its record and compare, token by token.
+
+The new run takes the old one's request, seed and numerics, on any instance or on one that is named. For a deterministic
+job both must be equal in every token when both numerics classes are equal; in different classes they may differ, and
+the receipts say in what. A fast job promises nothing: only its text is compared, and a difference is no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from packtrain.broker.errors import InvalidRequest
+from packtrain.broker.messages import JobSpec, Outcome, Receipt
+from packtrain.broker.states import JobState
+
+#: Likeliest tokens that the new run notes, to say what it thinks of the old token where it took another.
+NUM_TOP = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token at the place where two runs part."""
+
+    token: int | None  # None: the answer ended here
+    text: str = ""
+    logprob: float | None = None  # by the new run; None: not among its likeliest
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where two answers part: `index` counts tokens of a deterministic job, characters of a fast one."""
+
+    index: int
+    old: Candidate
+    new: Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What came of running a job again."""
+
+    job_id: str
+    new_job_id: str
+    is_deterministic: bool
+    old: Receipt | None
+    new: Receipt | None
+    node: str  # where it ran again
+    instance: str
+    difference: Difference | None
+
+    @property
+    def is_equal(self) -> bool:
+        """True when both answers are the same."""
+        return self.difference is None
+
+    @property
+    def is_same_class(self) -> bool:
+        """True when the numerics classes are equal, so that a deterministic job must be."""
+        return bool(self.old and self.new and self.old.numerics_class == self.new.numerics_class)
+
+
+def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *, on: str | None) -> JobSpec:
+    """The request of the new run.
+
+    Raises:
+        InvalidRequest: The job has no answer that could be compared.
+    """
+    if spec is None or outcome is None:
+        raise InvalidRequest(f"job {job_id} has not ended or its record is gone; only an answer can be verified")
+    if outcome.state is not JobState.SUCCEEDED:
+        raise InvalidRequest(f"job {job_id} ended as {outcome.state}; only a whole answer can be verified")
+    params = spec.params.model_copy(update={"seed": outcome.seed, "logprobs": NUM_TOP if spec.deterministic else None})
+    return spec.model_copy(update={"params": params, "meant_for": on, "expires_in_ms": None, "stream": False})
+
+
+def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> Difference | None:
+    """Where the answers part; None when they are equal."""
+    if not is_deterministic:
+        before, now = _said(old), _said(new)
+        index = _parting(before, now)
+        if index is None:
+            return None
+        return Difference(index, _text_at(before, index), _text_at(now, index))
+    index = _parting(old.tokens, new.tokens)
+    if index is None:
+        return None
+    seen = {}
+    if index < len(new.logprobs):
+        entry = new.logprobs[index]
+        seen = {top.token: Candidate(top.token, top.text, top.logprob) for top in entry.top}
+        seen[entry.token] = Candidate(entry.token, entry.text, entry.logprob)
+    return Difference(index, _candidate(_at(old.tokens, index), seen), _candidate(_at(new.tokens, index), seen))
+
+
+def _said(outcome: Outcome) -> str:
+    calls = (f"{call.function.name}{call.function.arguments}" for call in outcome.tool_calls)
+    return "".join((outcome.reasoning, outcome.text, *calls))
+
+
+def _parting(old: Sequence[object], new: Sequence[object]) -> int | None:
+    for index, (a, b) in enumerate(zip(old, new, strict=False)):
+        if a != b:
+            return index
+    return None if len(old) == len(new) else min(len(old), len(new))
+
+
+def _candidate(token: int | None, seen: Mapping[int, Candidate]) -> Candidate:
+    return Candidate(None) if token is None else seen.get(token, Candidate(token))
+
+
+def _at(tokens: Sequence[int], index: int) -> int | None:
+    return tokens[index] if index < len(tokens) else None
+
+
+def _text_at(text: str, index: int) -> Candidate:
+    return Candidate(None, text[index : index + 24])

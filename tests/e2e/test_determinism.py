@@ -1,0 +1,98 @@
+"""Deterministic mode on a real model: an answer is the same alone and in any company, to the last bit."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packtrain.broker.ids import JobId
+from packtrain.broker.messages import SamplingParams
+from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
+from tests.support.demo_model import MODEL, demo_model_folder
+from tests.support.fleets import fleet
+
+pytestmark = pytest.mark.e2e
+
+N_SLOTS, N_CTX = 6, 768
+Answer = list[tuple[int, float | None]]
+
+
+class Run:
+    """Requests on one engine, stepped by hand."""
+
+    def __init__(self, backend: LlamaCppBackend, prefill_budget: int = 128) -> None:
+        self.engine = Engine(backend, clock=time.monotonic, prefill_budget=prefill_budget)
+        self.answers: dict[str, Answer] = {}
+        self.ends: dict[str, Ended] = {}
+
+    def submit(self, name: str, prompt: list[int], temperature: float) -> None:
+        answer = self.answers.setdefault(name, [])
+
+        def on_tokens(tokens: Tokens) -> None:
+            answer.extend((lp.token, lp.logprob) for lp in tokens.logprobs)
+
+        def on_end(ended: Ended) -> None:
+            self.ends[name] = ended
+
+        params = SamplingParams(temperature=temperature, logprobs=0, ignore_eos=True)
+        seed = int(name.removeprefix("j"))
+        self.engine.submit(SequenceRequest(JobId(name), tuple(prompt), params, seed, 12, on_tokens, on_end))
+
+    def finish(self) -> None:
+        while self.engine.is_busy:
+            self.engine.step()
+
+
+@pytest.fixture(scope="module")
+def backend() -> LlamaCppBackend:
+    path = demo_model_folder() / f"{MODEL}.gguf"
+    return LlamaCppBackend(path, model=MODEL, n_slots=N_SLOTS, n_ctx=N_CTX, n_threads=1, numerics="deterministic")
+
+
+def test_company_arrivals_prefixes_and_budgets_change_no_bit(backend: LlamaCppBackend) -> None:
+    assert backend.shape.recipe == "batched"
+    rng = random.Random(7)
+    shared = [rng.randrange(5, 49_000) for _ in range(120)]
+    jobs = []
+    for number in range(8):
+        own = [rng.randrange(5, 49_000) for _ in range(rng.choice([10, 33, 90]))]
+        jobs.append((f"j{number}", [*(shared if number % 2 else []), *own], 0.8 if number % 3 else 0.0))
+
+    alone = {}
+    for name, prompt, temperature in jobs:
+        run = Run(backend)
+        run.submit(name, prompt, temperature)
+        run.finish()
+        alone[name] = run.answers[name]
+    together = Run(backend, prefill_budget=70)
+    for name, prompt, temperature in jobs:
+        together.submit(name, prompt, temperature)
+        for _ in range(rng.randrange(4)):
+            together.engine.step()
+    together.finish()
+
+    assert together.engine.stats.batch_peak == N_SLOTS
+    assert together.engine.stats.tokens_reused >= 120
+    assert together.answers == alone
+
+
+def test_verify_on_the_whole_fleet(tmp_path: Path) -> None:
+    (tmp_path / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 4\ncontext = 512\n")
+    options: dict[str, Any] = {"deterministic": True, "max_tokens": 12, "temperature": 0.9, "logprobs": 2}
+    with fleet(tmp_path, demo_model_folder()) as running:
+        results = list(running.client.map(MODEL, [f"Tell me of the number {n}." for n in range(4)], **options))
+        found = [running.client.verify(result.job_id, timeout=120) for result in results]
+
+    assert max(result.batch_peak for result in results) > 1
+    assert all(v.is_equal and v.is_same_class for v in found)
+    receipt = results[0].receipt
+    assert receipt is not None
+    assert (receipt.numerics, receipt.recipe) == ("deterministic", "batched")
+    assert [len(r.logprobs) for r in results] == [r.usage.completion_tokens for r in results]
+    assert all(len(entry.top) == 2 for r in results for entry in r.logprobs)

@@ -1,0 +1,81 @@
+"""Running a job again and saying where the answers part."""
+
+from __future__ import annotations
+
+import pytest
+
+from packtrain.broker.chat import FunctionCall, ToolCall
+from packtrain.broker.errors import InvalidRequest
+from packtrain.broker.messages import Logprob, Outcome, TokenLogprob
+from packtrain.broker.states import JobState
+from packtrain.client.verify import Candidate, Difference, first_difference, request_again
+from tests.support.factories import spec
+
+pytestmark = pytest.mark.unit
+
+
+def answer(*tokens: int, text: str = "") -> Outcome:
+    entries = tuple(
+        TokenLogprob(token=t, text=f"<{t}>", logprob=-0.5, top=(Logprob(token=9, text="<9>", logprob=-1.5),))
+        for t in tokens
+    )
+    return Outcome(state=JobState.SUCCEEDED, text=text, tokens=tokens, logprobs=entries, seed=77)
+
+
+def test_equal_tokens_are_no_difference() -> None:
+    assert first_difference(answer(1, 2), answer(1, 2), is_deterministic=True) is None
+
+
+def test_the_first_differing_token_is_named_with_both_candidates_and_logprobs() -> None:
+    found = first_difference(answer(1, 9, 3), answer(1, 2, 3), is_deterministic=True)
+
+    assert found == Difference(1, Candidate(9, "<9>", -1.5), Candidate(2, "<2>", -0.5))
+
+
+def test_a_token_that_the_new_run_does_not_rank_has_no_logprob() -> None:
+    found = first_difference(answer(5), answer(2), is_deterministic=True)
+
+    assert found == Difference(0, Candidate(5), Candidate(2, "<2>", -0.5))
+
+
+def test_a_shorter_answer_parts_at_its_end() -> None:
+    found = first_difference(answer(1, 2), answer(1), is_deterministic=True)
+
+    assert found == Difference(1, Candidate(2), Candidate(None))
+
+
+def test_a_fast_answer_is_compared_by_its_text() -> None:
+    found = first_difference(answer(1, text="a cat"), answer(2, text="a dog"), is_deterministic=False)
+
+    assert found is not None
+    assert (found.index, found.old.text, found.new.text) == (2, "cat", "dog")
+
+
+def test_fast_answers_are_compared_in_all_their_parts() -> None:
+    def called(arguments: str) -> Outcome:
+        call = ToolCall(id="c1", function=FunctionCall(name="time", arguments=arguments))
+        return Outcome(state=JobState.SUCCEEDED, reasoning="Hm.", tool_calls=(call,))
+
+    assert first_difference(called("{}"), called("{}"), is_deterministic=False) is None
+    found = first_difference(called('{"a": 1}'), called('{"a": 2}'), is_deterministic=False)
+    assert found is not None
+    assert (found.old.text, found.new.text) == ("1}", "2}")
+
+
+def test_the_new_run_takes_the_seed_that_was_drawn_with() -> None:
+    again = request_again("j", spec(deterministic=True, expires_in_ms=5), answer(1), on="n2")
+
+    assert again.params.seed == 77
+    assert again.params.logprobs
+    assert (again.meant_for, again.expires_in_ms) == ("n2", None)
+
+
+@pytest.mark.parametrize("state", [s for s in JobState if s.is_terminal and s is not JobState.SUCCEEDED])
+def test_only_a_whole_answer_is_verified(state: JobState) -> None:
+    with pytest.raises(InvalidRequest, match=state.value):
+        request_again("j", spec(), Outcome(state=state), on=None)
+
+
+def test_a_job_without_an_end_is_not_verified() -> None:
+    with pytest.raises(InvalidRequest, match="not ended"):
+        request_again("j", spec(), None, on=None)

@@ -1,0 +1,75 @@
+"""Prefix reuse: which part of a prompt is in some slot already, so that it is copied and not computed again.
+
+The cache of a slot outlives its sequence, until the slot is needed for something else. So a slot holds
+
+    live       the tokens of its sequence computed so far; while prefilling it will soon hold the rest of its prompt
+    retained   the tokens that its last sequence left
+
+and a new sequence begins with the longest prefix that any of them holds. When one that is still prefilling *will* hold
+a longer one, the new sequence waits for it: sixteen jobs that arrive together compute their common prefix once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+#: A shorter prefix is not worth a wait, tokens.
+MIN_SHARED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What a slot holds."""
+
+    slot: int
+    tokens: Sequence[int]
+    num_cached: int  # of `tokens`: can be copied now
+    num_soon: int  # of `tokens`: will be in the cache when its sequence has its prompt computed
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How a new sequence should begin: with `count` tokens of the cache of `slot`."""
+
+    slot: int = -1
+    count: int = 0
+    is_worth_waiting: bool = False  # a longer prefix is being computed
+
+
+def find_reuse(tokens: Sequence[int], caches: Iterable[Cache], *, limit: int, granule: int = 1) -> Reuse:
+    """The best way to begin a sequence with these tokens.
+
+    Args:
+        caches: Of other slots, and of its own; the first of equals wins.
+        limit: Most tokens that may be reused; the last one must be computed, to know what follows it.
+        granule: Reuse only multiples of this (serial recipe: whole chunks).
+    """
+    best, soon = Reuse(), 0
+    for cache in caches:
+        common = min(common_prefix(tokens, cache.tokens), limit)
+        now = min(common, cache.num_cached) // granule * granule
+        if now > best.count:
+            best = Reuse(cache.slot, now)
+        soon = max(soon, min(common, cache.num_soon) // granule * granule)
+    if soon >= best.count + MIN_SHARED:
+        return Reuse(best.slot, best.count, is_worth_waiting=True)
+    return best
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b`, of the same type, begin with alike.
+
+    >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:  # alike in [0, low), different somewhere in [low, high)
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,126 @@
+"""Receipts: what exactly computed an answer, in hashes, so that it can be computed again and compared.
+
+Inside one *numerics class* a deterministic job gives the same bits: same weights, same build of llama.cpp with the same
+CPU features, same recipe. The class is a hash over just these. Slots, context, threads, company and node are not in it,
+because by the recipe they change nothing, which `packtrain verify` and the tests show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packtrain.broker.messages import Numerics, Receipt, Recipe
+
+logger = logging.getLogger(__name__)
+
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """The library behind a backend."""
+
+    library: str  # name and version
+    features: str  # what it was built with and found in the CPU
+    flags: str  # how the model was loaded, as far as it tells on the bits
+
+
+@dataclass(frozen=True, slots=True)
+class Computer:
+    """What computes the answers of one instance."""
+
+    build: Build
+    model_sha256: str
+    numerics: Numerics
+    recipe: Recipe
+
+    @property
+    def numerics_class(self) -> str:
+        """16 hex digits; equal where equal jobs get equal bits."""
+        parts = (self.build.library, self.build.features, self.build.flags, self.model_sha256, self.recipe)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    def receipt(self, *, threads: int, seed: int, prompt: Sequence[int], output: Sequence[int]) -> Receipt:
+        """For one answer."""
+        return Receipt(
+            model_sha256=self.model_sha256,
+            numerics=self.numerics,
+            recipe=self.recipe,
+            numerics_class=self.numerics_class,
+            library=self.build.library,
+            features=self.build.features,
+            flags=self.build.flags,
+            threads=threads,
+            seed=seed,
+            prompt_sha256=tokens_sha256(prompt),
+            output_sha256=tokens_sha256(output),
+        )
+
+
+def tokens_sha256(tokens: Iterable[int]) -> str:
+    """Of token ids as 32-bit little-endian integers."""
+    ids = array("i", tokens)
+    if sys.byteorder != "little":
+        ids.byteswap()
+    return hashlib.sha256(ids.tobytes()).hexdigest()
+
+
+def model_sha256(path: Path, cache: Path) -> str:
+    """Of a model file; of a split model, of the hashes of its parts. Blocks for about a second per gigabyte, once.
+
+    Args:
+        path: GGUF file or the first part.
+        cache: JSON file that remembers hashes by path, size and time of change.
+    """
+    parts = _parts(path)
+    hashes = [_file_sha256(part, cache) for part in parts]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    match = _PART.search(path.name)
+    if not match:
+        return [path]
+    stem, count = path.name[: match.start()], int(match[1])
+    return [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+
+
+def _file_sha256(path: Path, cache: Path) -> str:
+    status = path.stat()
+    identity = [status.st_size, status.st_mtime_ns]
+    known = _read(cache)
+    entry = known.get(str(path))
+    if isinstance(entry, list) and entry[:2] == identity:
+        return str(entry[2])
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _write(cache, {**_read(cache), str(path): [*identity, digest]})
+    return digest
+
+
+def _read(cache: Path) -> dict[str, object]:
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write(cache: Path, known: dict[str, object]) -> None:
+    # Two instances that write at once may lose one entry, which costs one more hashing and nothing else.
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        draft = cache.with_name(f"{cache.name}.{os.getpid()}")
+        draft.write_text(json.dumps(known))
+        draft.replace(cache)
+    except OSError as error:
+        logger.warning("Could not note a hash in %s: %s", cache, error, extra={"event": "hash.unnoted"})
