@@ -31,6 +31,7 @@ GREEDY = SamplingParams(temperature=0)
 def prefill(backend: LlamaCppBackend) -> tuple[dict[int, int], float]:
     """Fill every slot with a prompt, eight at a time; the token after each, and rows per second."""
     for seq_id in range(SLOTS):
+        backend.truncate(seq_id, 0)
         backend.open(seq_id, GREEDY, 0, (), 0)
     begin = time.perf_counter()
     tokens: list[int] = []
@@ -56,8 +57,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=cache / "models" / "smollm2.gguf")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--numerics", choices=["fast", "deterministic"], default="fast")
     arguments = parser.parse_args()
-    backend = LlamaCppBackend(arguments.model, model="m", n_slots=SLOTS, n_ctx=512, n_threads=arguments.threads)
+    backend = LlamaCppBackend(
+        arguments.model, model="m", n_slots=SLOTS, n_ctx=512, n_threads=arguments.threads,
+        numerics=arguments.numerics,
+    )  # fmt: skip
     rates: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
         for sequences in (1, 4, 16):

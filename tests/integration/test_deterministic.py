@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from packtrain.client import InvalidRequest, NotDeterministic
+from packtrain.client import InvalidParameter, InvalidRequest, NotDeterministic
 from tests.support.fleets import Fleet, scripted_fleet
 
 pytestmark = pytest.mark.integration
@@ -72,3 +72,14 @@ def test_verify_on_a_named_instance_or_node_runs_there(fleet: Fleet) -> None:
     assert fleet.client.verify(first.job_id, on="n1", timeout=30).node == "n1"
     with pytest.raises(InvalidRequest, match="no instance or node 'n7'"):
         fleet.client.verify(first.job_id, on="n7")
+
+
+def test_choices_share_a_prompt_and_differ_in_their_seeds(fleet: Fleet) -> None:
+    found = fleet.client.choices("echo", "hello", 4, seed=5)
+
+    assert [r.text for r in found] == ["olleh"] * 4
+    assert found[0].seed == 5
+    assert len({r.seed for r in found}) == 4
+    assert [r.seed for r in fleet.client.choices("echo", "hello", 4, seed=5)] == [r.seed for r in found]
+    with pytest.raises(InvalidParameter, match="1 to 128"):
+        fleet.client.choices("echo", "hello", 0)

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 from packtrain.broker.errors import (
     BrokerUnavailable,
     InvalidRequest,
+    PacktrainError,
     ResultTimeout,
     SetupError,
     TryLater,
@@ -32,7 +33,7 @@ from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
 from packtrain.client.reading import RETRY_S, Cursors, Patience, Window
 from packtrain.client.redis_transport import RedisTransport
-from packtrain.client.request import Prompt, build_spec, job_id_of
+from packtrain.client.request import Prompt, build_spec, choice_seeds, job_id_of
 from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
 from packtrain.client.transport import Transport
 from packtrain.client.verify import Verification, first_difference, request_again
@@ -200,6 +201,31 @@ class Packtrain:
     def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
         """Submit, and wait for the result. Arguments as of `submit`; errors as of `submit` and `Job.result`."""
         return self.submit(model, prompt, stream=False, **options).result(timeout)
+
+    def choices(
+        self,
+        model: str,
+        prompt: Prompt,
+        n: int,
+        *,
+        seed: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """Several answers to one prompt, drawn with seeds that follow from `seed`.
+
+        Each is a job of its own, so they share a batch; the prompt is computed once per instance that takes part.
+        """
+        jobs: list[Job] = []
+        until = None if timeout is None else time.monotonic() + timeout
+        try:
+            jobs.extend(self.submit(model, prompt, seed=s, stream=False, **options) for s in choice_seeds(n, seed))
+            return [job.result(None if until is None else max(0.0, until - time.monotonic())) for job in jobs]
+        except BaseException:
+            for job in jobs:  # nobody will read the others
+                with suppress(PacktrainError):
+                    job.cancel()
+            raise
 
     def stream(self, model: str, prompt: Prompt, **options: Any) -> TextStream:
         """Submit, and give the text as it comes. Closing the stream cancels the job. Arguments as of `submit`."""

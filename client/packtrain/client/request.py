@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from packtrain.broker.messages import JobSpec, SamplingParams, parse_spec
 #: A text, or the turns of a chat.
 Prompt = str | Sequence[Mapping[str, Any] | Message]
 
+#: Answers to one prompt at once.
+MAX_CHOICES = 128
 #: Options that are no sampling parameters.
 _SPEC_FIELDS = frozenset(
     {"lane", "user", "deterministic", "meant_for", "suffix", "tools", "tool_choice", "parallel_tool_calls"}
@@ -78,6 +82,19 @@ def _turns(prompt: object) -> list[dict[str, Any]]:
             field="prompt",
         )
     return [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in turns]
+
+
+def choice_seeds(n: int, seed: int | None) -> list[int]:
+    """Seeds for `n` answers to one prompt. The first is `seed` itself; None: drawn at random.
+
+    Raises:
+        InvalidParameter
+    """
+    if not 1 <= n <= MAX_CHOICES:
+        raise InvalidParameter(f"n is {n}; ask for 1 to {MAX_CHOICES} choices", field="n")
+    first = secrets.randbits(32) if seed is None else seed
+    digests = (hashlib.sha256(f"{first}:{choice}".encode()).digest() for choice in range(1, n))
+    return [first, *(int.from_bytes(digest[:4], "big") for digest in digests)]
 
 
 def job_id_of(spec: JobSpec, idempotency_key: str | None) -> JobId:
