@@ -92,7 +92,11 @@ def run(backend: LlamaCppBackend, jobs: Sequence[tuple[int, Job]]) -> dict[int, 
 def measure(path: Path, numerics: Numerics, threads: int) -> tuple[str, int, int]:
     """Recipe, and how many of the jobs have equal tokens, and equal logprobs, alone and together."""
     backend = LlamaCppBackend(
-        path, model=path.stem, n_slots=NUM_SLOTS, n_ctx=N_CTX, n_threads=threads,
+        path,
+        model=path.stem,
+        n_slots=NUM_SLOTS,
+        n_ctx=N_CTX,
+        n_threads=threads,
         options=LoadOptions(numerics=numerics),
     )
     jobs = list(enumerate(make_jobs(backend.shape.n_vocab)))

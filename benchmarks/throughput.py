@@ -33,7 +33,7 @@ from multiprocessing.connection import Connection
 from benchmarks.common import MODEL, arguments_parser, bench_fleet, cpu_name, run_at_once, spread
 from benchmarks.workloads import length
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Message, SamplingParams
+from packtrain.broker.messages import SamplingParams
 
 CONCURRENCY = (1, 4, 16, 32)
 JOBS = {1: 4, 4: 8, 16: 32, 32: 32}
@@ -98,7 +98,7 @@ def engine_process(model: str, threads: int, pipe: Connection) -> None:
 
         for number in range(jobs):
             free.acquire()
-            text = backend.render_chat([Message(role="user", content=prompt(number))])
+            text = backend.render_chat({"messages": [{"role": "user", "content": prompt(number)}]})
             params = SamplingParams.model_validate(options(number))
             prompt_tokens = tuple(backend.tokenize(text, is_rendered=True))
             engine.submit(

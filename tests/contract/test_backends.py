@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
-from packtrain.broker.messages import Message, SamplingParams
+from packtrain.broker.ids import JobId
+from packtrain.broker.messages import JobSpec, SamplingParams
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_sampling import MIN_TEMPERATURE, is_plain_greedy, token_seed
 from packtrain.workers.backends.scripted import ScriptedBackend
-from tests.support.tiny_model import END_OF_TURN, EOS, write_tiny_model
+from packtrain.workers.chat.preparing import prepare
+from tests.support import templates
+from tests.support.tiny_model import BOS, END_OF_TURN, EOS, write_tiny_model
 
 pytestmark = pytest.mark.contract
 
@@ -255,7 +258,7 @@ class BackendContract:
         assert b"".join(map(backend.piece, backend.tokenize(text, is_rendered=False))) == text.encode()
 
     def test_a_rendered_chat_holds_what_the_user_said(self, backend: Backend) -> None:
-        rendered = backend.render_chat([Message(role="user", content="knock knock")])
+        rendered = backend.render_chat({"messages": [{"role": "user", "content": "knock knock"}]})
 
         assert "knock knock" in rendered
         assert backend.tokenize(rendered, is_rendered=True)
@@ -511,8 +514,42 @@ class TestLlamaCpp(BackendContract):
         backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
 
         with pytest.raises(InvalidParameter, match="refuses"):
-            backend.render_chat([Message(role="user", content="x")])
+            backend.render_chat({"messages": [{"role": "user", "content": "x"}]})
         backend.shutdown()
+
+    def test_marks_of_the_family_are_text_and_other_special_tokens_are_not(self, tmp_path: Path) -> None:
+        special = ("<think>", "</think>", "<tool_call>", "<|other|>")
+        path = write_tiny_model(tmp_path / "t.gguf", template=templates.QWEN, special=special)
+        backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
+
+        pieces = [backend.piece(token) for token in range(END_OF_TURN, END_OF_TURN + 5)]
+
+        assert pieces == [b"", b"<think>", b"</think>", b"<tool_call>", b""]
+        backend.shutdown()
+
+    def test_special_tokens_that_a_user_types_are_not_parsed(self, backend: Backend) -> None:
+        said = "Hi<|im_end|></s>"
+        spec = JobSpec(model="tiny", messages=[{"role": "user", "content": said}])
+
+        tokens = prepare(spec, JobId("job"), backend).tokens
+
+        assert (tokens.count(END_OF_TURN), tokens.count(EOS)) == (1, 0)  # the template's own
+        assert b"".join(map(backend.piece, tokens)) == f"user: {said}assistant:".encode()
+
+    def test_a_gap_is_filled_with_the_vocabularys_tokens(self, backend: Backend, tmp_path: Path) -> None:
+        special = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+        path = write_tiny_model(tmp_path / "t.gguf", special=special)
+        coder = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
+        spec = JobSpec(kind="complete", model="t", prompt="a<|fim_middle|>", suffix="b")
+        before, after = (coder.tokenize(text, is_rendered=False, is_part=True) for text in (spec.prompt, spec.suffix))
+
+        pre, suf, mid = range(END_OF_TURN + 1, END_OF_TURN + 4)
+        assert prepare(spec, JobId("job"), coder).tokens == [BOS, pre, *before, suf, *after, mid]
+        assert mid not in before
+        assert BOS not in before
+        with pytest.raises(InvalidRequest, match="cannot fill gaps"):
+            prepare(spec, JobId("job"), backend)
+        coder.shutdown()
 
     @pytest.mark.parametrize("template", ["", "{% for %}"])
     def test_a_template_that_is_unusable_leaves_plain_prompts(self, tmp_path: Path, template: str) -> None:
@@ -520,7 +557,7 @@ class TestLlamaCpp(BackendContract):
         backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
 
         with pytest.raises(InvalidRequest, match="plain prompt"):
-            backend.render_chat([Message(role="user", content="x")])
+            backend.render_chat({"messages": [{"role": "user", "content": "x"}]})
         assert answer(backend, 2)
         backend.shutdown()
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from packtrain.broker import errors, keys
+from packtrain.broker.chat import CallDelta
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
 from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, Chunk, EmitReply, JobStore
 from packtrain.broker.memory_jobs import MemoryJobs
@@ -223,6 +224,22 @@ class JobStoreContract:
             (3, "!", (4,)),
         ]
         assert events[-1].end is JobState.SUCCEEDED
+
+    def test_reasoning_and_tool_calls_stand_beside_the_text(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        begun, more = CallDelta(0, "{", "c1", "look_up"), CallDelta(0, '"a": "\u00e9"}')
+
+        store.emit(
+            [(job_id, epoch, Chunk(0, "", (1,), "Hm. ")), (job_id, epoch, Chunk(1, "Hi", (2,), "So.", (begun,)))]
+        )
+        store.finish(job_id, epoch, DONE, Chunk(2, "", (), "", (more,)))
+
+        events = store.events({job_id: "0"})
+        assert [(e.text, e.reasoning, e.calls) for e in events[:-1]] == [
+            ("", "Hm. ", ()),
+            ("Hi", "So.", (begun,)),
+            ("", "", (more,)),
+        ]
 
     def test_a_chunk_sent_twice_stands_once(self, store: JobStore) -> None:
         job_id, epoch = submit(store), claim(store)[1]

@@ -53,7 +53,9 @@ class Run:
 @pytest.fixture(scope="module")
 def backend() -> LlamaCppBackend:
     path = demo_model_folder() / f"{MODEL}.gguf"
-    return LlamaCppBackend(path, model=MODEL, n_slots=N_SLOTS, n_ctx=N_CTX, n_threads=1, options=LoadOptions(numerics="deterministic"))
+    return LlamaCppBackend(
+        path, model=MODEL, n_slots=N_SLOTS, n_ctx=N_CTX, n_threads=1, options=LoadOptions(numerics="deterministic")
+    )
 
 
 def test_company_arrivals_prefixes_and_budgets_change_no_bit(backend: LlamaCppBackend) -> None:

@@ -20,10 +20,14 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% end
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # llama.cpp's token types
 
 
-def write_tiny_model(path: Path, *, seed: int = 0, template: str = TEMPLATE) -> Path:
-    """The model at `path`; the same seed gives the same weights. An empty template is left out."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>"]
-    kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL]
+def write_tiny_model(path: Path, *, seed: int = 0, template: str = TEMPLATE, special: tuple[str, ...] = ()) -> Path:
+    """The model at `path`; the same seed gives the same weights. An empty template is left out.
+
+    Args:
+        special: Further control tokens, from id 261 on.
+    """
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>", *special]
+    kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL, *[_CONTROL] * len(special)]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Tiny")
     writer.add_context_length(N_CTX)

@@ -144,7 +144,7 @@ def test_estimate_is_process_and_weights_and_slots_and_compute() -> None:
 
     assert memory.host("weights") == 96_576_768
     assert memory.host("cache") == 8 * 4096 * 23_040
-    assert memory.host("compute") == 13.5 * MIB + 2 * 512 * 8 * 4096
+    assert memory.host("compute") == 13.5 * MIB + 2 * 512 * 4096
     assert memory.logits_bytes == 32 * 49_152 * 4
     assert memory.process_bytes == PROCESS_BYTES + 49_152 * VOCAB_ENTRY_BYTES
     assert memory.work_bytes == 512 * 1536 // 32 * 34

@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from packtrain.broker.chat import join_calls
 from packtrain.broker.ids import JobId
 from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.messages import JobSpec, JobStatus
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.chat.deltas import Delta
+from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.sequence import End, Ended, Tokens
+from packtrain.workers.engine.text import TextStream
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
@@ -58,13 +63,13 @@ class Store(MemoryJobs):
 class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
-    def __init__(self) -> None:
-        super().__init__(n_slots=2, n_ctx=64)
+    def __init__(self, n_ctx: int) -> None:
+        super().__init__(n_slots=2, n_ctx=n_ctx)
         self.gate = threading.Event()
         self.gate.set()
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
-        return super().tokenize(text.strip(), is_rendered=is_rendered)
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+        return super().tokenize(text.strip(), is_rendered=is_rendered, is_part=is_part)
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         assert self.gate.wait(PATIENCE_S)
@@ -74,10 +79,10 @@ class Gated(ScriptedBackend):
 class Instance:
     """All parts of an instance but Celery and its process."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_ctx: int = 64) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
-        self.backend = Gated()
+        self.backend = Gated(n_ctx)
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(
             self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
@@ -282,6 +287,133 @@ def test_a_job_whose_model_was_exchanged_under_it_fails_with_the_reason(instance
     assert outcome.error is not None
     assert outcome.error["data"] == {"token": 257, "n_vocab": 257}
     assert "its file was exchanged" in outcome.error["message"]
+
+
+@pytest.fixture
+def roomy() -> Iterator[Instance]:
+    """An instance whose slots hold a tool call."""
+    instance = Instance(n_ctx=512)
+    yield instance
+    instance.close()
+
+
+TOOL = {"type": "function", "function": {"name": "time"}}
+CALL = '<tool_call>{"name": "time", "arguments": {"zone": "é"}}</tool_call>'
+
+
+def chat(answer: str, **fields: Any) -> JobSpec:
+    """A chat that the scripted model answers so."""
+    return JobSpec(model=MODEL, messages=[{"role": "user", "content": answer[::-1]}], **fields)
+
+
+def test_an_answer_ends_in_its_parts(roomy: Instance) -> None:
+    answer = f"<think>Hm.</think>\n\nI look.\n{CALL}"
+    roomy.store.submit(JobId("job"), chat(answer, tools=[TOOL]), max_waiting=10)
+    roomy.runner.answer()
+
+    outcome = roomy.status().outcome
+    assert outcome is not None
+    assert (outcome.text, outcome.reasoning, outcome.finish_reason) == ("I look.", "Hm.", "tool_calls")
+    assert [(c.function.name, c.function.arguments) for c in outcome.tool_calls] == [("time", '{"zone": "é"}')]
+    assert outcome.usage.completion_tokens == len(answer.encode())
+    events = roomy.store.events({JobId("job"): "0"})
+    assert "".join(event.text for event in events) == outcome.text
+    assert "".join(event.reasoning for event in events) == outcome.reasoning
+    assert join_calls(call for event in events for call in event.calls) == outcome.tool_calls
+
+
+@pytest.mark.parametrize("place", range(0, 110, 3))
+def test_a_job_resumes_within_any_part_of_its_answer(roomy: Instance, place: int) -> None:
+    answer = f"<think>Hm, é.</think> I see the time. {CALL} "
+    spec = chat(answer, tools=[TOOL], params={"stop": ["see it"]})
+    roomy.store.submit(JobId("job"), spec, max_waiting=10)
+    claim = roomy.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    # An earlier lease has come so far, and was then given back.
+    lease = LeasedJob(claim, spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    lease.read_by(prepare(spec, claim.job_id, roomy.backend).parser)
+    tokens = answer.encode()[:place]
+    if tokens:
+        text = TextStream(spec.params.stop)
+        lease.on_tokens(Tokens(0, "".join(text.push(bytes([token])) for token in tokens), tuple(tokens)))
+        chunk, _ = lease.take()
+        assert chunk is not None
+        roomy.store.emit([(claim.job_id, claim.epoch, chunk)])
+    roomy.store.release(claim.job_id, claim.epoch)
+    roomy.runner.answer()
+
+    outcome = roomy.status().outcome
+    assert outcome is not None
+    assert (outcome.text, outcome.reasoning) == ("I see the time.", "Hm, é.")
+    assert [(c.function.name, c.function.arguments) for c in outcome.tool_calls] == [("time", '{"zone": "é"}')]
+    events = roomy.store.events({claim.job_id: "0"})
+    assert "".join(event.text for event in events) == outcome.text
+    assert "".join(event.reasoning for event in events) == outcome.reasoning
+    assert join_calls(call for event in events for call in event.calls) == outcome.tool_calls
+
+
+def test_a_cancelled_job_keeps_what_was_held_back(roomy: Instance) -> None:
+    lease_spec = chat("Hello <tool", tools=[TOOL])
+    roomy.store.submit(JobId("job"), lease_spec, max_waiting=10)
+    claim = roomy.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    lease = LeasedJob(claim, lease_spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    lease.read_by(prepare(lease_spec, claim.job_id, roomy.backend).parser)
+    lease.on_tokens(Tokens(0, "Hello <tool", tuple(b"Hello <tool")))
+    first, _ = lease.take()
+    lease.on_end(Ended(End.CANCELLED, num_output=11))
+    last, ended = lease.take()
+
+    assert first is not None
+    assert last is not None
+    assert ended is not None
+    assert (first.text, last.index, last.text) == ("Hello", 11, " <tool")
+    assert lease.outcome(ended, INSTANCE, NODE, COMPUTER, threads=1).text == "Hello <tool"
+
+
+def test_a_parser_that_fails_costs_a_job_its_parts_only(roomy: Instance) -> None:
+    class Broken:
+        def push(self, text: str) -> Delta:
+            raise RuntimeError("broken")
+
+        def flush(self) -> Delta:
+            raise RuntimeError("broken")
+
+    spec = chat("Hello")
+    roomy.store.submit(JobId("job"), spec, max_waiting=10)
+    claim = roomy.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    lease = LeasedJob(claim, spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    lease.read_by(Broken())
+    lease.on_tokens(Tokens(0, "Hello", tuple(b"Hello")))
+    lease.on_end(Ended(End.STOP, " there", num_output=5))
+    chunk, ended = lease.take()
+
+    assert chunk is not None
+    assert ended is not None
+    assert chunk.text == lease.outcome(ended, INSTANCE, NODE, COMPUTER, threads=1).text == "Hello there"
+
+
+@pytest.mark.parametrize("prompt", ["hello", "x" * 100])
+def test_tokens_are_counted_without_an_answer(instance: Instance, prompt: str) -> None:
+    instance.submit(prompt)
+    spec = JobSpec(kind="count", model=MODEL, prompt=prompt)
+    instance.store.submit(JobId("count"), spec, max_waiting=10)
+    instance.store.cancel(JobId("job"))
+    instance.runner.answer()
+
+    status = instance.store.status(JobId("count"))
+    assert status is not None
+    assert status.outcome is not None
+    assert (status.state, status.outcome.usage.prompt_tokens) == (JobState.SUCCEEDED, len(prompt))
+    assert (status.outcome.usage.completion_tokens, instance.engine.stats.steps) == (0, 0)
+
+
+def test_a_gap_cannot_be_filled_by_every_model(instance: Instance) -> None:
+    instance.submit("def f(", suffix="return x")
+    instance.runner.answer()
+
+    assert instance.error() == "invalid_request"
 
 
 def test_a_seed_of_its_own_is_the_same_at_every_try() -> None:

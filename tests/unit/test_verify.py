@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from packtrain.broker.chat import FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidRequest
 from packtrain.broker.messages import Logprob, Outcome, TokenLogprob
 from packtrain.broker.states import JobState
@@ -48,6 +49,17 @@ def test_a_fast_answer_is_compared_by_its_text() -> None:
 
     assert found is not None
     assert (found.index, found.old.text, found.new.text) == (2, "cat", "dog")
+
+
+def test_fast_answers_are_compared_in_all_their_parts() -> None:
+    def called(arguments: str) -> Outcome:
+        call = ToolCall(id="c1", function=FunctionCall(name="time", arguments=arguments))
+        return Outcome(state=JobState.SUCCEEDED, reasoning="Hm.", tool_calls=(call,))
+
+    assert first_difference(called("{}"), called("{}"), is_deterministic=False) is None
+    found = first_difference(called('{"a": 1}'), called('{"a": 2}'), is_deterministic=False)
+    assert found is not None
+    assert (found.old.text, found.new.text) == ("1}", "2}")
 
 
 def test_the_new_run_takes_the_seed_that_was_drawn_with() -> None:

@@ -8,12 +8,14 @@ can do no harm when it comes back, and a job ends exactly once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
+from packtrain.broker.chat import CallDelta
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
@@ -62,6 +64,8 @@ class Chunk:
     index: int  # of its first token in the answer
     text: str
     tokens: tuple[int, ...]
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Event:
     text: str = ""
     index: int = 0
     tokens: tuple[int, ...] = ()
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
     end: JobState | None = None
 
 
@@ -243,7 +249,7 @@ def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
     return Call(
         "emit",
         (keys.job(job_id), keys.out(job_id)),
-        (epoch, chunk.index, chunk.text, _pack(chunk.tokens), chunk.index + len(chunk.tokens)),
+        (epoch, chunk.index + len(chunk.tokens), chunk.index, *_fields(chunk)),
         lambda reply: EmitReply(int(reply)),
     )
 
@@ -262,11 +268,11 @@ def renew(held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> Call[dict[JobI
 
 def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> Call[bool]:
     """Call of finish.lua."""
-    index, text, tokens = (last.index, last.text, _pack(last.tokens)) if last else ("", "", "")
+    chunk: Sequence[str | int] = (last.index, *_fields(last)) if last else ()
     return Call(
         "finish",
         (keys.job(job_id), keys.out(job_id)),
-        (job_id, epoch, outcome.state, outcome.model_dump_json(exclude_defaults=True), index, text, tokens),
+        (job_id, epoch, outcome.state, outcome.model_dump_json(exclude_defaults=True), *chunk),
         lambda reply: reply == 1,
     )
 
@@ -329,7 +335,8 @@ def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Even
     if "end" in fields:
         return Event(job_id, entry_id, end=JobState(fields["end"]))
     tokens = tuple(int(token) for token in fields["k"].split(",")) if fields["k"] else ()
-    return Event(job_id, entry_id, fields["t"], int(fields["i"]), tokens)
+    calls = tuple(CallDelta(*piece) for piece in json.loads(fields["c"])) if "c" in fields else ()
+    return Event(job_id, entry_id, fields["t"], int(fields["i"]), tokens, fields.get("r", ""), calls)
 
 
 def ended(state: JobState, error: errors.PacktrainError) -> Outcome:
@@ -367,8 +374,10 @@ def dead(cause: Cause) -> Outcome:
     return ended(JobState.DEAD, error)
 
 
-def _pack(tokens: Sequence[int]) -> str:
-    return ",".join(map(str, tokens))
+def _fields(chunk: Chunk) -> tuple[str, str, str, str]:
+    """A chunk as a stream entry has it: text, tokens, reasoning, pieces of tool calls."""
+    calls = json.dumps([(c.index, c.arguments, c.id, c.name) for c in chunk.calls]) if chunk.calls else ""
+    return chunk.text, ",".join(map(str, chunk.tokens)), chunk.reasoning, calls
 
 
 def _json(state: JobState, error: errors.PacktrainError) -> str:

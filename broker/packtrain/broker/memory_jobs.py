@@ -139,7 +139,7 @@ class MemoryJobs:
             record = self._owned(job_id, epoch)
             if record is None:
                 return False
-            if last and (last.text or last.tokens):
+            if last:
                 self._append(job_id, record, last)
             self._settle(job_id, record, outcome)
             return True
@@ -273,7 +273,9 @@ class MemoryJobs:
         if record.first_token_ms is None:
             record.first_token_ms = self._now_ms()
         event_id = str(len(record.events) + 1)
-        record.events.append(jobs.Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens))
+        record.events.append(
+            jobs.Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens, chunk.reasoning, chunk.calls)
+        )
         self._changed.notify_all()
 
     def _lapse(self, job_id: JobId, record: _Record) -> None:

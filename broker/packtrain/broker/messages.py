@@ -10,22 +10,27 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from packtrain.broker.chat import MAX_TOOL_DEPTH, Message, NamedTool, Tool, ToolCall, ToolChoice
 from packtrain.broker.errors import InvalidParameter, PromptEmpty
+from packtrain.broker.fields import Input as _Input
+from packtrain.broker.fields import Report as _Report
+from packtrain.broker.fields import SafeId, Text, check_json
 from packtrain.broker.states import InstanceState, JobState
 
 #: Characters of one prompt, all messages together. Far above any context, far below what hurts the broker.
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
+#: Characters of all tools' schemas together, as JSON.
+MAX_TOOLS_CHARS = 512 * 1024
+
+Reasoning = Literal["auto", "off", "on", "low", "medium", "high"]
+#: Variables of a chat template that are ours to set; its own switches have other names.
+RESERVED_ARGS = frozenset(
+    {"messages", "tools", "tool_choice", "functions", "function_call", "add_generation_prompt"}
+    | {"bos_token", "eos_token", "raise_exception", "strftime_now"}
+)
+TemplateArg = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 #: How an instance computes: as fast as it can, or so that company, chunks and restarts change no bit of an answer.
 Numerics = Literal["fast", "deterministic"]
@@ -34,30 +39,6 @@ Numerics = Literal["fast", "deterministic"]
 Recipe = Literal["fast", "batched", "serial"]
 
 _M = TypeVar("_M", bound=BaseModel)
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"not valid Unicode at position {error.start}; decode the bytes as UTF-8 first") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-SafeId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
-
-
-class _Input(BaseModel):
-    """From clients: unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Report(BaseModel):
-    """Between our own processes: unknown fields come from a newer version and are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 class SamplingParams(_Input):
@@ -92,21 +73,22 @@ class SamplingParams(_Input):
         return bias
 
 
-class Message(_Input):
-    """One turn of a chat."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Text
-
-
 class JobSpec(_Input):
     """What a client asks for."""
 
     v: Literal[1] = 1
-    kind: Literal["chat", "complete"] = "chat"
+    kind: Literal["chat", "complete", "count"] = Field("chat", description="`count`: only count the prompt's tokens")
     model: SafeId
     messages: tuple[Message, ...] = Field((), max_length=4096, description="for kind `chat`")
     prompt: Text = Field("", description="for kind `complete`: continued as it is, no template")
+    suffix: Text = Field("", description="for kind `complete`: what stands behind the gap that is to be filled")
+    tools: tuple[Tool, ...] = Field((), max_length=128, description="functions the model may call")
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = Field(True, description="false: at most one call in an answer")
+    reasoning: Reasoning = Field("auto", description="auto: as the model's template has it")
+    template_args: dict[TemplateArg, Text | bool | int | float] = Field(
+        default_factory=dict, max_length=16, description="further variables for the model's chat template"
+    )
     params: SamplingParams = SamplingParams()
     lane: Literal["interactive", "bulk"] = "interactive"
     user: SafeId = "default"
@@ -117,23 +99,58 @@ class JobSpec(_Input):
         None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
     )
 
+    @field_validator("template_args")
+    @classmethod
+    def _not_reserved(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(RESERVED_ARGS & args.keys()):
+            raise ValueError(f"{taken[0]!r} is set by Packtrain itself; leave it out")
+        return args
+
     @model_validator(mode="after")
     def _has_one_prompt(self) -> Self:
-        size = len(self.prompt) + sum(len(m.content) for m in self.messages)
+        size = len(self.prompt) + len(self.suffix) + sum(m.size for m in self.messages)
         if size > MAX_PROMPT_CHARS:
             raise ValueError(f"the prompt has {size} characters, at most {MAX_PROMPT_CHARS} are allowed")
         if self.kind == "chat" and self.prompt:
             raise ValueError("kind 'chat' takes `messages`, kind 'complete' takes `prompt`; do not mix them")
         if self.kind == "complete" and self.messages:
             raise ValueError("kind 'complete' takes `prompt`, kind 'chat' takes `messages`; do not mix them")
+        if self.prompt and self.messages:
+            raise ValueError("kind 'count' takes `messages` or `prompt`, not both")
+        if self.suffix and self.messages:
+            raise ValueError("`suffix` belongs to a `prompt`; a chat has no gap to fill")
         return self
+
+    @model_validator(mode="after")
+    def _tools_fit(self) -> Self:
+        names = [tool.function.name for tool in self.tools]
+        if names and not self.is_chat:
+            raise ValueError("`tools` need `messages`; a plain prompt goes to the model without its template")
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name; give each its own")
+        check_json(
+            [tool.function.parameters for tool in self.tools], max_chars=MAX_TOOLS_CHARS, max_depth=MAX_TOOL_DEPTH + 1
+        )
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice 'required' needs `tools`")
+        if self.tool_choice not in ("auto", "none") and self.params.ignore_eos:
+            raise ValueError("ignore_eos goes on past the end, a call that must be made ends; use only one")
+        return self
+
+    @property
+    def is_chat(self) -> bool:
+        """True when the prompt is made by the model's chat template."""
+        return self.kind == "chat" or bool(self.messages)
 
     @property
     def is_empty(self) -> bool:
         """True when there is nothing to answer."""
-        if self.kind == "complete":
-            return not self.prompt
-        return not self.messages or not self.messages[-1].content.strip()
+        if not self.is_chat:
+            return not (self.prompt or self.suffix)
+        last = self.messages[-1] if self.messages else None
+        return last is None or (last.role != "tool" and not last.content.strip() and not last.tool_calls)
 
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
@@ -217,7 +234,9 @@ class Outcome(_Report):
     v: Literal[1] = 1
     state: JobState
     text: str = ""
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    reasoning: str = Field("", description="what the model thought before it answered, where its family marks it")
+    tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
     timings: Timings = Timings()
     seed: int | None = None

@@ -34,7 +34,7 @@ from packtrain.broker.states import JobState
 from packtrain.client.reading import RETRY_S, Cursors, Patience, Window
 from packtrain.client.redis_transport import RedisTransport
 from packtrain.client.request import Prompt, build_spec, choice_seeds, job_id_of
-from packtrain.client.result import Result, result_of
+from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
 from packtrain.client.transport import Transport
 from packtrain.client.verify import Verification, first_difference, request_again
 
@@ -92,13 +92,17 @@ class Job:
         Raises:
             PacktrainError: How the job ended, when it did not succeed; after all its text.
         """
+        return (delta.text for delta in self.deltas() if delta.text)
+
+    def deltas(self) -> Iterator[AnswerDelta]:
+        """As `stream`, with reasoning and tool calls: each item has a bit more of one or several of them."""
         status = self.status()
         if status.state.is_terminal and not self._transport.events({self.id: "0"}, block_s=0):
-            yield self.result().text  # its stream has expired, an hour after the end; its record lives for a day
+            yield delta_of(self.result())  # its stream has expired, an hour after the end; its record lives for a day
             return
         for event in read_events(self._transport, Cursors([self.id]), None):
-            if event.text:
-                yield event.text
+            if event.text or event.reasoning or event.calls:
+                yield AnswerDelta(event.text, event.reasoning, event.calls)
             if event.end and event.end is not JobState.SUCCEEDED:
                 self.result()
 
@@ -183,7 +187,10 @@ class Packtrain:
             stream: False when only the result is wanted: tokens then come once a second, which spares the cores.
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
-            options: Sampling parameters by name, `lane` ("interactive" or "bulk"), `user`.
+            options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`; for a text, `suffix`: what
+                stands behind the gap that is to be filled; for a chat, `tools` and `tool_choice` in OpenAI's shape,
+                `parallel_tool_calls`, `reasoning` ("auto", "off", "on", "low", "medium", "high", as far as the model
+                can), `template_args` (further variables for its chat template).
 
         Raises:
             InvalidParameter, PromptEmpty, UnknownModel, QueueFull, IdempotencyConflict, BrokerUnavailable
@@ -223,6 +230,18 @@ class Packtrain:
     def stream(self, model: str, prompt: Prompt, **options: Any) -> TextStream:
         """Submit, and give the text as it comes. Closing the stream cancels the job. Arguments as of `submit`."""
         return TextStream(self.submit(model, prompt, **options))
+
+    def count_tokens(
+        self, model: str, prompt: Prompt, *, raw: bool = False, timeout: float | None = None, **options: Any
+    ) -> int:
+        """How many tokens a prompt has for a model, as the model's template and tokenizer make them.
+
+        Computed by an instance of the model, which is loaded if there is none. Arguments as of `submit`, errors as of
+        `submit` and `Job.result`; a prompt too long for the model is counted all the same.
+        """
+        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, is_count=True)
+        job = Job(self._transport, self._transport.submit(job_id_of(spec, None), spec).job_id)
+        return job.result(timeout).usage.prompt_tokens
 
     def map(
         self,

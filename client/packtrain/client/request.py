@@ -8,20 +8,32 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from packtrain.broker.chat import Message
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
-from packtrain.broker.messages import JobSpec, Message, SamplingParams, parse_spec
+from packtrain.broker.messages import JobSpec, SamplingParams, parse_spec
 
-#: A text, the turns of a chat, or one of these.
-Prompt = str | Sequence[Mapping[str, str] | Message]
+#: A text, or the turns of a chat.
+Prompt = str | Sequence[Mapping[str, Any] | Message]
 
 #: Answers to one prompt at once.
 MAX_CHOICES = 128
-_SPEC_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
+#: Options that are no sampling parameters.
+_SPEC_FIELDS = frozenset(
+    {"lane", "user", "deterministic", "meant_for", "suffix", "tools", "tool_choice", "parallel_tool_calls"}
+    | {"reasoning", "template_args"}
+)
 
 
 def build_spec(
-    model: str, prompt: Prompt, *, raw: bool, stream: bool, expires_in: float | None, options: Mapping[str, Any]
+    model: str,
+    prompt: Prompt,
+    *,
+    raw: bool,
+    stream: bool,
+    expires_in: float | None,
+    options: Mapping[str, Any],
+    is_count: bool = False,
 ) -> JobSpec:
     """A checked request.
 
@@ -29,14 +41,15 @@ def build_spec(
         prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
         stream: Somebody will read the tokens as they come.
         expires_in: Seconds until the job ends as EXPIRED.
-        options: Sampling parameters by name, and `lane`, `user`, `deterministic`, `meant_for`.
+        options: Sampling parameters by name, and the other fields of `JobSpec` that `submit` names.
+        is_count: Only count the prompt's tokens.
 
     Raises:
         InvalidParameter, PromptEmpty
     """
     fields: dict[str, Any] = {"model": model, "stream": stream}
     if isinstance(prompt, str):
-        if raw:
+        if raw or options.get("suffix"):
             fields |= {"kind": "complete", "prompt": prompt}
         else:
             fields["messages"] = [{"role": "user", "content": prompt}]
@@ -55,10 +68,12 @@ def build_spec(
         )
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
     fields["params"] = {name: value for name, value in options.items() if name not in _SPEC_FIELDS}
+    if is_count:
+        fields["kind"] = "count"
     return parse_spec(fields)
 
 
-def _turns(prompt: object) -> list[dict[str, str]]:
+def _turns(prompt: object) -> list[dict[str, Any]]:
     turns = list(prompt) if isinstance(prompt, Sequence) else None
     if turns is None or not all(isinstance(turn, Mapping | Message) for turn in turns):
         raise InvalidParameter(

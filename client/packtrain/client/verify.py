@@ -77,10 +77,11 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
 def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> Difference | None:
     """Where the answers part; None when they are equal."""
     if not is_deterministic:
-        index = _parting(old.text, new.text)
+        before, now = _said(old), _said(new)
+        index = _parting(before, now)
         if index is None:
             return None
-        return Difference(index, _text_at(old.text, index), _text_at(new.text, index))
+        return Difference(index, _text_at(before, index), _text_at(now, index))
     index = _parting(old.tokens, new.tokens)
     if index is None:
         return None
@@ -90,6 +91,11 @@ def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> D
         seen = {top.token: Candidate(top.token, top.text, top.logprob) for top in entry.top}
         seen[entry.token] = Candidate(entry.token, entry.text, entry.logprob)
     return Difference(index, _candidate(_at(old.tokens, index), seen), _candidate(_at(new.tokens, index), seen))
+
+
+def _said(outcome: Outcome) -> str:
+    calls = (f"{call.function.name}{call.function.arguments}" for call in outcome.tool_calls)
+    return "".join((outcome.reasoning, outcome.text, *calls))
 
 
 def _parting(old: Sequence[object], new: Sequence[object]) -> int | None:

@@ -32,7 +32,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from packtrain.broker.errors import SetupError
-from packtrain.broker.messages import SafeId
+from packtrain.broker.fields import SafeId
 from packtrain.workers.load_options import LoadOptions
 
 FILE_NAME = "packtrain.toml"

@@ -81,7 +81,7 @@ def estimate_compute_bytes(
 
     Args:
         header: Header of the whole model.
-        n_cells: Cells of the cache that one row may look at, tokens: of all slots, where they share one pool.
+        n_cells: Cells of the cache that one row may look at, tokens: those of one slot.
         n_ubatch: Most rows of one step.
         n_outputs: Most rows of one step that have logits.
     """

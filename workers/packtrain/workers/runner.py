@@ -24,8 +24,10 @@ from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.backends.base import Backend
+from packtrain.workers.chat.preparing import Prepared, prepare
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
+from packtrain.workers.engine.text import TextStream
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
@@ -137,7 +139,8 @@ class Runner:
     def _start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
         """Submit the job to the engine; the error when it cannot even start."""
         try:
-            prompt = self._tokens_of(job.spec)
+            prepared = self._prepare(job)
+            job.read_by(prepared.parser)
             resumed = self._resume(job) if claim.epoch > 1 else ()
         except PacktrainError as error:
             return error
@@ -148,7 +151,12 @@ class Runner:
         except Exception as error:  # a defect of ours must cost this job, not its slot
             logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
             return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
+        prompt = prepared.tokens
+        # JOIN: `prepared.schema`, where it is not None, becomes the constraint of this sequence.
         job.prompt = prompt
+        if job.spec.kind == "count":
+            job.on_end(Ended(End.STOP))
+            return None
         room = self._backend.shape.n_ctx - len(prompt)
         remaining_ms = claim.remaining_ms
         self._engine.submit(
@@ -166,25 +174,22 @@ class Runner:
         )
         return None
 
-    def _tokens_of(self, spec: JobSpec) -> list[int]:
-        is_chat = spec.kind == "chat"
-        text = self._backend.render_chat(spec.messages) if is_chat else spec.prompt
-        tokens = self._backend.tokenize(text, is_rendered=is_chat)
-        if not tokens:  # a template or tokenizer may make nothing of something
+    def _prepare(self, job: LeasedJob) -> Prepared:
+        prepared = prepare(job.spec, job.job_id, self._backend)
+        num_tokens = len(prepared.tokens)
+        if not num_tokens:  # a template or tokenizer may make nothing of something
             raise PromptEmpty()
         limit = self._backend.shape.n_ctx - 1
-        if len(tokens) > limit:
-            raise PromptTooLong(model=self._model, num_tokens=len(tokens), limit=limit)
-        return tokens
+        if num_tokens > limit and job.spec.kind != "count":
+            raise PromptTooLong(model=self._model, num_tokens=num_tokens, limit=limit)
+        return prepared
 
     def _resume(self, job: LeasedJob) -> tuple[int, ...]:
         """Output of earlier leases, from the stream: readers have it, so this lease goes on after it."""
         tokens: list[int] = []
         last = "0"
         while events := self._store.events({job.job_id: last}):
-            for event in events:
-                tokens += event.tokens
-                job.resume(event.text, event.tokens)
+            tokens += (token for event in events for token in event.tokens)
             last = events[-1].id
         n_vocab = self._backend.shape.n_vocab
         if strange := next((token for token in tokens if not 0 <= token < n_vocab), None):
@@ -194,6 +199,9 @@ class Runner:
                 token=strange,
                 n_vocab=n_vocab,
             )
+        # The stream holds the parts of the answer; its parser needs the text they were made of, as the engine gave it.
+        text = TextStream(job.spec.params.stop)
+        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens), tokens)
         return tuple(tokens)
 
 

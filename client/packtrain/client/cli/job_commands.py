@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from rich.status import Status
 
 from packtrain.broker.errors import InvalidParameter, PacktrainError
 from packtrain.broker.states import JobState
-from packtrain.client import Job, Packtrain, Result
+from packtrain.client import AnswerDelta, Job, Packtrain, Result
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
 
@@ -26,6 +27,7 @@ STATUS_S = 0.5
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(run)
+    app.command()(count)
     app.command()(verify)
     jobs = typer.Typer(help="List, show and cancel jobs.", invoke_without_command=True)
     jobs.callback()(list_jobs)
@@ -39,6 +41,9 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="What to ask; left out or '-': read from stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
+    suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
+    reasoning: Annotated[str, typer.Option(help="auto, off, on, low, medium or high, if the model can.")] = "auto",
+    show_reasoning: Annotated[bool, typer.Option(help="Show on stderr what the model thinks.")] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Tokens to produce.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0: most likely token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
@@ -63,6 +68,8 @@ def run(
             "top_p": top_p,
             "seed": seed,
             "stop": tuple(stop) if stop else None,
+            "suffix": suffix,
+            "reasoning": reasoning,
             "deterministic": deterministic or None,
         }.items()
         if value is not None
@@ -80,10 +87,23 @@ def run(
                     result = job.result()
                 _write(json.dumps(_result_json(result)) + "\n")
             else:
-                _stream(fleet, job)
+                _stream(fleet, job, show_reasoning=show_reasoning)
         except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or a reader like `| head` that has seen enough
             job.cancel()
             raise
+
+
+def count(
+    model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
+    prompt: Annotated[str | None, typer.Argument(help="The text; left out or '-': read from stdin.")] = None,
+    raw: Annotated[bool, typer.Option(help="Count the text alone, without the chat template around it.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Count the tokens that a model's tokenizer makes of a prompt. Loads the model if no node has it loaded."""
+    text = _prompt(prompt)
+    with Packtrain() as fleet:
+        tokens = fleet.count_tokens(model, text, raw=raw)
+    _write(json.dumps({"model": model, "tokens": tokens}) + "\n" if as_json else f"{tokens}\n")
 
 
 def list_jobs(
@@ -142,13 +162,23 @@ def _prompt(argument: str | None) -> str:
         ) from None
 
 
-def _stream(fleet: Packtrain, job: Job) -> None:
-    texts = job.stream()
+def _stream(fleet: Packtrain, job: Job, *, show_reasoning: bool) -> None:
+    deltas = job.deltas()
     with _waiting(fleet, job):
-        first = next(texts, "")
-    _write(first)
-    for text in texts:
-        _write(text)
+        first = next(deltas, AnswerDelta())
+    thinking = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    is_open = False  # reasoning has been shown, and its line not ended
+    for delta in chain([first], deltas):
+        if show_reasoning and delta.reasoning:
+            thinking.print(delta.reasoning, style="dim", end="")
+            is_open = True
+        if delta.text:
+            if is_open:
+                thinking.print()
+                is_open = False
+            _write(delta.text)
+    if is_open:
+        thinking.print()
     _write("\n")
 
 
@@ -192,6 +222,7 @@ def _result_json(result: Result) -> dict[str, Any]:
     return fields | {
         "usage": result.usage.model_dump(),
         "timings": result.timings.model_dump(),
+        "tool_calls": [call.model_dump() for call in result.tool_calls],
         "logprobs": [entry.model_dump() for entry in result.logprobs],
         "receipt": result.receipt.model_dump() if result.receipt else None,
     }

@@ -43,6 +43,8 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
         out.print(f"error: {status.outcome.error['message']}", markup=False)
     if status.outcome and status.outcome.text:
         out.print(status.outcome.text)
+    for call in status.outcome.tool_calls if status.outcome else ():
+        out.print(f"calls {call.function.name} with {call.function.arguments}", markup=False)
 
 
 def show_verification(found: Verification, *, as_json: bool) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from packtrain.broker.messages import Message, Recipe, SamplingParams
+from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.chat.families import ChatFormat
+from packtrain.workers.chat.infill import FimTokens
+from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.receipts import Build
 
 
@@ -50,8 +53,8 @@ class StepRows:
 
 
 class Backend(Protocol):
-    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end` are thread-safe; the rest belongs
-    to the engine thread alone."""
+    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end` and the properties are
+    thread-safe; the rest belongs to the engine thread alone."""
 
     @property
     def shape(self) -> Shape:
@@ -63,20 +66,40 @@ class Backend(Protocol):
         """The library, and how it was told to compute."""
         ...
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
-        """Token ids. `is_rendered`: text from `render_chat`, whose special tokens are parsed and already complete."""
+    @property
+    def chat_format(self) -> ChatFormat:
+        """What the chat template tells of how the model writes."""
         ...
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """The prompt for a chat by the model's own template.
+    @property
+    def special_texts(self) -> SpecialTexts:
+        """Texts of the tokens that only a template may write."""
+        ...
+
+    @property
+    def fim_tokens(self) -> FimTokens | None:
+        """Tokens around a gap to be filled; None: the model cannot."""
+        ...
+
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+        """Token ids.
+
+        Args:
+            is_rendered: Text from `render_chat`, whose special tokens are parsed and already complete.
+            is_part: A piece from the middle of a prompt: no special token is parsed, none is added around it.
+        """
+        ...
+
+    def render_chat(self, variables: Mapping[str, Any]) -> str:
+        """The prompt for a chat: the model's own template with these variables, `messages` among them.
 
         Raises:
-            InvalidRequest: No template, or the template refuses these messages.
+            InvalidRequest: No template, or the template refuses these variables.
         """
         ...
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; empty for control tokens."""
+        """The bytes of a token; empty for control tokens, but for those that mark parts of an answer."""
         ...
 
     def is_end(self, token: int) -> bool:

@@ -15,7 +15,7 @@ import os
 import platform
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,16 @@ from llama_cpp import llama_cpp as C
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic
-from packtrain.broker.messages import Message, Numerics, Recipe, SamplingParams
+from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
 from packtrain.workers.backends.llama_cpp_params import context_params, model_params, numeric_flags
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
 from packtrain.workers.backends.llama_cpp_selftest import self_test
+from packtrain.workers.chat.families import ChatFormat, detect
+from packtrain.workers.chat.infill import FimTokens
+from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.load_options import LoadOptions, max_outputs
 from packtrain.workers.receipts import Build
 
@@ -107,7 +110,14 @@ class LlamaCppBackend:
         n_batch = int(C.llama_n_batch(self._ctx))
         self._batch = Batch(n_batch)
         self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
-        self._template = self._chat_template()
+        template = (C.llama_model_chat_template(self._model, None) or b"").decode("utf-8", "replace")
+        self._template = self._chat_template(template)
+        self._chat_format = detect(template)
+        controls = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
+        special = {t: self._text_of(t) for t in range(n_vocab) if C.llama_vocab_get_attr(self._vocab, t) & controls}
+        self._special_texts = SpecialTexts(special.values())
+        marks = self._chat_format.marks
+        self._marks = {t for t, text in special.items() if text in marks} - set(self._end_tokens)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if options.numerics == "deterministic":
             self._shape = replace(self._shape, recipe=self._proven_recipe())
@@ -120,22 +130,40 @@ class LlamaCppBackend:
     def build(self) -> Build:
         return Build(f"llama-cpp-python {llama_cpp_version}", _features(), numeric_flags(self._options))
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
+    @property
+    def chat_format(self) -> ChatFormat:
+        return self._chat_format
+
+    @property
+    def special_texts(self) -> SpecialTexts:
+        return self._special_texts
+
+    @property
+    def fim_tokens(self) -> FimTokens | None:
+        prefix, suffix = int(C.llama_vocab_fim_pre(self._vocab)), int(C.llama_vocab_fim_suf(self._vocab))
+        middle = int(C.llama_vocab_fim_mid(self._vocab))
+        if prefix < 0 or suffix < 0:
+            return None
+        begin = (int(C.llama_vocab_bos(self._vocab)),) if C.llama_vocab_get_add_bos(self._vocab) else ()
+        return FimTokens(prefix, suffix, middle if middle >= 0 else None, begin)
+
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
         data = text.encode()
         capacity = len(data) + 8
         buffer = (C.llama_token * capacity)()
         # A rendered chat brings its special tokens as text; a plain prompt may not smuggle any in.
-        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, not is_rendered, is_rendered)
+        is_whole = not is_rendered and not is_part
+        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, is_whole, is_rendered)
         assert count >= 0, f"{-count} tokens from {len(data)} bytes"
         return list(buffer[:count])
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    def render_chat(self, variables: Mapping[str, Any]) -> str:
         if self._template is None:
             raise InvalidRequest(
                 f"{self._name!r} has no usable chat template; send a plain prompt (kind 'complete') instead"
             )
         try:
-            rendered = self._template(messages=[m.model_dump() for m in messages])  # type: ignore[misc]
+            rendered = self._template(**variables)
         except Exception as error:  # the template is code from the model file: it may raise anything
             raise InvalidParameter(
                 f"the chat template of {self._name!r} refuses these messages ({error}); change their roles or order"
@@ -146,11 +174,11 @@ class LlamaCppBackend:
         if not 0 <= token < self._shape.n_vocab:  # resumed from another file of that name; C would end the process
             return b""
         if token not in self._pieces:
-            buffer = ctypes.create_string_buffer(64)
-            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            buffer, is_shown = ctypes.create_string_buffer(64), token in self._marks
+            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
             if size < 0:
                 buffer = ctypes.create_string_buffer(-size)
-                size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+                size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
             self._pieces[token] = buffer.raw[:size]
         return self._pieces[token]
 
@@ -310,13 +338,12 @@ class LlamaCppBackend:
             )
         return ctx
 
-    def _chat_template(self) -> Jinja2ChatFormatter | None:
-        source = C.llama_model_chat_template(self._model, None)
+    def _chat_template(self, source: str) -> Jinja2ChatFormatter | None:
         if not source:
             return None
         try:
             return Jinja2ChatFormatter(
-                source.decode(),
+                source,
                 eos_token=self._text_of(C.llama_vocab_eos(self._vocab)),
                 bos_token=self._text_of(C.llama_vocab_bos(self._vocab)),
             )

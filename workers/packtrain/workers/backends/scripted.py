@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import Message, Recipe, SamplingParams
+from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
+from packtrain.workers.chat.families import ChatFormat, detect
+from packtrain.workers.chat.infill import FimTokens
+from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.receipts import Build
 
 END = 256
+#: Its prompt backwards may hold the marks of Qwen: `>kniht<` in a prompt begins reasoning in the answer.
+FORMAT = detect("<think> <tool_call> tools")
+NO_SPECIAL_TEXTS = SpecialTexts(())
 
 
 @dataclass(slots=True)
@@ -57,13 +64,26 @@ class ScriptedBackend:
     def build(self) -> Build:
         return Build("scripted", "", "")
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
+    @property
+    def chat_format(self) -> ChatFormat:
+        return FORMAT
+
+    @property
+    def special_texts(self) -> SpecialTexts:
+        return NO_SPECIAL_TEXTS
+
+    @property
+    def fim_tokens(self) -> FimTokens | None:
+        return None
+
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
         return list(text.encode())
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        if any(m.role == "system" for m in messages):
+    def render_chat(self, variables: Mapping[str, Any]) -> str:
+        messages = variables["messages"]
+        if any(m["role"] == "system" for m in messages):
             raise InvalidRequest("the scripted model takes no system message; leave it out")
-        return messages[-1].content
+        return str(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
         return b"" if token == END else bytes([token])
