@@ -23,6 +23,7 @@ from pydantic import (
 
 from packtrain.broker.errors import InvalidParameter, PromptEmpty
 from packtrain.broker.states import InstanceState, JobState
+from packtrain.broker.structured import FreeText, ResponseFormat
 
 #: Characters of one prompt, all messages together. Far above any context, far below what hurts the broker.
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
@@ -71,6 +72,13 @@ class SamplingParams(_Input):
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="null: derived from the job id")
     stop: tuple[Annotated[Text, StringConstraints(min_length=1, max_length=256)], ...] = Field((), max_length=8)
     ignore_eos: bool = Field(False, description="go on past the end-of-text token")
+    response_format: ResponseFormat = Field(FreeText(), description="the form that the text must have")
+
+    @model_validator(mode="after")
+    def _form_has_an_end(self) -> Self:
+        if self.ignore_eos and not isinstance(self.response_format, FreeText):
+            raise ValueError("ignore_eos goes on past the end, a response_format ends with its text; use only one")
+        return self
 
     @field_validator("logit_bias")
     @classmethod

@@ -181,7 +181,9 @@ class Packtrain:
             stream: False when only the result is wanted: tokens then come once a second, which spares the cores.
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
-            options: Sampling parameters by name, `lane` ("interactive" or "bulk"), `user`.
+            options: Sampling parameters by name, `lane` ("interactive" or "bulk"), `user`, and what form the answer
+                has: `schema` (JSON of a JSON schema or of a pydantic model), `json=True` (some JSON object), `grammar`
+                (GBNF), or OpenAI's `response_format`.
 
         Raises:
             InvalidParameter, PromptEmpty, UnknownModel, QueueFull, IdempotencyConflict, BrokerUnavailable

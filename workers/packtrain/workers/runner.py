@@ -127,6 +127,7 @@ class Runner:
         """Submit the job to the engine; the error when it cannot even start."""
         try:
             prompt = self._tokens_of(job.spec)
+            self._backend.prepare(job.spec.params)
             resumed = self._resume(job) if claim.epoch > 1 else ()
         except PacktrainError as error:
             return error

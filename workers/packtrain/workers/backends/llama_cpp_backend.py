@@ -26,9 +26,10 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
 from packtrain.broker.messages import Message, SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Shape, StepRows
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, SequenceFailed, Shape, StepRows
+from packtrain.workers.backends.constraint import Compiler, ConstraintFailed
 from packtrain.workers.backends.llama_cpp_batch import Batch
-from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy
+from packtrain.workers.backends.llama_cpp_sampling import ConstrainedSampler, SamplerChain, is_plain_greedy
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class LlamaCppBackend:
 
     def __init__(self, path: Path, *, model: str, n_slots: int, n_ctx: int, n_threads: int) -> None:
         self._name = model
-        self._samplers: dict[int, SamplerChain | None] = {}  # None: plain greedy
+        self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
         self._pieces: dict[int, bytes] = {}
         self._should_stop: Callable[[], bool] = lambda: False
         # ctypes drops a callback with its last reference while C still holds the pointer.
@@ -86,6 +87,7 @@ class LlamaCppBackend:
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab)
         self._batch = Batch(n_batch)
         self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
+        self._compiler = Compiler(n_vocab, self.piece, self._end_tokens)
         self._template = self._chat_template()
 
     @property
@@ -129,10 +131,14 @@ class LlamaCppBackend:
     def is_end(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self._vocab, token))
 
+    def prepare(self, params: SamplingParams) -> None:
+        self._compiler.prepare(params)
+
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
-        self._samplers[seq_id] = (
+        constraint = self._compiler.constraint(params, history[len(history) - num_output :])
+        chain = (
             None
             if is_plain_greedy(params)
             else SamplerChain(
@@ -144,6 +150,7 @@ class LlamaCppBackend:
                 num_output=num_output,
             )
         )
+        self._samplers[seq_id] = ConstrainedSampler(chain, constraint, self._shape.n_vocab) if constraint else chain
 
     def close(self, seq_id: int) -> None:
         sampler = self._samplers.pop(seq_id)
@@ -174,11 +181,14 @@ class LlamaCppBackend:
             raise Interrupted
         if code != 0:
             raise DecodeFailed(f"llama_decode returned {code}" + (f": {_last_errors[-1]}" if _last_errors else ""))
+        self._choose(wanted)
         greedy = self._most_likely(len(wanted)) if any(self._samplers[s] is None for s, _ in wanted) else None
         tokens = []
         for output, (seq_id, row_index) in enumerate(wanted):
             sampler = self._samplers[seq_id]
-            if sampler is not None:
+            if isinstance(sampler, ConstrainedSampler):
+                tokens.append(sampler.take())
+            elif sampler is not None:
                 tokens.append(sampler.sample(self._ctx, row_index))
             else:
                 assert greedy is not None
@@ -192,6 +202,17 @@ class LlamaCppBackend:
         self._samplers.clear()
         C.llama_free(self._ctx)
         C.llama_model_free(self._model)
+
+    def _choose(self, wanted: Sequence[tuple[int, int]]) -> None:
+        """Choose the tokens of constrained sequences, before any sequence moves on: only this can fail."""
+        for seq_id, row_index in wanted:
+            sampler = self._samplers[seq_id]
+            if isinstance(sampler, ConstrainedSampler):
+                logits = C.llama_get_logits_ith(self._ctx, row_index)
+                try:
+                    sampler.choose(np.ctypeslib.as_array(logits, shape=(self._shape.n_vocab,)))
+                except ConstraintFailed as failed:
+                    raise SequenceFailed(seq_id, failed.error) from failed
 
     def _most_likely(self, num_outputs: int) -> np.ndarray[Any, Any]:
         """Argmax of every output row at once: 15 us per token, a greedy chain takes 99."""
