@@ -11,6 +11,7 @@ import pytest
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import JobSpec, SamplingParams
+from packtrain.broker.structured import JsonSchema
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_sampling import MIN_TEMPERATURE, is_plain_greedy, token_seed
@@ -101,6 +102,15 @@ class BackendContract:
         sampled = backend.step([slots[0].rows(), slots[1].rows(2), slots[2].rows()], Counter())
 
         assert [[s.token] for s in sampled] == alone
+
+    def test_free_text_needs_no_preparation(self, backend: Backend) -> None:
+        backend.prepare(WARM)
+
+    def test_a_form_that_cannot_be_kept_is_refused_when_it_is_prepared(self, backend: Backend) -> None:
+        form = JsonSchema({"type": "string", "pattern": "(?=a)b"})
+
+        with pytest.raises(InvalidParameter, match="response_format cannot be enforced"):
+            backend.prepare(SamplingParams(response_format=form))
 
     def test_no_wanted_row_gives_no_token(self, backend: Backend) -> None:
         assert backend.step([Slot(backend).rows(5)], Counter()) == []

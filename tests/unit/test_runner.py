@@ -171,6 +171,18 @@ def test_a_prompt_that_fills_the_slot_is_refused_with_its_numbers(instance: Inst
     assert instance.error() == "prompt_too_long"
 
 
+def test_a_form_that_the_model_cannot_keep_is_the_jobs_error(instance: Instance) -> None:
+    instance.submit(params={"response_format": {"type": "json_object"}})
+    instance.runner.answer()
+
+    outcome = instance.status().outcome
+    assert instance.status().state is JobState.FAILED
+    assert outcome
+    assert outcome.error
+    assert outcome.error["code"] == "invalid_parameter"
+    assert "response_format" in outcome.error["message"]
+
+
 def test_the_longest_prompt_leaves_room_for_one_token(instance: Instance) -> None:
     instance.submit("x" * 63)
     instance.runner.answer()

@@ -18,6 +18,7 @@ from packtrain.broker.fields import Input as _Input
 from packtrain.broker.fields import Report as _Report
 from packtrain.broker.fields import SafeId, Text, check_json
 from packtrain.broker.states import InstanceState, JobState
+from packtrain.broker.structured import FreeText, ResponseFormat
 
 #: Characters of one prompt, all messages together. Far above any context, far below what hurts the broker.
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
@@ -61,6 +62,13 @@ class SamplingParams(_Input):
         None, ge=0, le=20, description="give the logprob of each token, and of this many likeliest beside it"
     )
     ignore_eos: bool = Field(False, description="go on past the end-of-text token")
+    response_format: ResponseFormat = Field(FreeText(), description="the form that the text must have")
+
+    @model_validator(mode="after")
+    def _form_has_an_end(self) -> Self:
+        if self.ignore_eos and not isinstance(self.response_format, FreeText):
+            raise ValueError("ignore_eos goes on past the end, a response_format ends with its text; use only one")
+        return self
 
     @field_validator("logit_bias")
     @classmethod
@@ -135,6 +143,8 @@ class JobSpec(_Input):
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice 'required' needs `tools`")
+        if self.tool_choice not in ("auto", "none") and not isinstance(self.params.response_format, FreeText):
+            raise ValueError("a forced tool call has its own form; leave response_format out, or tool_choice")
         if self.tool_choice not in ("auto", "none") and self.params.ignore_eos:
             raise ValueError("ignore_eos goes on past the end, a call that must be made ends; use only one")
         return self

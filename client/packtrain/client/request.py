@@ -12,6 +12,7 @@ from packtrain.broker.chat import Message
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
 from packtrain.broker.messages import JobSpec, SamplingParams, parse_spec
+from packtrain.broker.structured import JsonObject, json_format
 
 #: A text, or the turns of a chat.
 Prompt = str | Sequence[Mapping[str, Any] | Message]
@@ -23,6 +24,8 @@ _SPEC_FIELDS = frozenset(
     {"lane", "user", "deterministic", "meant_for", "suffix", "tools", "tool_choice", "parallel_tool_calls"}
     | {"reasoning", "template_args"}
 )
+#: Short for `response_format`.
+_FORMS = frozenset({"schema", "json", "grammar"})
 
 
 def build_spec(
@@ -41,7 +44,9 @@ def build_spec(
         prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
         stream: Somebody will read the tokens as they come.
         expires_in: Seconds until the job ends as EXPIRED.
-        options: Sampling parameters by name, and the other fields of `JobSpec` that `submit` names.
+        options: Sampling parameters by name, the other fields of `JobSpec` that `submit` names, and one of `schema` (a
+            JSON schema or a pydantic model), `json` (True: some JSON object) and `grammar` (GBNF), which are short for
+            `response_format`.
         is_count: Only count the prompt's tokens.
 
     Raises:
@@ -61,16 +66,36 @@ def build_spec(
         if not math.isfinite(expires_in):
             raise InvalidParameter(f"expires_in is {expires_in}; give seconds, or leave it out", field="expires_in")
         fields["expires_in_ms"] = int(expires_in * 1000)
-    known = _SPEC_FIELDS | SamplingParams.model_fields.keys()
+    known = _SPEC_FIELDS | _FORMS | SamplingParams.model_fields.keys()
     if unknown := sorted(set(options) - known):
         raise InvalidParameter(
             f"there is no option {unknown[0]!r}; options are {', '.join(sorted(known))}", field=unknown[0]
         )
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
-    fields["params"] = {name: value for name, value in options.items() if name not in _SPEC_FIELDS}
+    fields["params"] = {name: options[name] for name in SamplingParams.model_fields.keys() & options.keys()}
+    if forms := _forms(options):
+        fields["params"] |= forms
     if is_count:
         fields["kind"] = "count"
     return parse_spec(fields)
+
+
+def _forms(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`response_format` from its short names."""
+    given = {name: value for name, value in options.items() if name in _FORMS and value not in (None, False)}
+    if len(given) + ("response_format" in options) > 1:
+        raise InvalidParameter(
+            f"{' and '.join(sorted(given))} say twice what form the answer has; give one of "
+            f"{', '.join(sorted(_FORMS))} or response_format",
+            field="response_format",
+        )
+    if "schema" in given:
+        return {"response_format": json_format(given["schema"])}
+    if "json" in given:
+        return {"response_format": JsonObject()}
+    if "grammar" in given:
+        return {"response_format": {"type": "grammar", "grammar": given["grammar"]}}
+    return {}
 
 
 def _turns(prompt: object) -> list[dict[str, Any]]:

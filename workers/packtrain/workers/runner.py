@@ -141,6 +141,7 @@ class Runner:
         try:
             prepared = self._prepare(job)
             job.read_by(prepared.parser)
+            self._backend.prepare(prepared.params)
             resumed = self._resume(job) if claim.epoch > 1 else ()
         except PacktrainError as error:
             return error
@@ -152,7 +153,6 @@ class Runner:
             logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
             return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
         prompt = prepared.tokens
-        # JOIN: `prepared.schema`, where it is not None, becomes the constraint of this sequence.
         job.prompt = prompt
         if job.spec.kind == "count":
             job.on_end(Ended(End.STOP))
@@ -163,7 +163,7 @@ class Runner:
             SequenceRequest(
                 job_id=job.job_id,
                 prompt=tuple(prompt),
-                params=job.spec.params,
+                params=prepared.params,
                 seed=job.seed,
                 max_new=min(job.spec.params.max_tokens or room, room),
                 on_tokens=job.on_tokens,

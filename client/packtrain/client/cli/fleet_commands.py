@@ -210,7 +210,9 @@ def _limits(memory: str | None, cores: int | None) -> dict[str, str]:
 
 
 def _need_worker() -> None:
-    missing = [name for name in ("llama_cpp", "psutil", "numpy") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("llama_cpp", "llguidance", "psutil", "numpy") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise SetupError(
             f"this machine cannot run models: {', '.join(missing)} is not installed; "

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +50,9 @@ def run(
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer; default: from the job's id.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="Answer in JSON of this schema file.", dir_okay=False)] = None,
+    json_object: Annotated[bool, typer.Option("--json-object", help="Answer in some JSON object.")] = False,
+    grammar: Annotated[Path | None, typer.Option(help="Answer in what this GBNF file allows.", dir_okay=False)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
     deterministic: Annotated[
@@ -67,6 +71,9 @@ def run(
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "schema": _schema(schema) if schema else None,
+            "json": json_object or None,
+            "grammar": _text_of(grammar) if grammar else None,
             "stop": tuple(stop) if stop else None,
             "suffix": suffix,
             "reasoning": reasoning,
@@ -146,6 +153,20 @@ def verify(
     views.show_verification(found, as_json=as_json)
     if found.is_deterministic and found.is_same_class and not found.is_equal:
         raise typer.Exit(1)
+
+
+def _schema(path: Path) -> Any:
+    try:
+        return json.loads(_text_of(path))
+    except ValueError as error:
+        raise InvalidParameter(f"{path} is no JSON ({error}); correct the file") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"cannot read {path} ({error}); give a text file in UTF-8") from error
 
 
 def _prompt(argument: str | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from packtrain.broker.errors import PacktrainError
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.infill import FimTokens
@@ -19,6 +20,19 @@ class DecodeFailed(Exception):
 
 class Interrupted(Exception):
     """`should_stop` became true within a step. The cache may hold some of its rows, as after `DecodeFailed`."""
+
+
+class SequenceFailed(Exception):
+    """One sequence of a step cannot go on. No sequence has moved on: `truncate` each as after `DecodeFailed`.
+
+    Args:
+        error: What its job ends with.
+    """
+
+    def __init__(self, seq_id: int, error: PacktrainError) -> None:
+        super().__init__(f"sequence {seq_id}: {error}")
+        self.seq_id = seq_id
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,7 @@ class StepRows:
 
 
 class Backend(Protocol):
-    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end` and the properties are
+    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end`, `prepare` and the properties are
     thread-safe; the rest belongs to the engine thread alone."""
 
     @property
@@ -106,12 +120,21 @@ class Backend(Protocol):
         """True for tokens that end a text."""
         ...
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile the response format, if any, so that `open` finds it ready. May take some 100 ms.
+
+        Raises:
+            InvalidParameter: This model cannot be held to it.
+        """
+        ...
+
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         """Begin a sequence in a free slot. Its cache is what `truncate` or `copy` left there.
 
         Args:
+            params: Of a request that passed `prepare`.
             history: Tokens before the next sampled one, for penalties: prompt and resumed output.
-            num_output: How many of them are output.
+            num_output: How many of them are output; the response format goes on behind these.
         """
         ...
 
@@ -142,7 +165,7 @@ class Backend(Protocol):
             should_stop: Asked many times within a long step.
 
         Raises:
-            DecodeFailed, Interrupted
+            DecodeFailed, Interrupted, SequenceFailed
         """
         ...
 

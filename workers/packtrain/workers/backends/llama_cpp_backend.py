@@ -30,11 +30,17 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Recipe, SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, SequenceFailed, Shape, StepRows
+from packtrain.workers.backends.constraint import Compiler, ConstraintFailed
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
 from packtrain.workers.backends.llama_cpp_params import context_params, model_params, numeric_flags
-from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
+from packtrain.workers.backends.llama_cpp_sampling import (
+    ConstrainedSampler,
+    SamplerChain,
+    is_plain_greedy,
+    with_logprobs,
+)
 from packtrain.workers.backends.llama_cpp_selftest import self_test
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
@@ -91,7 +97,7 @@ class LlamaCppBackend:
     ) -> None:
         self._name = model
         self._options = options
-        self._samplers: dict[int, SamplerChain | None] = {}  # None: plain greedy
+        self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
         self._num_logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
         self._should_stop: Callable[[], bool] = lambda: False
@@ -119,6 +125,7 @@ class LlamaCppBackend:
         marks = self._chat_format.marks
         self._marks = {t for t, text in special.items() if text in marks} - set(self._end_tokens)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
+        self._compiler = Compiler(n_vocab, self.piece, self._end_tokens)
         if options.numerics == "deterministic":
             self._shape = replace(self._shape, recipe=self._proven_recipe())
 
@@ -185,12 +192,16 @@ class LlamaCppBackend:
     def is_end(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self._vocab, token))
 
+    def prepare(self, params: SamplingParams) -> None:
+        self._compiler.prepare(params)
+
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
         if params.logprobs is not None:
             self._num_logprobs[seq_id] = params.logprobs
-        self._samplers[seq_id] = (
+        constraint = self._compiler.constraint(params, history[len(history) - num_output :])
+        chain = (
             None
             if is_plain_greedy(params)
             else SamplerChain(
@@ -202,6 +213,7 @@ class LlamaCppBackend:
                 num_output=num_output,
             )
         )
+        self._samplers[seq_id] = ConstrainedSampler(chain, constraint, self._shape.n_vocab) if constraint else chain
 
     def close(self, seq_id: int) -> None:
         self._num_logprobs.pop(seq_id, None)
@@ -265,12 +277,15 @@ class LlamaCppBackend:
         if not wanted:
             return []
         logits = self.logits(len(wanted))
+        self._choose(wanted, logits)
         is_greedy = [self._samplers[seq_id] is None for seq_id, _ in wanted]
         greedy = logits.argmax(axis=1) if any(is_greedy) else None  # 15 us a row, a greedy chain takes 99
         sampled = []
         for output, (seq_id, row) in enumerate(wanted):
             sampler = self._samplers[seq_id]
-            if sampler is None:
+            if isinstance(sampler, ConstrainedSampler):
+                token = sampler.take()
+            elif sampler is None:
                 assert greedy is not None
                 token = int(greedy[output])
             else:
@@ -304,7 +319,7 @@ class LlamaCppBackend:
         """The first deterministic recipe that stands its test.
 
         Raises:
-            ModelLoadFailed: None does.
+            NotDeterministic: None does.
         """
         reason = "parts of a sequence cannot be kept (recurrent or sliding-window layers)"
         if self._shape.can_share:
@@ -315,6 +330,16 @@ class LlamaCppBackend:
         if reason := self_test(self, "serial"):
             raise NotDeterministic(model=self._name, reason=reason)
         return "serial"
+
+    def _choose(self, wanted: Sequence[tuple[int, int]], logits: np.ndarray[Any, Any]) -> None:
+        """Choose the tokens of constrained sequences, before any sequence moves on: only this can fail."""
+        for output, (seq_id, _) in enumerate(wanted):
+            sampler = self._samplers[seq_id]
+            if isinstance(sampler, ConstrainedSampler):
+                try:
+                    sampler.choose(logits[output])
+                except ConstraintFailed as failed:
+                    raise SequenceFailed(seq_id, failed.error) from failed
 
     def _load(self, path: Path) -> Any:
         if self._options.numerics == "deterministic":

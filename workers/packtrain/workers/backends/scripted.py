@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from packtrain.broker.errors import InvalidRequest
+from packtrain.broker.errors import InvalidParameter, InvalidRequest
 from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.structured import FreeText
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
@@ -90,6 +91,13 @@ class ScriptedBackend:
 
     def is_end(self, token: int) -> bool:
         return token == END
+
+    def prepare(self, params: SamplingParams) -> None:
+        if not isinstance(params.response_format, FreeText):
+            raise InvalidParameter(
+                "response_format cannot be enforced: the scripted model says what it says; leave it out",
+                field="response_format",
+            )
 
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         assert seq_id not in self._slots, f"slot {seq_id} is in use"

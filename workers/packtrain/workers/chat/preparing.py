@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from packtrain.broker.errors import InvalidRequest
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.messages import JobSpec, SamplingParams
+from packtrain.broker.structured import json_format
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.forced import forced_call_schema, is_forced
 from packtrain.workers.chat.harmony import HarmonyParser
@@ -22,7 +22,7 @@ class Prepared:
 
     tokens: list[int]
     parser: Parser
-    schema: dict[str, Any] | None = None  # that the answer must be JSON of; None: it is free
+    params: SamplingParams  # with the form of a call that is forced
 
 
 def prepare(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
@@ -32,17 +32,18 @@ def prepare(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
         InvalidRequest: The model cannot take it: no template, no tokens for a gap, or its template refuses.
     """
     if not spec.is_chat:
-        return Prepared(_plain_tokens(spec, backend), PlainParser())
+        return Prepared(_plain_tokens(spec, backend), PlainParser(), spec.params)
     rendered = render(spec, backend.chat_format, backend.render_chat, backend.special_texts)
     tokens = [
         token
         for part in rendered.parts
         for token in backend.tokenize(part.text, is_rendered=not part.is_users, is_part=part.is_users)
     ]
-    schema = None
+    params = spec.params
     if is_forced(spec.tool_choice):
         schema = forced_call_schema(spec.tools, spec.tool_choice, parallel=spec.parallel_tool_calls)
-    return Prepared(tokens, _parser(spec, job_id, backend, rendered), schema)
+        params = params.model_copy(update={"response_format": json_format(schema)})
+    return Prepared(tokens, _parser(spec, job_id, backend, rendered), params)
 
 
 def _plain_tokens(spec: JobSpec, backend: Backend) -> list[int]:

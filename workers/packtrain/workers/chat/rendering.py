@@ -18,6 +18,7 @@ from typing import Any
 from packtrain.broker.chat import Message, Tool
 from packtrain.broker.errors import InvalidParameter, InvalidRequest
 from packtrain.broker.messages import MAX_PROMPT_CHARS, JobSpec
+from packtrain.broker.structured import FreeText
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.forced import is_forced
 from packtrain.workers.chat.masking import Part, SpecialTexts, unmask
@@ -207,8 +208,9 @@ def _switches(spec: JobSpec, form: ChatFormat) -> dict[str, Any]:
 
 
 def _is_off(spec: JobSpec) -> bool:
-    # A call that is forced by grammar begins at once; reasoning before it would not fit the grammar.
-    return spec.reasoning == "off" or is_forced(spec.tool_choice)
+    # A call that is forced, or an answer in a given form, begins at once; reasoning before it would not fit the form.
+    is_free = isinstance(spec.params.response_format, FreeText)
+    return spec.reasoning == "off" or is_forced(spec.tool_choice) or not is_free
 
 
 def _closed(text: str, spec: JobSpec, form: ChatFormat, has_tools: bool) -> tuple[str, bool]:

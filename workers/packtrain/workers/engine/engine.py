@@ -9,6 +9,7 @@ of `should_stop`. One step:
     4. plan rows, compute them, give each new token to its sequence
 
 A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
+When the backend can name the sequence that cannot go on, only that one is ended, and the step is planned anew.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from packtrain.broker.errors import JobFailed
+from packtrain.broker.errors import JobFailed, PacktrainError
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Logprob, TokenLogprob
-from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, StepRows
+from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.engine.reuse import Cache, Reuse, common_prefix, find_reuse
 from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
@@ -300,6 +301,8 @@ class Engine:
             self._attempt(rows)
         except Interrupted:
             self._repair(rows)
+        except SequenceFailed as failed:
+            self._fail(failed, rows)
         except DecodeFailed as error:
             logger.warning("A step of %d sequences failed: %s", len(rows), error, extra={"event": "step.failed"})
             self._repair(rows)
@@ -315,6 +318,8 @@ class Engine:
             except Interrupted:
                 self._repair([row, *(failed for failed, _ in failures)])
                 return
+            except SequenceFailed as failed:
+                self._fail(failed, [row])
             except DecodeFailed as error:
                 failures.append((row, error))
         if len(failures) == len(rows):  # one that succeeds shows that the model is well and the others are to blame
@@ -328,6 +333,12 @@ class Engine:
                 cause=str(cause),
             )
             self._end(row.sequence, End.FAILED, failure)
+
+    def _fail(self, failed: SequenceFailed, rows: Seq[Rows]) -> None:
+        """End the sequence that cannot go on; the others are as before this step."""
+        self._repair(rows)
+        (sequence,) = (row.sequence for row in rows if row.sequence.seq_id == failed.seq_id)
+        self._end(sequence, End.FAILED, failed.error)
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [
@@ -373,7 +384,7 @@ class Engine:
             return End.STOP
         return End.LENGTH if sequence.num_output >= sequence.request.max_new else None
 
-    def _end(self, sequence: Sequence, end: End, error: JobFailed | None = None) -> None:
+    def _end(self, sequence: Sequence, end: End, error: PacktrainError | None = None) -> None:
         del self._live[sequence.request.job_id]
         self._backend.close(sequence.seq_id)
         left = self._leftover.pop(sequence.seq_id, None)  # it may end before it has begun
