@@ -274,3 +274,24 @@ def test_a_broken_model_file_is_reported_by_name_and_the_agent_lives(real: Fleet
     assert "hostile.gguf" in packtrain(real, "models").stdout.decode()
     (folder / "hostile.gguf").unlink()
     assert real.client.generate(MODEL, "Hi", max_tokens=2).text
+
+
+def test_a_tool_that_must_be_called_is_called_with_arguments_of_its_schema(real: Fleet) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 7}},
+        "required": ["city", "days"],
+    }
+    tool = {"type": "function", "function": {"name": "forecast", "parameters": parameters}}
+
+    result = real.client.generate(
+        MODEL, "How will the weather be in Oslo?", tools=[tool], tool_choice="required", max_tokens=100,
+        parallel_tool_calls=False,
+    )  # fmt: skip
+
+    assert result.finish_reason == "tool_calls"
+    (call,) = result.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert call.function.name == "forecast"
+    assert set(arguments) >= {"city", "days"}
+    assert isinstance(arguments["days"], int)
