@@ -72,3 +72,13 @@ def test_verify_on_a_named_instance_or_node_runs_there(fleet: Fleet) -> None:
     assert fleet.client.verify(first.job_id, on="n1", timeout=30).node == "n1"
     with pytest.raises(InvalidRequest, match="no instance or node 'n7'"):
         fleet.client.verify(first.job_id, on="n7")
+
+
+def test_verify_on_an_instance_that_cannot_take_the_job_says_so_instead_of_waiting(fleet: Fleet) -> None:
+    strict = fleet.client.generate("echo", "hello", deterministic=True)
+    plain = fleet.client.generate("echo", "hello")
+    numerics = {i.instance: i.numerics for i in fleet.client.instances()}
+    assert numerics[plain.instance] == "fast"
+
+    with pytest.raises(InvalidRequest, match="deterministic numerics"):
+        fleet.client.verify(strict.job_id, on=plain.instance, timeout=5)
