@@ -230,16 +230,22 @@ class MemoryJobs:
     def _choose(
         self, routes: Sequence[Route], names: set[str | None], prefixes: frozenset[str]
     ) -> tuple[JobId, _Record] | None:
-        mine = [(i, r) for i, r in self._ready(routes) if r.spec.meant_for in names]
-        if not mine:
-            return None
+        ready = self._ready(routes)
+        for lane in ("interactive", "bulk"):
+            in_lane = [(i, r) for i, r in ready if r.spec.lane == lane]
+            for begin in range(0, len(in_lane), jobs.CLAIM_LOOK):
+                looked_at = in_lane[begin : begin + jobs.CLAIM_LOOK]
+                mine = [(i, r) for i, r in looked_at if r.spec.meant_for in names]
+                if mine:
+                    return self._best(mine, prefixes)
+        return None
+
+    def _best(self, mine: Sequence[tuple[JobId, _Record]], prefixes: frozenset[str]) -> tuple[JobId, _Record]:
         head = mine[0][1]
         if head.attempts >= SUSPECT_ATTEMPTS or head.passed >= jobs.MAX_PASSED or not prefixes:
             return mine[0]
-        same_lane = [(i, r) for i, r in mine if r.spec.lane == head.spec.lane and r.attempts < SUSPECT_ATTEMPTS][
-            : jobs.CLAIM_LOOK
-        ]
-        best = max(same_lane, key=lambda entry: len(prefixes & set(prefix_hashes(entry[1].spec))))
+        others = [(i, r) for i, r in mine if r.attempts < SUSPECT_ATTEMPTS]
+        best = max(others, key=lambda entry: len(prefixes & set(prefix_hashes(entry[1].spec))))
         if best[1] is not head:
             head.passed += 1
         return best

@@ -24,7 +24,7 @@ if num_held == 1 then
   if is_suspect(redis.call('HGET', JOB_PREFIX .. only, 'attempts')) then return false end
 end
 
--- The next ready jobs of one lane, in the order of submission; `skipped` of each route are left where they are.
+-- The next `look` ready jobs of one lane, in the order of submission; `skipped` of each route are left where they are.
 local function candidates(lane, skipped)
   local found = {}
   for route = 1, num_routes do
@@ -34,7 +34,11 @@ local function candidates(lane, skipped)
       found[#found + 1] = {id = page[i], order = tonumber(page[i + 1]), route = route, ready = ready}
     end
   end
-  if num_routes > 1 then table.sort(found, function(a, b) return a.order < b.order end) end
+  if num_routes > 1 then
+    table.sort(found, function(a, b) return a.order < b.order end)
+    -- Behind the last one of a full page of one route there may be earlier ones than the rest of the other's.
+    for i = #found, look + 1, -1 do found[i] = nil end
+  end
   return found
 end
 
