@@ -489,6 +489,18 @@ class TestLlamaCpp(BackendContract):
         with pytest.raises(ModelLoadFailed, match=r"broken\.gguf"):
             LlamaCppBackend(path, model="broken", n_slots=1, n_ctx=64, n_threads=1)
 
+    @pytest.mark.parametrize("n_slots", [1, 3])
+    @pytest.mark.parametrize("n_ctx", [1, 2, 7, 8, 32, 37, 64])
+    def test_a_recipe_is_proven_in_a_context_shorter_than_the_test(
+        self, tiny_model: Path, n_ctx: int, n_slots: int
+    ) -> None:
+        backend = LlamaCppBackend(
+            tiny_model, model="tiny", n_slots=n_slots, n_ctx=n_ctx, n_threads=1, numerics="deterministic"
+        )
+
+        assert backend.shape.recipe in ("batched", "serial")
+        backend.shutdown()
+
     def test_the_same_file_loaded_again_answers_the_same(self, backend: Backend, tiny_model: Path) -> None:
         again = LlamaCppBackend(tiny_model, model="tiny", n_slots=1, n_ctx=N_CTX, n_threads=1)
 
