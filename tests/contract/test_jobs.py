@@ -522,6 +522,21 @@ class TestRedisJobs(JobStoreContract):
         assert [event.text for event in store.events({job_id: "0"})] == ["a"]
         assert redis.ttl(keys.out(job_id)) > 0
 
+    def test_a_claim_says_which_routes_have_more_jobs_than_bells(self, store: JobStore, redis: Redis) -> None:
+        for number in range(6):
+            submit(store, spec(deterministic=number % 2 == 0))
+        redis.rpush(keys.model_queue(ROUTE), "bell", "bell", "bell")
+
+        unrung = []
+        for _ in range(4):
+            taken = store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS)
+            assert taken is not None
+            unrung.append(taken.unrung)
+            redis.lpop(keys.model_queue(ROUTE))
+
+        assert unrung == [(DETERMINISTIC,), (DETERMINISTIC,), (DETERMINISTIC, ROUTE), (DETERMINISTIC, ROUTE)]
+        redis.delete(keys.model_queue(ROUTE))
+
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
         job_id, epoch = submit(store), claim(store)[1]
         store.finish(job_id, epoch, DONE)

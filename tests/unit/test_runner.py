@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from packtrain.broker.ids import JobId
+from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobStatus
@@ -22,7 +23,7 @@ from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner, seed_of
 from tests.support.clock import FakeClock
-from tests.support.factories import COMPUTER, INSTANCE, MODEL, NODE, spec
+from tests.support.factories import COMPUTER, DETERMINISTIC, INSTANCE, MODEL, NODE, ROUTE, spec
 
 pytestmark = pytest.mark.unit
 
@@ -37,12 +38,13 @@ class Store(MemoryJobs):
         super().__init__(clock, {MODEL: MODEL})
         self.claims = threading.Semaphore(0)
         self.reads_fail = False
+        self.unrung: tuple[Route, ...] = ()
         self.on_renew: Callable[[], object] = lambda: None
 
     def claim(self, *args: Any, **options: Any) -> Claim | None:
         taken = super().claim(*args, **options)
         self.claims.release()
-        return taken
+        return taken and replace(taken, unrung=self.unrung)
 
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
         if self.reads_fail:
@@ -124,7 +126,7 @@ class Instance:
     def answering(self) -> tuple[threading.Thread, list[dict[str, Any] | None]]:
         """A pool thread that has heard a bell and claimed."""
         replies: list[dict[str, Any] | None] = []
-        thread = threading.Thread(target=lambda: replies.append(self.runner.answer()), daemon=True)
+        thread = threading.Thread(target=lambda: replies.append(self.runner.answer(ROUTE)), daemon=True)
         thread.start()
         assert self.store.claims.acquire(timeout=PATIENCE_S)
         return thread, replies
@@ -139,7 +141,7 @@ def instance() -> Iterator[Instance]:
 
 def test_a_bell_runs_a_job_to_its_end(instance: Instance) -> None:
     instance.submit()
-    shown = instance.runner.answer()
+    shown = instance.runner.answer(ROUTE)
 
     assert shown is not None
     assert (shown["job"], shown["end"], shown["tokens"]) == ("job", "stop", 5)
@@ -148,34 +150,34 @@ def test_a_bell_runs_a_job_to_its_end(instance: Instance) -> None:
 
 
 def test_a_spare_bell_does_nothing(instance: Instance) -> None:
-    assert instance.runner.answer() is None
+    assert instance.runner.answer(ROUTE) is None
 
 
 def test_a_draining_instance_claims_nothing(instance: Instance) -> None:
     instance.submit()
     instance.runner.drain()
 
-    assert instance.runner.answer() is None
+    assert instance.runner.answer(ROUTE) is None
     assert instance.status().state is JobState.QUEUED
 
 
 def test_a_prompt_that_fills_the_slot_is_refused_with_its_numbers(instance: Instance) -> None:
     instance.submit("x" * 64)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "prompt_too_long"
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(instance: Instance) -> None:
     instance.submit("x" * 63)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert (instance.status().state, instance.text()) == (JobState.SUCCEEDED, "x")
 
 
 def test_a_prompt_without_a_single_token_is_refused_and_the_engine_goes_on(instance: Instance) -> None:
     instance.submit("  ")
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "prompt_empty"
     assert not instance.engine.is_busy
@@ -187,7 +189,7 @@ def test_a_job_resumes_after_what_readers_have(instance: Instance) -> None:
     assert first is not None
     instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol", tuple(b"ol")))])
     instance.store.release(first.job_id, first.epoch)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     events = instance.store.events({first.job_id: "0"})
     assert instance.text() == "olleh"
@@ -201,7 +203,7 @@ def test_a_job_whose_past_cannot_be_read_goes_back_to_the_queue(instance: Instan
     assert first is not None
     instance.store.release(first.job_id, first.epoch)
     instance.store.reads_fail = True
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert (instance.status().state, instance.status().attempts) == (JobState.QUEUED, 0)
 
@@ -223,6 +225,37 @@ def test_a_job_that_the_same_instance_lost_and_got_again_is_run_by_the_later_lea
     assert (instance.status().state, instance.status().epoch, instance.text()) == (JobState.SUCCEEDED, 2, "olleh")
     assert instance.engine.stats.slots_used == 0
     assert instance.renewer.num_held == 0
+
+
+def test_a_bell_spent_on_a_job_of_the_other_route_is_rung_again(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (DETERMINISTIC,)
+    instance.runner.answer(DETERMINISTIC)
+
+    assert instance.rung == [DETERMINISTIC]
+
+
+def test_a_bell_spent_on_its_own_route_or_with_bells_enough_is_not(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (ROUTE,)
+    instance.runner.answer(ROUTE)
+    instance.store.submit(JobId("other"), spec(), max_waiting=10)
+    instance.store.unrung = ()
+    instance.runner.answer(DETERMINISTIC)
+
+    assert instance.rung == []
+
+
+def test_a_slot_that_served_long_enough_rings_for_every_route_that_is_short_of_bells(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (DETERMINISTIC, ROUTE)
+    instance.backend.gate.clear()
+    thread, _ = instance.answering()
+    instance.clock.advance(2000)
+    instance.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    assert instance.rung == [DETERMINISTIC, ROUTE]
 
 
 def test_a_cancelled_job_ends_by_the_next_renewal(instance: Instance) -> None:

@@ -48,7 +48,7 @@ class Claim:
     remaining_ms: int | None  # until its deadline; None: no deadline
     spec_json: str
     route: Route  # that the job waited on
-    unrung: int = 0  # jobs still ready on it beyond the doorbells that lie in its queue
+    unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,8 @@ def claim(
         job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung = reply
         remaining = int(deadline) - int(now) if deadline else None
         queued_ms = int(now) - int(submitted)
-        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), int(unrung))
+        short = tuple(Route(other) for other in unrung)
+        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), short)
 
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
     return Call(

@@ -26,7 +26,7 @@ from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import ModelLoadFailed, PacktrainError
-from packtrain.broker.ids import InstanceId, JobId, ModelId
+from packtrain.broker.ids import InstanceId, JobId, ModelId, Route
 from packtrain.broker.jobs import routes_of
 from packtrain.broker.messages import SamplingParams
 from packtrain.broker.redis_jobs import RedisJobs
@@ -109,8 +109,8 @@ class Instance:
         app, runner = self._app, self._runner
 
         @app.task(name=RING)  # type: ignore[untyped-decorator]
-        def ring(model: str) -> object:  # noqa: ARG001  the queue already says which model
-            return runner.answer()
+        def ring(model: str) -> object:
+            return runner.answer(Route(model))
 
         run_worker(
             app,

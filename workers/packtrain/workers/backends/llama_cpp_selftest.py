@@ -53,7 +53,7 @@ class _Slot:
 
 
 def self_test(backend: Tested, recipe: Literal["batched", "serial"]) -> str:
-    """Why this recipe does not hold here; '' when it does. All slots must be free; what is in their caches then is noise."""
+    """Why this recipe does not hold here; '' when it does. All slots must be free; their caches are noise then."""
     shape = backend.shape
     tokens = _noise(0, min(NUM_PROMPT + NUM_FORCED, shape.n_ctx), shape.n_vocab)
     last, company = shape.n_slots - 1, min(shape.n_slots - 1, 7)
