@@ -142,6 +142,26 @@ class JobStoreContract:
         assert taken is not None
         assert taken.job_id == for_node
 
+    def test_waiting_jobs_meant_for_nobody_who_serves_them_fail(self, store: JobStore) -> None:
+        gone, there = submit(store, spec(meant_for="gone")), submit(store, spec(meant_for="n1"))
+        plain, elsewhere = submit(store), submit(store, spec(meant_for="gone", deterministic=True))
+        running = submit(store, spec(meant_for=INSTANCE))
+        while claim(store)[0] != running:
+            pass
+
+        assert store.strand({ROUTE: {"n2"}}) == 1
+        assert store.strand({ROUTE: set()}) == 0
+
+        status = store.status(gone)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "meant_for" in status.outcome.error["message"]
+        assert [state(store, j) for j in (there, plain, running)] == [JobState.RUNNING] * 3
+        assert state(store, elsewhere) is JobState.QUEUED
+        assert store.strand({DETERMINISTIC: {"n1"}}) == 1
+        assert store.waiting() == {}
+
     def test_many_jobs_meant_for_others_hide_no_job(self, store: JobStore) -> None:
         for _ in range(2 * CLAIM_LOOK + 1):
             submit(store, spec(meant_for="other-1"))
@@ -554,7 +574,7 @@ _ACTIONS = st.lists(
         st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
         st.tuples(st.just("claim"), st.integers(0, 5), st.integers(0, 2)),
         st.tuples(
-            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale"]),
+            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand"]),
             st.integers(0, _NUM_JOBS - 1),
             st.integers(0, 2),
         ),
@@ -614,6 +634,8 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                 seen.append(store.cancel(job_id))
             case "gone":
                 seen.append(sorted((r.job_id, r.state) for r in store.reap(instance)))
+            case "strand":
+                seen.append(store.strand({ROUTE: {"i1"}, DETERMINISTIC: {f"n{worker}"}} if worker else {ROUTE: set()}))
             case "stale":
                 old = stale.get(job_id, 0)
                 seen.append((store.emit([(job_id, old, Chunk(5, "y", (2,)))]), store.finish(job_id, old, DONE)))

@@ -8,7 +8,7 @@ can do no harm when it comes back, and a job ends exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol
@@ -142,6 +142,10 @@ class JobStore(Protocol):
 
     def reject(self, route: Route, error: errors.PacktrainError) -> int:
         """Fail up to `SCRIPT_BATCH` waiting jobs of a route; how many were."""
+        ...
+
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        """Fail waiting jobs of these routes that are meant for somebody not among the route's names; how many were."""
         ...
 
     def reap(self, instance: InstanceId | None = None) -> list[Reaped]:
@@ -280,6 +284,12 @@ def reject(route: Route, error: errors.PacktrainError) -> Call[int]:
     return Call("reject", (keys.ready(route, "interactive"), keys.ready(route, "bulk")), (outcome, SCRIPT_BATCH), int)
 
 
+def strand(serving: Mapping[Route, Collection[str]]) -> Call[int]:
+    """Call of strand.lua."""
+    flat = [part for route, names in serving.items() for name in (*names, "") for part in (route, name)]
+    return Call("strand", (keys.MEANT,), (_json(JobState.FAILED, STRANDED), *flat), int)
+
+
 def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
     """Call of reap.lua."""
 
@@ -331,6 +341,10 @@ DEAD = errors.JobDead(
     f"instances died or fell silent {MAX_ATTEMPTS} times while they ran this job; it is not tried again, "
     "see `packtrain ps` and the instance's log for the cause",
     attempts=MAX_ATTEMPTS,
+)
+STRANDED = errors.JobFailed(
+    "the instance or node that alone may run this job (`meant_for`) does not serve its model now; leave it out, or "
+    "name one that `packtrain ps` shows"
 )
 _CANCELLED = _json(JobState.CANCELLED, CANCELLED)
 _EXPIRED = _json(JobState.EXPIRED, EXPIRED)

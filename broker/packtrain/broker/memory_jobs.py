@@ -6,7 +6,7 @@ Time comes in as a function. It passes the same contract suite as the real store
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
@@ -171,6 +171,17 @@ class MemoryJobs:
             for job_id, record in rejected:
                 self._settle(job_id, record, jobs.ended(JobState.FAILED, error))
             return len(rejected)
+
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        with self._changed:
+            stranded = [
+                (job_id, record)
+                for job_id, record in self._ready(list(serving))
+                if record.spec.meant_for is not None and record.spec.meant_for not in serving[record.route]
+            ]
+            for job_id, record in stranded:
+                self._settle(job_id, record, jobs.ended(JobState.FAILED, jobs.STRANDED))
+            return len(stranded)
 
     def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
         with self._changed:
