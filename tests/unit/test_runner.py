@@ -14,6 +14,7 @@ from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobStatus
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
@@ -39,10 +40,12 @@ class Store(MemoryJobs):
         self.claims = threading.Semaphore(0)
         self.reads_fail = False
         self.unrung: tuple[Route, ...] = ()
+        self.prefixes: tuple[str, ...] = ()  # of the last claim
         self.on_renew: Callable[[], object] = lambda: None
 
     def claim(self, *args: Any, **options: Any) -> Claim | None:
         taken = super().claim(*args, **options)
+        self.prefixes = tuple(options.get("prefixes", ()))
         self.claims.release()
         return taken and replace(taken, unrung=self.unrung)
 
@@ -60,8 +63,9 @@ class Store(MemoryJobs):
 class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, can_share: bool) -> None:
         super().__init__(n_slots=2, n_ctx=64)
+        self._shape = replace(self._shape, can_share=can_share)
         self.gate = threading.Event()
         self.gate.set()
 
@@ -76,10 +80,10 @@ class Gated(ScriptedBackend):
 class Instance:
     """All parts of an instance but Celery and its process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, can_share: bool = True) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
-        self.backend = Gated()
+        self.backend = Gated(can_share=can_share)
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(
             self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
@@ -225,6 +229,17 @@ def test_a_job_that_the_same_instance_lost_and_got_again_is_run_by_the_later_lea
     assert (instance.status().state, instance.status().epoch, instance.text()) == (JobState.SUCCEEDED, 2, "olleh")
     assert instance.engine.stats.slots_used == 0
     assert instance.renewer.num_held == 0
+
+
+@pytest.mark.parametrize("can_share", [True, False])
+def test_a_claim_names_the_beginnings_held_where_they_can_be_shared(can_share: bool) -> None:
+    instance = Instance(can_share=can_share)
+    text = "a long beginning " * 20
+    instance.submit(text)  # more than the slot holds, but that shows only after the claim
+    instance.runner.answer(ROUTE)
+    instance.close()
+
+    assert instance.store.prefixes == (prefix_hashes(spec(text)) if can_share else ())
 
 
 def test_a_bell_spent_on_a_job_of_the_other_route_is_rung_again(instance: Instance) -> None:

@@ -62,8 +62,9 @@ class Runner:
         self._renewer = renewer
         self._model = model
         self._routes = jobs.routes_of(model, numerics)
-        # Of the jobs that the slots hold now or held last.
-        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=backend.shape.n_slots)
+        # Of the jobs that the slots hold now or held last; none where a held beginning is of no use.
+        num_held = backend.shape.n_slots if backend.shape.can_share else 0
+        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=num_held)
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
