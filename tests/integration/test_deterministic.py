@@ -51,8 +51,9 @@ def test_a_model_that_cannot_be_deterministic_refuses_such_jobs_and_serves_the_o
         fleet.client.generate("shaky", "hello", deterministic=True, timeout=30)
 
     assert fleet.client.generate("shaky", "hello").text == "olleh"
-    with pytest.raises(NotDeterministic):
+    with pytest.raises(NotDeterministic) as caught:
         fleet.client.generate("shaky", "again", deterministic=True, timeout=5)
+    assert str(caught.value).count("cannot be computed deterministically") == 1
 
 
 def test_verify_runs_a_job_again_and_finds_it_equal(fleet: Fleet) -> None:

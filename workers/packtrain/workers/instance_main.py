@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.errors import ModelLoadFailed, PacktrainError
+from packtrain.broker.errors import ModelLoadFailed, NotDeterministic, PacktrainError
 from packtrain.broker.ids import InstanceId, JobId, ModelId, Route
 from packtrain.broker.jobs import routes_of
 from packtrain.broker.messages import SamplingParams
@@ -223,7 +223,8 @@ def main(argv: list[str]) -> int:
         instance = Instance(config, settings, backend, sha256.result())
         instance.warm_up()
     except PacktrainError as error:
-        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), code=error.code))
+        why = error.data["reason"] if isinstance(error, NotDeterministic) else ""
+        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), not_deterministic=why))
         sys.stderr.write(f"packtrain instance {config.instance}: {error}\n")
         return EXIT_LOAD_FAILED
     instance.run()
