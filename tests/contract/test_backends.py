@@ -17,6 +17,7 @@ from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_sampling import MIN_TEMPERATURE, is_plain_greedy, token_seed
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.chat.preparing import prepare
+from packtrain.workers.load_options import LoadOptions
 from tests.support import templates
 from tests.support.tiny_model import BOS, END_OF_TURN, EOS, write_tiny_model
 
@@ -511,6 +512,23 @@ class TestLlamaCpp(BackendContract):
 
         with pytest.raises(ModelLoadFailed, match=r"broken\.gguf"):
             LlamaCppBackend(path, model="broken", n_slots=1, n_ctx=64, n_threads=1)
+
+    @pytest.mark.parametrize("n_slots", [1, 3])
+    @pytest.mark.parametrize("n_ctx", [1, 2, 7, 8, 32, 37, 64])
+    def test_a_recipe_is_proven_in_a_context_shorter_than_the_test(
+        self, tiny_model: Path, n_ctx: int, n_slots: int
+    ) -> None:
+        backend = LlamaCppBackend(
+            tiny_model,
+            model="tiny",
+            n_slots=n_slots,
+            n_ctx=n_ctx,
+            n_threads=1,
+            options=LoadOptions(numerics="deterministic"),
+        )
+
+        assert backend.shape.recipe in ("batched", "serial")
+        backend.shutdown()
 
     def test_the_same_file_loaded_again_answers_the_same(self, backend: Backend, tiny_model: Path) -> None:
         again = LlamaCppBackend(tiny_model, model="tiny", n_slots=1, n_ctx=N_CTX, n_threads=1)

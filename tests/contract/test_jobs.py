@@ -143,6 +143,26 @@ class JobStoreContract:
         assert taken is not None
         assert taken.job_id == for_node
 
+    def test_waiting_jobs_meant_for_nobody_who_serves_them_fail(self, store: JobStore) -> None:
+        gone, there = submit(store, spec(meant_for="gone")), submit(store, spec(meant_for="n1"))
+        plain, elsewhere = submit(store), submit(store, spec(meant_for="gone", deterministic=True))
+        running = submit(store, spec(meant_for=INSTANCE))
+        while claim(store)[0] != running:
+            pass
+
+        assert store.strand({ROUTE: {"n2"}}) == 1
+        assert store.strand({ROUTE: set()}) == 0
+
+        status = store.status(gone)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "meant_for" in status.outcome.error["message"]
+        assert [state(store, j) for j in (there, plain, running)] == [JobState.RUNNING] * 3
+        assert state(store, elsewhere) is JobState.QUEUED
+        assert store.strand({DETERMINISTIC: {"n1"}}) == 1
+        assert store.waiting() == {}
+
     def test_many_jobs_meant_for_others_hide_no_job(self, store: JobStore) -> None:
         for _ in range(2 * CLAIM_LOOK + 1):
             submit(store, spec(meant_for="other-1"))
@@ -194,6 +214,31 @@ class JobStoreContract:
 
         assert taken is not None
         assert taken.job_id == interactive
+
+    def test_jobs_meant_for_others_do_not_let_a_later_one_of_another_route_go_first(self, store: JobStore) -> None:
+        for _ in range(CLAIM_LOOK):
+            submit(store, spec(meant_for="other-1"))
+        first = submit(store)
+        submit(store, spec(deterministic=True))
+
+        taken = store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS)
+
+        assert taken is not None
+        assert taken.job_id == first
+
+    def test_a_claim_looks_no_further_for_a_held_beginning_when_it_serves_two_routes(self, store: JobStore) -> None:
+        common = "the same beginning of many a prompt, " * 20
+        first = submit(store)
+        for _ in range(CLAIM_LOOK - 1):
+            submit(store)
+        submit(store, spec(common, deterministic=True))
+
+        taken = store.claim(
+            (DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS, prefixes=prefix_hashes(spec(common))
+        )
+
+        assert taken is not None
+        assert taken.job_id == first
 
     def test_nothing_ready_gives_nothing(self, store: JobStore) -> None:
         assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
@@ -579,6 +624,21 @@ class TestRedisJobs(JobStoreContract):
         assert [event.text for event in store.events({job_id: "0"})] == ["a"]
         assert redis.ttl(keys.out(job_id)) > 0
 
+    def test_a_claim_says_which_routes_have_more_jobs_than_bells(self, store: JobStore, redis: Redis) -> None:
+        for number in range(6):
+            submit(store, spec(deterministic=number % 2 == 0))
+        redis.rpush(keys.model_queue(ROUTE), "bell", "bell", "bell")
+
+        unrung = []
+        for _ in range(4):
+            taken = store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS)
+            assert taken is not None
+            unrung.append(taken.unrung)
+            redis.lpop(keys.model_queue(ROUTE))
+
+        assert unrung == [(DETERMINISTIC,), (DETERMINISTIC,), (DETERMINISTIC, ROUTE), (DETERMINISTIC, ROUTE)]
+        redis.delete(keys.model_queue(ROUTE))
+
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
         job_id, epoch = submit(store), claim(store)[1]
         store.finish(job_id, epoch, DONE)
@@ -589,14 +649,38 @@ class TestRedisJobs(JobStoreContract):
 
 
 Action = tuple[str, int, int]
+_NUM_JOBS = 24  # more than a claim looks at together
 _ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(["submit", "claim", "emit", "finish", "release", "cancel", "gone", "stale"]),
-        st.integers(0, 3),
-        st.integers(0, 1),
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
+        st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
+        st.tuples(st.just("claim"), st.integers(0, 5), st.integers(0, 2)),
+        st.tuples(
+            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand"]),
+            st.integers(0, _NUM_JOBS - 1),
+            st.integers(0, 2),
+        ),
     ),
     max_size=40,
 )
+_BEGINNINGS = ("", "one beginning of many a prompt. " * 20, "another, much longer beginning of a prompt. " * 40)
+_FLEET = (  # instance, node and what it serves
+    (InstanceId("i0"), NodeId("n1"), ROUTES),
+    (InstanceId("i1"), NodeId("n1"), (DETERMINISTIC, ROUTE)),
+    (InstanceId("i2"), NodeId("n2"), (DETERMINISTIC, ROUTE)),
+)
+
+
+def _spec(kind: int) -> JobSpec:
+    kind, beginning = divmod(kind, 3)
+    kind, meant_for = divmod(kind, 4)
+    is_deterministic, is_bulk = divmod(kind, 2)
+    return spec(
+        _BEGINNINGS[beginning] + "the rest",
+        meant_for=(None, None, "i1", "n2")[meant_for],
+        deterministic=bool(is_deterministic),
+        lane="bulk" if is_bulk else "interactive",
+    )
 
 
 def _play(store: JobStore, actions: list[Action]) -> list[object]:
@@ -605,14 +689,20 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
     stale: dict[JobId, int] = {}
     seen: list[object] = []
     for name, number, worker in actions:
-        job_id, instance = JobId(f"j{number}"), InstanceId(f"i{worker}")
+        job_id = JobId(f"j{number}")
+        instance, node, routes = _FLEET[worker % 3]
         epoch = held.get(job_id, 0)
         match name:
-            case "submit":
-                seen.append(store.submit(job_id, spec(), max_waiting=100))
+            case "submit" | "submit many":
+                for other in range(number, _NUM_JOBS if name == "submit many" else number + 1):
+                    try:
+                        seen.append(store.submit(JobId(f"j{other}"), _spec(worker), max_waiting=100))
+                    except errors.IdempotencyConflict as error:
+                        seen.append(error.code)
             case "claim":
-                taken = store.claim(ROUTES, instance, NODE, lease_ms=LEASE_MS)
-                seen.append(taken and (taken.job_id, taken.epoch, taken.attempts))
+                prefixes = [*prefix_hashes(spec(_BEGINNINGS[number // 2]))][: 2 if number % 2 else None]
+                taken = store.claim(routes, instance, node, lease_ms=LEASE_MS, prefixes=prefixes)
+                seen.append(taken and (taken.job_id, taken.epoch, taken.attempts, taken.route))
                 if taken:
                     stale[taken.job_id] = held.get(taken.job_id, 0)
                     held[taken.job_id] = taken.epoch
@@ -626,10 +716,13 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                 seen.append(store.cancel(job_id))
             case "gone":
                 seen.append(sorted((r.job_id, r.state) for r in store.reap(instance)))
+            case "strand":
+                seen.append(store.strand({ROUTE: {"i1"}, DETERMINISTIC: {f"n{worker}"}} if worker else {ROUTE: set()}))
             case "stale":
                 old = stale.get(job_id, 0)
                 seen.append((store.emit([(job_id, old, Chunk(5, "y", (2,)))]), store.finish(job_id, old, DONE)))
-    for number in range(4):
+    seen.append(store.waiting())
+    for number in range(_NUM_JOBS):
         status = store.status(JobId(f"j{number}"))
         seen.append(status and (status.state, status.epoch, status.attempts, status.cancel_requested, status.cause))
         seen.append([(e.text, e.end) for e in store.events({JobId(f"j{number}"): "0"})])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from packtrain.broker.chat import join_calls
-from packtrain.broker.ids import JobId
+from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobSpec, JobStatus
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
@@ -27,7 +29,7 @@ from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner, seed_of
 from tests.support.clock import FakeClock
-from tests.support.factories import COMPUTER, INSTANCE, MODEL, NODE, spec
+from tests.support.factories import COMPUTER, DETERMINISTIC, INSTANCE, MODEL, NODE, ROUTE, spec
 
 pytestmark = pytest.mark.unit
 
@@ -42,12 +44,15 @@ class Store(MemoryJobs):
         super().__init__(clock, {MODEL: MODEL})
         self.claims = threading.Semaphore(0)
         self.reads_fail = False
+        self.unrung: tuple[Route, ...] = ()
+        self.prefixes: tuple[str, ...] = ()  # of the last claim
         self.on_renew: Callable[[], object] = lambda: None
 
     def claim(self, *args: Any, **options: Any) -> Claim | None:
         taken = super().claim(*args, **options)
+        self.prefixes = tuple(options.get("prefixes", ()))
         self.claims.release()
-        return taken
+        return taken and replace(taken, unrung=self.unrung)
 
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
         if self.reads_fail:
@@ -63,8 +68,9 @@ class Store(MemoryJobs):
 class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
-    def __init__(self, n_ctx: int) -> None:
+    def __init__(self, n_ctx: int, *, can_share: bool) -> None:
         super().__init__(n_slots=2, n_ctx=n_ctx)
+        self._shape = replace(self._shape, can_share=can_share)
         self.gate = threading.Event()
         self.gate.set()
 
@@ -79,10 +85,10 @@ class Gated(ScriptedBackend):
 class Instance:
     """All parts of an instance but Celery and its process."""
 
-    def __init__(self, n_ctx: int = 64) -> None:
+    def __init__(self, n_ctx: int = 64, *, can_share: bool = True) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
-        self.backend = Gated(n_ctx)
+        self.backend = Gated(n_ctx, can_share=can_share)
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(
             self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
@@ -129,7 +135,7 @@ class Instance:
     def answering(self) -> tuple[threading.Thread, list[dict[str, Any] | None]]:
         """A pool thread that has heard a bell and claimed."""
         replies: list[dict[str, Any] | None] = []
-        thread = threading.Thread(target=lambda: replies.append(self.runner.answer()), daemon=True)
+        thread = threading.Thread(target=lambda: replies.append(self.runner.answer(ROUTE)), daemon=True)
         thread.start()
         assert self.store.claims.acquire(timeout=PATIENCE_S)
         return thread, replies
@@ -144,7 +150,7 @@ def instance() -> Iterator[Instance]:
 
 def test_a_bell_runs_a_job_to_its_end(instance: Instance) -> None:
     instance.submit()
-    shown = instance.runner.answer()
+    shown = instance.runner.answer(ROUTE)
 
     assert shown is not None
     assert (shown["job"], shown["end"], shown["tokens"]) == ("job", "stop", 5)
@@ -153,27 +159,27 @@ def test_a_bell_runs_a_job_to_its_end(instance: Instance) -> None:
 
 
 def test_a_spare_bell_does_nothing(instance: Instance) -> None:
-    assert instance.runner.answer() is None
+    assert instance.runner.answer(ROUTE) is None
 
 
 def test_a_draining_instance_claims_nothing(instance: Instance) -> None:
     instance.submit()
     instance.runner.drain()
 
-    assert instance.runner.answer() is None
+    assert instance.runner.answer(ROUTE) is None
     assert instance.status().state is JobState.QUEUED
 
 
 def test_a_prompt_that_fills_the_slot_is_refused_with_its_numbers(instance: Instance) -> None:
     instance.submit("x" * 64)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "prompt_too_long"
 
 
 def test_a_form_that_the_model_cannot_keep_is_the_jobs_error(instance: Instance) -> None:
     instance.submit(params={"response_format": {"type": "json_object"}})
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     outcome = instance.status().outcome
     assert instance.status().state is JobState.FAILED
@@ -185,14 +191,14 @@ def test_a_form_that_the_model_cannot_keep_is_the_jobs_error(instance: Instance)
 
 def test_the_longest_prompt_leaves_room_for_one_token(instance: Instance) -> None:
     instance.submit("x" * 63)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert (instance.status().state, instance.text()) == (JobState.SUCCEEDED, "x")
 
 
 def test_a_prompt_without_a_single_token_is_refused_and_the_engine_goes_on(instance: Instance) -> None:
     instance.submit("  ")
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "prompt_empty"
     assert not instance.engine.is_busy
@@ -204,7 +210,7 @@ def test_a_job_resumes_after_what_readers_have(instance: Instance) -> None:
     assert first is not None
     instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol", tuple(b"ol")))])
     instance.store.release(first.job_id, first.epoch)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     events = instance.store.events({first.job_id: "0"})
     assert instance.text() == "olleh"
@@ -218,7 +224,7 @@ def test_a_job_whose_past_cannot_be_read_goes_back_to_the_queue(instance: Instan
     assert first is not None
     instance.store.release(first.job_id, first.epoch)
     instance.store.reads_fail = True
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert (instance.status().state, instance.status().attempts) == (JobState.QUEUED, 0)
 
@@ -240,6 +246,48 @@ def test_a_job_that_the_same_instance_lost_and_got_again_is_run_by_the_later_lea
     assert (instance.status().state, instance.status().epoch, instance.text()) == (JobState.SUCCEEDED, 2, "olleh")
     assert instance.engine.stats.slots_used == 0
     assert instance.renewer.num_held == 0
+
+
+@pytest.mark.parametrize("can_share", [True, False])
+def test_a_claim_names_the_beginnings_held_where_they_can_be_shared(can_share: bool) -> None:
+    instance = Instance(can_share=can_share)
+    text = "a long beginning " * 20
+    instance.submit(text)  # more than the slot holds, but that shows only after the claim
+    instance.runner.answer(ROUTE)
+    instance.close()
+
+    assert instance.store.prefixes == (prefix_hashes(spec(text)) if can_share else ())
+
+
+def test_a_bell_spent_on_a_job_of_the_other_route_is_rung_again(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (DETERMINISTIC,)
+    instance.runner.answer(DETERMINISTIC)
+
+    assert instance.rung == [DETERMINISTIC]
+
+
+def test_a_bell_spent_on_its_own_route_or_with_bells_enough_is_not(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (ROUTE,)
+    instance.runner.answer(ROUTE)
+    instance.store.submit(JobId("other"), spec(), max_waiting=10)
+    instance.store.unrung = ()
+    instance.runner.answer(DETERMINISTIC)
+
+    assert instance.rung == []
+
+
+def test_a_slot_that_served_long_enough_rings_for_every_route_that_is_short_of_bells(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (DETERMINISTIC, ROUTE)
+    instance.backend.gate.clear()
+    thread, _ = instance.answering()
+    instance.clock.advance(2000)
+    instance.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    assert instance.rung == [DETERMINISTIC, ROUTE]
 
 
 def test_a_cancelled_job_ends_by_the_next_renewal(instance: Instance) -> None:
@@ -292,7 +340,7 @@ def test_a_job_whose_model_was_exchanged_under_it_fails_with_the_reason(instance
     instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol", (111, 257)))])
     instance.store.reap(INSTANCE)
 
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     outcome = instance.status().outcome
     assert outcome is not None
@@ -321,7 +369,7 @@ def chat(answer: str, **fields: Any) -> JobSpec:
 def test_an_answer_ends_in_its_parts(roomy: Instance) -> None:
     answer = f"<think>Hm.</think>\n\nI look.\n{CALL}"
     roomy.store.submit(JobId("job"), chat(answer, tools=[TOOL]), max_waiting=10)
-    roomy.runner.answer()
+    roomy.runner.answer(ROUTE)
 
     outcome = roomy.status().outcome
     assert outcome is not None
@@ -352,7 +400,7 @@ def test_a_job_resumes_within_any_part_of_its_answer(roomy: Instance, place: int
         assert chunk is not None
         roomy.store.emit([(claim.job_id, claim.epoch, chunk)])
     roomy.store.release(claim.job_id, claim.epoch)
-    roomy.runner.answer()
+    roomy.runner.answer(ROUTE)
 
     outcome = roomy.status().outcome
     assert outcome is not None
@@ -412,7 +460,7 @@ def test_tokens_are_counted_without_an_answer(instance: Instance, prompt: str) -
     spec = JobSpec(kind="count", model=MODEL, prompt=prompt)
     instance.store.submit(JobId("count"), spec, max_waiting=10)
     instance.store.cancel(JobId("job"))
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     status = instance.store.status(JobId("count"))
     assert status is not None
@@ -423,7 +471,7 @@ def test_tokens_are_counted_without_an_answer(instance: Instance, prompt: str) -
 
 def test_a_gap_cannot_be_filled_by_every_model(instance: Instance) -> None:
     instance.submit("def f(", suffix="return x")
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "invalid_request"
 

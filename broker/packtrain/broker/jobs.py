@@ -9,7 +9,7 @@ can do no harm when it comes back, and a job ends exactly once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol
@@ -54,7 +54,7 @@ class Claim:
     remaining_ms: int | None  # until its deadline; None: no deadline
     spec_json: str
     route: Route  # that the job waited on
-    unrung: int = 0  # jobs still ready on it beyond the doorbells that lie in its queue
+    unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,10 @@ class JobStore(Protocol):
         """Fail up to `SCRIPT_BATCH` waiting jobs of a route; how many were."""
         ...
 
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        """Fail waiting jobs of these routes that are meant for somebody not among the route's names; how many were."""
+        ...
+
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[Reaped]:
         """Requeue jobs whose lease lapsed (or all of an instance known to be gone); expire waiting ones.
 
@@ -231,7 +235,8 @@ def claim(
         job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung = reply
         remaining = int(deadline) - int(now) if deadline else None
         queued_ms = int(now) - int(submitted)
-        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), int(unrung))
+        short = tuple(Route(other) for other in unrung)
+        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), short)
 
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
     return Call(
@@ -291,6 +296,12 @@ def reject(route: Route, error: errors.PacktrainError) -> Call[int]:
     """Call of reject.lua."""
     outcome = Outcome(state=JobState.FAILED, error=error.to_wire()).model_dump_json(exclude_defaults=True)
     return Call("reject", (keys.ready(route, "interactive"), keys.ready(route, "bulk")), (outcome, SCRIPT_BATCH), int)
+
+
+def strand(serving: Mapping[Route, Collection[str]]) -> Call[int]:
+    """Call of strand.lua."""
+    flat = [part for route, names in serving.items() for name in (*names, "") for part in (route, name)]
+    return Call("strand", (keys.MEANT,), (_json(JobState.FAILED, STRANDED), *flat), int)
 
 
 def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call[list[Reaped]]:
@@ -386,5 +397,9 @@ def _json(state: JobState, error: errors.PacktrainError) -> str:
 
 CANCELLED = errors.JobCancelled("the job was cancelled; submit it again if you need its answer")
 EXPIRED = errors.JobExpired("the deadline passed before the job ended; allow more time with `expires_in`")
+STRANDED = errors.JobFailed(
+    "the instance or node that alone may run this job (`meant_for`) does not serve its model now; leave it out, or "
+    "name one that `packtrain ps` shows"
+)
 _CANCELLED = _json(JobState.CANCELLED, CANCELLED)
 _EXPIRED = _json(JobState.EXPIRED, EXPIRED)

@@ -6,7 +6,7 @@ Time comes in as a function. It passes the same contract suite as the real store
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
@@ -173,6 +173,17 @@ class MemoryJobs:
                 self._settle(job_id, record, jobs.ended(JobState.FAILED, error))
             return len(rejected)
 
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        with self._changed:
+            stranded = [
+                (job_id, record)
+                for job_id, record in self._ready(list(serving))
+                if record.spec.meant_for is not None and record.spec.meant_for not in serving[record.route]
+            ]
+            for job_id, record in stranded:
+                self._settle(job_id, record, jobs.ended(JobState.FAILED, jobs.STRANDED))
+            return len(stranded)
+
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
         with self._changed:
             now = self._now_ms()
@@ -235,16 +246,22 @@ class MemoryJobs:
     def _choose(
         self, routes: Sequence[Route], names: set[str | None], prefixes: frozenset[str]
     ) -> tuple[JobId, _Record] | None:
-        mine = [(i, r) for i, r in self._ready(routes) if r.spec.meant_for in names]
-        if not mine:
-            return None
+        ready = self._ready(routes)
+        for lane in ("interactive", "bulk"):
+            in_lane = [(i, r) for i, r in ready if r.spec.lane == lane]
+            for begin in range(0, len(in_lane), jobs.CLAIM_LOOK):
+                looked_at = in_lane[begin : begin + jobs.CLAIM_LOOK]
+                mine = [(i, r) for i, r in looked_at if r.spec.meant_for in names]
+                if mine:
+                    return self._best(mine, prefixes)
+        return None
+
+    def _best(self, mine: Sequence[tuple[JobId, _Record]], prefixes: frozenset[str]) -> tuple[JobId, _Record]:
         head = mine[0][1]
         if head.attempts >= SUSPECT_ATTEMPTS or head.passed >= jobs.MAX_PASSED or not prefixes:
             return mine[0]
-        same_lane = [(i, r) for i, r in mine if r.spec.lane == head.spec.lane and r.attempts < SUSPECT_ATTEMPTS][
-            : jobs.CLAIM_LOOK
-        ]
-        best = max(same_lane, key=lambda entry: len(prefixes & set(prefix_hashes(entry[1].spec))))
+        others = [(i, r) for i, r in mine if r.attempts < SUSPECT_ATTEMPTS]
+        best = max(others, key=lambda entry: len(prefixes & set(prefix_hashes(entry[1].spec))))
         if best[1] is not head:
             head.passed += 1
         return best

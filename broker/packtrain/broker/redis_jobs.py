@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from redis import Redis
@@ -65,6 +65,9 @@ class RedisJobs:
 
     def reject(self, route: Route, error: errors.PacktrainError) -> int:
         return self._scripts.run(jobs.reject(route, error))
+
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        return self._scripts.run(jobs.strand(serving))
 
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
         return self._scripts.run(jobs.reap(instance, cause))

@@ -26,8 +26,8 @@ from packtrain.broker.errors import (
     TryLater,
     UnknownJob,
 )
-from packtrain.broker.ids import JobId, ModelId, Route, new_job_id
-from packtrain.broker.jobs import Event
+from packtrain.broker.ids import JobId, ModelId, Route, is_deterministic, model_of, new_job_id, route_of
+from packtrain.broker.jobs import Event, routes_of
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
@@ -297,9 +297,10 @@ class Packtrain:
             InvalidRequest: The job has no whole answer, or nobody is called `on`.
         """
         status = self.job(job_id).status()
-        spec = request_again(job_id, self._transport.spec(JobId(job_id)), status.outcome, on=on)
+        old_spec = self._transport.spec(JobId(job_id))
+        spec = request_again(job_id, old_spec, status.outcome, model=status.model, on=on)
         if on is not None:
-            _check_is_there(self._transport, on, status.model)
+            _check_is_there(self._transport, on, route_of(ModelId(status.model), deterministic=spec.deterministic))
         again = Job(self._transport, self._transport.submit(new_job_id(), spec).job_id)
         again.result(timeout)
         old, new = status.outcome, again.status().outcome
@@ -339,13 +340,15 @@ class Packtrain:
         self._transport.set_desired(ModelId(model), replicas=0, unload=True)
 
 
-def _check_is_there(transport: Transport, name: str, model: str) -> None:
-    """A job meant for nobody would wait for ever."""
-    instances = [i for i in transport.instances() if i.model == model and not i.state.is_terminal]
-    known = sorted({i.instance for i in instances} | {i.node for i in instances})
+def _check_is_there(transport: Transport, name: str, route: Route) -> None:
+    """A job meant for nobody would wait in vain."""
+    instances = [i for i in transport.instances() if not i.state.is_terminal]
+    serving = [i for i in instances if route in routes_of(ModelId(i.model), i.numerics)]
+    known = sorted({i.instance for i in serving} | {i.node for i in serving})
     if name not in known:
+        how = " in deterministic numerics" if is_deterministic(route) else ""
         loaded = ", ".join(known) or "none; load it first"
-        raise InvalidRequest(f"no instance or node {name!r} holds {model!r} now; there are: {loaded}")
+        raise InvalidRequest(f"no instance or node {name!r} holds {model_of(route)!r}{how} now; there are: {loaded}")
 
 
 def _read_or_cancel(job: Job) -> Generator[str]:

@@ -20,7 +20,6 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from packtrain.broker.coordinator import Bells
-from packtrain.broker.errors import NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import Cause, InstanceBeat, ModelInfo, NodeBeat, NodeCommand
@@ -268,8 +267,8 @@ class Agent:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
         cause = managed.process.reap(managed.kill_reason)
         report = managed.process.last_report
-        if report and report.code == NotDeterministic.code:
-            self._not_deterministic[managed.beat.model] = report.reason
+        if report and report.not_deterministic:
+            self._not_deterministic[managed.beat.model] = report.not_deterministic
         instance = InstanceId(managed.beat.instance)
         # While it loads nothing handles the signal yet, so it ends by it.
         stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)

@@ -27,8 +27,8 @@ from queue import Empty, SimpleQueue
 from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.errors import ModelLoadFailed, PacktrainError
-from packtrain.broker.ids import InstanceId, JobId, ModelId
+from packtrain.broker.errors import ModelLoadFailed, NotDeterministic, PacktrainError
+from packtrain.broker.ids import InstanceId, JobId, ModelId, Route
 from packtrain.broker.jobs import routes_of
 from packtrain.broker.messages import SamplingParams
 from packtrain.broker.redis_jobs import RedisJobs
@@ -129,8 +129,8 @@ class Instance:
         app, runner = self._app, self._runner
 
         @app.task(name=RING)  # type: ignore[untyped-decorator]
-        def ring(model: str) -> object:  # noqa: ARG001  the queue already says which model
-            return runner.answer()
+        def ring(model: str) -> object:
+            return runner.answer(Route(model))
 
         run_worker(
             app,
@@ -266,7 +266,8 @@ def main(argv: list[str]) -> int:
         instance = Instance(config, settings, backend, sha256.result(), (before_load, own_memory()), news)
         instance.warm_up()
     except PacktrainError as error:
-        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), code=error.code))
+        why = error.data["reason"] if isinstance(error, NotDeterministic) else ""
+        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), not_deterministic=why))
         sys.stderr.write(f"packtrain instance {config.instance}: {error}\n")
         return EXIT_LOAD_FAILED
     instance.run()

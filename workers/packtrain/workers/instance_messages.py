@@ -49,7 +49,7 @@ class InstanceReport(BaseModel):
 
     state: InstanceState
     reason: str = ""
-    code: str = ""  # of the error behind FAILED
+    not_deterministic: str = ""  # why, where that is behind FAILED
     recipe: Recipe | None = None
     slots_used: int = 0
     steps: int = 0

@@ -64,8 +64,9 @@ class Runner:
         self._renewer = renewer
         self._model = model
         self._routes = jobs.routes_of(model, numerics)
-        # Of the jobs that the slots hold now or held last.
-        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=backend.shape.n_slots)
+        # Of the jobs that the slots hold now or held last; none where a held beginning is of no use.
+        num_held = backend.shape.n_slots if backend.shape.can_share else 0
+        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=num_held)
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
@@ -77,19 +78,25 @@ class Runner:
         """Claim nothing any more."""
         self._is_draining.set()
 
-    def answer(self) -> dict[str, Any] | None:
-        """Run jobs to their ends. What Flower shows of it: (last) job, tokens, seconds; None: the bell was spare."""
+    def answer(self, heard: Route) -> dict[str, Any] | None:
+        """Run jobs to their ends. What Flower shows of it: (last) job, tokens, seconds; None: the bell was spare.
+
+        Args:
+            heard: The route whose bell it is.
+        """
         begin = self._clock()
         num_jobs = num_tokens = 0
         job: LeasedJob | None = None
         while claim := self._claim():
+            if job is None and claim.route != heard and heard in claim.unrung:
+                self._ring(heard)  # its bell was spent on a job of the other route, and others hear only this one
             job = self._run(claim)
             num_jobs, num_tokens = num_jobs + 1, num_tokens + job.num_output
             if job.ended and job.ended.end in (End.RELEASED, End.LOST):
                 break  # or this slot would claim a job that it cannot run again and again
             if self._clock() - begin > BELL_S:
-                if claim.unrung > 0:
-                    self._ring(claim.route)
+                for route in claim.unrung:
+                    self._ring(route)
                 break
         if job is None:
             return None

@@ -51,6 +51,7 @@ local function settle(id, state, outcome)
   local job, out = JOB_PREFIX .. id, OUT_PREFIX .. id
   unlease(id)
   redis.call('ZREM', DEADLINES, id)
+  redis.call('HDEL', MEANT, id)
   redis.call('HSET', job, 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)

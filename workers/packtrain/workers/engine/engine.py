@@ -267,6 +267,8 @@ class Engine:
     def _num_reusable(self, sequence: Sequence) -> int:
         """Cached tokens that another may begin with. Serial: only those computed as whole chunks of a prompt, for the
         same tokens computed one by one have other bits."""
+        if not self._can_share:
+            return 0
         if self._is_serial:
             return min(sequence.num_cached, self._whole_chunks(sequence.num_prompt))
         return sequence.num_cached
@@ -287,7 +289,7 @@ class Engine:
             self._save(target, highest.tokens, num_needed=1)
             self._slots.take(target)
             self._backend.move(highest.seq_id, target)
-            self._slots.give_back(highest.seq_id, highest.tokens[: highest.num_cached])
+            self._slots.give_back(highest.seq_id, [])  # a second copy of a live cache is not worth keeping
             highest.seq_id = target
 
     def _end_late(self) -> None:
@@ -305,16 +307,18 @@ class Engine:
             self._fail(failed, rows)
         except DecodeFailed as error:
             logger.warning("A step of %d sequences failed: %s", len(rows), error, extra={"event": "step.failed"})
+            ends = [row.sequence.num_cached + row.count for row in rows]
             self._repair(rows)
-            self._compute_one_by_one(rows)
+            self._compute_one_by_one(rows, ends)
 
-    def _compute_one_by_one(self, rows: Seq[Rows]) -> None:
+    def _compute_one_by_one(self, rows: Seq[Rows], ends: Seq[int]) -> None:
         failures: list[tuple[Rows, DecodeFailed]] = []
-        for row in rows:
-            # After a repair a sequence may have more to compute than was planned.
-            count = min(row.count, row.sequence.num_pending)
+        for row, end in zip(rows, ends, strict=True):
             try:
-                self._attempt([Rows(row.sequence, count)])
+                # After a repair a sequence may have more to compute than was planned, even all of it. It must get to
+                # where the step failed: else one that always fails there would send all others back again and again.
+                while row.sequence.num_cached < end:
+                    self._attempt([self._up_to(row.sequence, end)])
             except Interrupted:
                 self._repair([row, *(failed for failed, _ in failures)])
                 return
@@ -339,6 +343,13 @@ class Engine:
         self._repair(rows)
         (sequence,) = (row.sequence for row in rows if row.sequence.seq_id == failed.seq_id)
         self._end(sequence, End.FAILED, failed.error)
+
+    def _up_to(self, sequence: Sequence, end: int) -> Rows:
+        """Rows of a step for this sequence alone, to `end` or on the way there."""
+        if self._is_serial:
+            (rows,) = plan_serial_step([sequence])
+            return rows
+        return Rows(sequence, min(end - sequence.num_cached, self._backend.shape.n_batch))
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [
