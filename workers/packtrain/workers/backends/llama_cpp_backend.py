@@ -16,6 +16,7 @@ import platform
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 _ABORTED = 2  # llama_decode: the abort callback said stop
+
+_NEVER = C.ggml_abort_callback()  # a null pointer
 
 _last_errors: deque[str] = deque(maxlen=8)
 
@@ -101,6 +104,7 @@ class LlamaCppBackend:
         self._num_logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
         self._should_stop: Callable[[], bool] = lambda: False
+        self._asks = True
         # ctypes drops a callback with its last reference while C still holds the pointer.
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
@@ -127,7 +131,10 @@ class LlamaCppBackend:
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         self._compiler = Compiler(n_vocab, self.piece, self._end_tokens)
         if options.numerics == "deterministic":
-            self._shape = replace(self._shape, recipe=self._proven_recipe())
+            # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed, and once there
+            # are more of them than cores it no longer spins at barriers, which halves the speed (46 for 90 tokens/s).
+            with ThreadPoolExecutor(1) as tester:
+                self._shape = replace(self._shape, recipe=tester.submit(self._proven_recipe).result())
 
     @property
     def shape(self) -> Shape:
@@ -264,7 +271,7 @@ class LlamaCppBackend:
             if row.wants_token:
                 wanted.append((row.seq_id, last))
         assert len(wanted) <= max_outputs(self._shape.n_slots), f"{len(wanted)} rows want logits"  # else SIGABRT
-        self._should_stop = should_stop
+        self._ask_whether_to_stop(should_stop if any(len(row.tokens) > 1 for row in rows) else None)
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
             raise Interrupted
@@ -309,6 +316,15 @@ class LlamaCppBackend:
         self._samplers.clear()
         C.llama_free(self._ctx)
         C.llama_model_free(self._model)
+
+    def _ask_whether_to_stop(self, should_stop: Callable[[], bool] | None) -> None:
+        """Let the next step ask, or not, as one that only decodes: llama.cpp asks at each of some 500 graph nodes, each
+        time for the interpreter's lock, and other threads of ours may hold that for milliseconds."""
+        if should_stop is not None:
+            self._should_stop = should_stop
+        if (should_stop is not None) != self._asks:
+            self._asks = should_stop is not None
+            C.llama_set_abort_callback(self._ctx, self._abort_callback if self._asks else _NEVER, None)
 
     def _can_share(self) -> bool:
         """Whether a part of a sequence may be kept. Recurrent and sliding-window layers forget what came before."""
