@@ -140,3 +140,17 @@ def test_context_is_rounded_up_as_llama_cpp_rounds_it() -> None:
 )
 def test_default_slots_are_the_most_whose_kv_fits_in_a_quarter(budget: int, slots: int) -> None:
     assert default_slots(budget, 100) == slots
+
+
+def test_a_model_without_a_cache_takes_weights_and_scratch_space_for_one_whole_text() -> None:
+    bert = replace(SMOLLM2, architecture="bert")
+    rows = 4 * SMOLLM2.n_vocab  # of logits, counted for every architecture
+
+    assert estimate_kv_bytes_per_token(bert) == 0
+    assert required_bytes(bert, 2048, 16) == bert.tensor_bytes + rows + estimate_compute_bytes(bert, 2048, n_ctx=2048)
+
+
+def test_a_model_that_only_embeds_has_one_cache_for_all_its_texts() -> None:
+    embedder = with_hints(pooling_type=3)
+
+    assert required_bytes(embedder, 4096, 16) == required_bytes(SMOLLM2, 4096, 1)

@@ -103,10 +103,11 @@ class JobSpec(_Input):
     """What a client asks for."""
 
     v: Literal[1] = 1
-    kind: Literal["chat", "complete"] = "chat"
+    kind: Literal["chat", "complete", "embed"] = "chat"
     model: SafeId
     messages: tuple[Message, ...] = Field((), max_length=4096, description="for kind `chat`")
-    prompt: Text = Field("", description="for kind `complete`: continued as it is, no template")
+    prompt: Text = Field("", description="for kind `complete`: continued as it is, no template; for `embed`: its text")
+    dimensions: int | None = Field(None, ge=1, le=65_536, description="for kind `embed`: keep the first so many")
     params: SamplingParams = SamplingParams()
     lane: Literal["interactive", "bulk"] = "interactive"
     user: SafeId = "default"
@@ -124,14 +125,16 @@ class JobSpec(_Input):
             raise ValueError(f"the prompt has {size} characters, at most {MAX_PROMPT_CHARS} are allowed")
         if self.kind == "chat" and self.prompt:
             raise ValueError("kind 'chat' takes `messages`, kind 'complete' takes `prompt`; do not mix them")
-        if self.kind == "complete" and self.messages:
-            raise ValueError("kind 'complete' takes `prompt`, kind 'chat' takes `messages`; do not mix them")
+        if self.kind != "chat" and self.messages:
+            raise ValueError(f"kind {self.kind!r} takes `prompt`, kind 'chat' takes `messages`; do not mix them")
+        if self.kind != "embed" and self.dimensions is not None:
+            raise ValueError(f"kind {self.kind!r} has no `dimensions`, they are of kind 'embed'; leave them out")
         return self
 
     @property
     def is_empty(self) -> bool:
         """True when there is nothing to answer."""
-        if self.kind == "complete":
+        if self.kind != "chat":
             return not self.prompt
         return not self.messages or not self.messages[-1].content.strip()
 
@@ -196,7 +199,10 @@ class TokenLogprob(Logprob):
 
 
 class Receipt(_Report):
-    """What exactly computed an answer. Hashes are SHA-256, of token ids as 32-bit little-endian integers."""
+    """What exactly computed an answer. Hashes are SHA-256, of token ids as 32-bit little-endian integers.
+
+    The output of an `embed` job is its vector, as 32-bit little-endian floats.
+    """
 
     model_sha256: str
     numerics: Numerics
@@ -223,6 +229,7 @@ class Outcome(_Report):
     seed: int | None = None
     tokens: tuple[int, ...] = Field((), description="of the output; only of deterministic jobs, for `packtrain verify`")
     logprobs: tuple[TokenLogprob, ...] = Field((), description="of each output token, where the job asked for them")
+    embedding: str = Field("", description="of an `embed` job: base64 of 32-bit little-endian floats, length 1")
     receipt: Receipt | None = None
     batch_peak: int = Field(0, description="most sequences that shared one step with this job")
     node: str = ""
@@ -266,6 +273,7 @@ class ModelInfo(_Report):
     n_layer: int = 0
     n_head_kv: int = 0
     has_chat_template: bool = False
+    embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
     required_bytes: int = Field(0, description="weights + KV of all slots + compute buffers, estimated")

@@ -16,7 +16,9 @@ SHORTEST = 256
 
 
 def prefix_hashes(spec: JobSpec) -> tuple[str, ...]:
-    """Hashes of the beginnings of the prompt, shortest first; () for a short prompt."""
+    """Hashes of the beginnings of the prompt, shortest first; () for a short prompt, and where nothing is kept."""
+    if spec.kind == "embed":
+        return ()
     text = spec.prompt if spec.kind == "complete" else "\0".join(f"{m.role}\0{m.content}" for m in spec.messages)
     state, done, hashes = hashlib.blake2b(spec.kind.encode(), digest_size=4), 0, list[str]()
     length = SHORTEST

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Literal
 
-from packtrain.broker import jobs
+from packtrain.broker import jobs, vectors
 from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
@@ -117,7 +118,7 @@ class LeasedJob:
         return Outcome(
             state=state,
             text="".join(self._texts),
-            finish_reason=("stop" if ended.end is End.STOP else "length") if state is JobState.SUCCEEDED else None,
+            finish_reason=self._finish_reason(ended),
             usage=Usage(
                 prompt_tokens=len(self.prompt), completion_tokens=ended.num_output, reused_tokens=ended.num_reused
             ),
@@ -129,9 +130,17 @@ class LeasedJob:
             seed=self.seed,
             tokens=tuple(self._tokens) if self.spec.deterministic else (),
             logprobs=tuple(self._logprobs),
-            receipt=computer.receipt(threads=threads, seed=self.seed, prompt=self.prompt, output=self._tokens),
+            embedding=vectors.to_wire(ended.embedding),
+            receipt=computer.receipt(
+                threads=threads, seed=self.seed, prompt=self.prompt, output=ended.embedding or self._tokens
+            ),
             batch_peak=ended.batch_peak,
             node=node,
             instance=instance,
             error=error.to_wire() if error else None,
         )
+
+    def _finish_reason(self, ended: Ended) -> Literal["stop", "length"] | None:
+        if _STATES[ended.end] is not JobState.SUCCEEDED or self.spec.kind == "embed":
+            return None
+        return "stop" if ended.end is End.STOP else "length"

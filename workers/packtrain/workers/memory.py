@@ -90,15 +90,18 @@ def estimate_slot_bytes(header: GgufHeader, n_ctx: int) -> int:
 
 
 def required_bytes(header: GgufHeader, n_ctx: int, n_slots: int) -> int:
-    """Bytes that an instance takes in all.
+    """Bytes that an instance takes in all. What a generator that also embeds takes for that comes on top, when it does.
+
+    A model that only embeds has one cache for all texts of a batch; without a cache it takes a text in one piece.
 
     Args:
         header: Header of the whole model, see `gguf.merge_parts` where it is split.
         n_ctx: Context of one slot, tokens.
         n_slots: Sequences at once.
     """
-    slots = n_slots * estimate_slot_bytes(header, n_ctx)
-    return header.tensor_bytes + slots + estimate_compute_bytes(header, n_ctx=n_ctx)
+    slots = (1 if header.embeds_only else n_slots) * estimate_slot_bytes(header, n_ctx)
+    n_ubatch = 512 if header.has_cache else max(512, n_ctx)
+    return header.tensor_bytes + slots + estimate_compute_bytes(header, n_ubatch, n_ctx=n_ctx)
 
 
 def default_slots(budget_bytes: int, kv_bytes_per_slot: int) -> int:
@@ -114,6 +117,8 @@ def _row_bytes(elements: int, kv_type: KvType) -> int:
 
 def _attention_layers(header: GgufHeader) -> list[int]:
     """KV heads of each layer that holds KV."""
+    if not header.has_cache:
+        return []
     layers = list(header.kv_heads)
     layers = layers[: max(0, len(layers) - header.hints.get("attention.shared_kv_layers", 0))]
     interval = header.hints.get("full_attention_interval", 0) or 1

@@ -18,12 +18,20 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
-from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty, PromptTooLong
+from packtrain.broker.errors import (
+    InvalidParameter,
+    InvalidRequest,
+    JobFailed,
+    PacktrainError,
+    PromptEmpty,
+    PromptTooLong,
+)
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.backends.base import Backend
+from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
 from packtrain.workers.leased_job import LeasedJob
@@ -136,9 +144,10 @@ class Runner:
 
     def _start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
         """Submit the job to the engine; the error when it cannot even start."""
+        is_embed = job.spec.kind == "embed"
         try:
-            prompt = self._tokens_of(job.spec)
-            resumed = self._resume(job) if claim.epoch > 1 else ()
+            prompt = self._tokens_to_embed(job.spec) if is_embed else self._tokens_of(job.spec)
+            resumed = self._resume(job) if claim.epoch > 1 and not is_embed else ()
         except PacktrainError as error:
             return error
         except RedisError as error:  # of the resume; the job is as good as ever
@@ -149,8 +158,12 @@ class Runner:
             logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
             return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
         job.prompt = prompt
-        room = self._backend.shape.n_ctx - len(prompt)
         remaining_ms = claim.remaining_ms
+        deadline = None if remaining_ms is None else self._clock() + remaining_ms / 1000
+        if is_embed:
+            self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
+            return None
+        room = self._backend.shape.n_ctx - len(prompt)
         self._engine.submit(
             SequenceRequest(
                 job_id=job.job_id,
@@ -161,12 +174,17 @@ class Runner:
                 on_tokens=job.on_tokens,
                 on_end=job.on_end,
                 resumed=resumed,
-                deadline=None if remaining_ms is None else self._clock() + remaining_ms / 1000,
+                deadline=deadline,
             )
         )
         return None
 
     def _tokens_of(self, spec: JobSpec) -> list[int]:
+        if self._backend.shape.embeds_only:
+            raise InvalidRequest(
+                f"{self._model!r} only makes vectors of texts (`embed`); ask another model, see `packtrain models`",
+                model=self._model,
+            )
         is_chat = spec.kind == "chat"
         text = self._backend.render_chat(spec.messages) if is_chat else spec.prompt
         tokens = self._backend.tokenize(text, is_rendered=is_chat)
@@ -175,6 +193,20 @@ class Runner:
         limit = self._backend.shape.n_ctx - 1
         if len(tokens) > limit:
             raise PromptTooLong(model=self._model, num_tokens=len(tokens), limit=limit)
+        return tokens
+
+    def _tokens_to_embed(self, spec: JobSpec) -> list[int]:
+        shape = self._backend.embedding
+        if spec.dimensions is not None and spec.dimensions > shape.n_dims:
+            raise InvalidParameter(
+                f"dimensions = {spec.dimensions}: vectors of {self._model!r} have {shape.n_dims}; ask for fewer",
+                field="dimensions",
+            )
+        tokens = self._backend.tokenize(spec.prompt, is_rendered=False)
+        if not tokens:
+            raise PromptEmpty()
+        if len(tokens) > shape.max_tokens:
+            raise PromptTooLong(model=self._model, num_tokens=len(tokens), limit=shape.max_tokens, embeds=True)
         return tokens
 
     def _resume(self, job: LeasedJob) -> tuple[int, ...]:

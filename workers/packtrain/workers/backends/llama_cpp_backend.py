@@ -1,5 +1,8 @@
 """llama.cpp as a backend: one model and one context with a cache for all slots, through the low-level API.
 
+A second context on the same model, for embedding, is made when the first text asks for it. A model that was made for
+nothing else (BERT and its kin, or a file that says how to pool) has only that one.
+
 `llama_cpp.Llama` runs one sequence at a time behind a lock; here every call is `llama_decode` on a batch of many. Two
 rules keep C from ending the process: everything is checked in Python before it crosses (rows, token ids, positions),
 and the whole backend lives in an instance process of its own, for what remains (GGML_ASSERT is SIGABRT).
@@ -30,10 +33,12 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Message, Numerics, Recipe, SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
+from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.backends.llama_cpp_batch import Batch
+from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedding_shape, read_traits
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
 from packtrain.workers.backends.llama_cpp_selftest import self_test
+from packtrain.workers.engine.embedding import Vector
 from packtrain.workers.receipts import Build
 
 logger = logging.getLogger(__name__)
@@ -72,7 +77,7 @@ class LlamaCppBackend:
         numerics: `deterministic` takes the kernels that compute each row alone, and proves it before it is ready.
 
     Raises:
-        ModelLoadFailed: llama.cpp refused the file or the memory; its own words are in the message.
+        ModelLoadFailed: llama.cpp refused the file or the memory, its own words are in the message; or it only ranks.
     """
 
     def __init__(
@@ -90,14 +95,29 @@ class LlamaCppBackend:
         self._model = self._load(path)
         self._vocab = C.llama_model_get_vocab(self._model)
         n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
-        self._ctx = self._new_context(n_slots, n_ctx, n_threads)
-        self._memory = C.llama_get_memory(self._ctx)
-        if not self._memory:
-            raise ModelLoadFailed(f"{model!r} is no text generator (it has no cache); use it for embeddings only")
-        n_batch = int(C.llama_n_batch(self._ctx))
-        self._batch = Batch(n_batch)
         self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
         self._template = self._chat_template()
+        self._n_threads = n_threads
+        self._traits = read_traits(self._model)
+        self._embedder: Embedder | None = None
+        # Of an embedder this is only a look at whether it has a cache.
+        sizes = (1, 1) if self._traits.is_embedder else (n_slots, n_ctx)
+        self._ctx = self._new_context(*sizes, n_threads)
+        self._memory = C.llama_get_memory(self._ctx)
+        self._embeds_only = not self._memory or self._traits.is_embedder
+        try:
+            self._embedding: EmbeddingShape | InvalidRequest = embedding_shape(
+                self._model, model, self._traits, n_ctx=n_ctx, n_slots=n_slots, has_cache=bool(self._memory)
+            )
+        except InvalidRequest as error:
+            self._embedding = error
+        if self._embeds_only:
+            C.llama_free(self._ctx)
+            self._ctx = None
+            self._shape = self._load_embedder(n_slots, n_ctx, n_vocab)
+            return
+        n_batch = int(C.llama_n_batch(self._ctx))
+        self._batch = Batch(n_batch)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if numerics == "deterministic":
             self._shape = replace(self._shape, recipe=self._proven_recipe())
@@ -148,7 +168,22 @@ class LlamaCppBackend:
     def is_end(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self._vocab, token))
 
+    @property
+    def embedding(self) -> EmbeddingShape:
+        if isinstance(self._embedding, InvalidRequest):
+            raise InvalidRequest(self._embedding.message, **self._embedding.data)
+        return self._embedding
+
+    def embed(self, inputs: Sequence[Sequence[int]], should_stop: Callable[[], bool]) -> list[Vector]:
+        if self._embedder is None:
+            # A sign of life for whoever asks, but not to be broken off: it would begin anew at the next text.
+            self._should_stop = lambda: should_stop() and False
+            self._embedder = self._new_embedder(can_batch=self._shape.recipe != "serial")
+        self._should_stop = should_stop
+        return self._embedder.embed(inputs)
+
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
+        assert not self._embeds_only, f"{self._name} opens no sequence"
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
         if params.logprobs is not None:
@@ -249,8 +284,39 @@ class LlamaCppBackend:
             if sampler:
                 sampler.close()
         self._samplers.clear()
-        C.llama_free(self._ctx)
+        if self._embedder:
+            self._embedder.close()
+        if self._ctx:
+            C.llama_free(self._ctx)
         C.llama_model_free(self._model)
+
+    def _new_embedder(self, *, can_batch: bool = True) -> Embedder:
+        is_deterministic = self._numerics == "deterministic"
+        return Embedder(
+            self._model,
+            self.embedding,
+            pooling=self._traits.pooling,
+            kv_type=_BF16 if is_deterministic else None,
+            n_threads=self._n_threads,
+            company=("proven" if can_batch else "none") if is_deterministic else "any",
+            abort_callback=self._abort_callback,
+        )
+
+    def _load_embedder(self, n_slots: int, n_ctx: int, n_vocab: int) -> Shape:
+        """The shape of a model that embeds only, once it can.
+
+        Raises:
+            ModelLoadFailed: It cannot.
+        """
+        try:
+            self._embedder = self._new_embedder()
+        except (InvalidRequest, DecodeFailed) as error:
+            raise ModelLoadFailed(f"{self._name!r} cannot be loaded for embedding: {error}") from error
+        recipe: Recipe = "fast"
+        if self._numerics == "deterministic":
+            recipe = "batched" if self._embedder.is_batched else "serial"
+        n_rows = self.embedding.n_rows
+        return Shape(n_slots, n_ctx, n_rows, n_vocab, recipe, can_share=False, embeds_only=True)
 
     def _can_share(self) -> bool:
         """Whether a part of a sequence may be kept. Recurrent and sliding-window layers forget what came before."""
