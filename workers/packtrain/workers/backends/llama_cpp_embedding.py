@@ -128,7 +128,9 @@ class Embedder:
         params.abort_callback = abort_callback
         self._ctx = C.llama_init_from_model(model, params)
         if not self._ctx:
-            raise DecodeFailed(f"no memory for a context that embeds {params.n_ctx} tokens")
+            raise DecodeFailed(
+                f"no memory for a context that embeds {params.n_ctx} tokens; set fewer slots or a smaller context"
+            )
         self._memory = C.llama_get_memory(self._ctx)
         self._batch = Batch(shape.n_rows)
         n_batch = int(C.llama_n_batch(self._ctx))
