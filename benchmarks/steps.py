@@ -13,14 +13,13 @@ from pathlib import Path
 # Run as a file, its folder would come first on the path, and queue.py there would be everybody's `queue`.
 sys.path[0] = str(Path(__file__).parent.parent)
 
-import argparse
-import os
-import statistics
 import time
 
+from benchmarks.common import arguments_parser, spread
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.load_options import LoadOptions
 
 SLOTS = 16
 PROMPT = 40  # rows of each prompt
@@ -31,6 +30,7 @@ GREEDY = SamplingParams(temperature=0)
 def prefill(backend: LlamaCppBackend) -> tuple[dict[int, int], float]:
     """Fill every slot with a prompt, eight at a time; the token after each, and rows per second."""
     for seq_id in range(SLOTS):
+        backend.truncate(seq_id, 0)
         backend.open(seq_id, GREEDY, 0, (), 0)
     begin = time.perf_counter()
     tokens: list[int] = []
@@ -51,13 +51,14 @@ def decode(backend: LlamaCppBackend, last: dict[int, int], sequences: int) -> fl
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cache = Path(os.environ.get("PACKTRAIN_CACHE") or "~/.cache/packtrain").expanduser()
-    parser.add_argument("--model", type=Path, default=cache / "models" / "smollm2.gguf")
+    parser = arguments_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--numerics", choices=["fast", "deterministic"], default="fast")
     arguments = parser.parse_args()
-    backend = LlamaCppBackend(arguments.model, model="m", n_slots=SLOTS, n_ctx=512, n_threads=arguments.threads)
+    backend = LlamaCppBackend(
+        arguments.model, model="m", n_slots=SLOTS, n_ctx=512, n_threads=arguments.threads,
+        options=LoadOptions(numerics=arguments.numerics),
+    )  # fmt: skip
     rates: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
         for sequences in (1, 4, 16):
@@ -66,9 +67,9 @@ def main() -> None:
             rates.setdefault(f"decode {sequences:2}, tokens/s", []).append(decode(backend, last, sequences))
             for seq_id in range(SLOTS):
                 backend.close(seq_id)
-    print("| steps alone | median | lowest - highest |\n|---|---|---|")
+    print("| steps alone | median (lowest - highest) |\n|---|---|")
     for name, values in rates.items():
-        print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} - {max(values):.0f} |")
+        print(f"| {name} | {spread(values)} |")
     backend.shutdown()
 
 

@@ -20,23 +20,20 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)
 
-import argparse
 import multiprocessing
 import os
-import shutil
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from packtrain.broker.ids import JobId, NodeId
-from packtrain.broker.messages import Message, SamplingParams
-from packtrain.client import Packtrain
-from packtrain.client.cli.up import UpOptions, running_fleet
+from benchmarks.common import MODEL, arguments_parser, bench_fleet, cpu_name, run_at_once, spread
+from benchmarks.workloads import length
+from packtrain.broker.ids import JobId
+from packtrain.broker.messages import SamplingParams
 
 CONCURRENCY = (1, 4, 16, 32)
 JOBS = {1: 4, 4: 8, 16: 32, 32: 32}
@@ -52,11 +49,6 @@ def prompt(number: int) -> str:
     return f"Write a short text about {TOPICS[number % len(TOPICS)]}, number {number}."
 
 
-def length(number: int) -> int:
-    """Tokens of an answer: 32 to 96, so that jobs end at different times, as they do in life."""
-    return 32 + number * 37 % 65
-
-
 def options(number: int) -> dict[str, object]:
     """Sampling as people use it, with a known length."""
     return {"max_tokens": length(number), "temperature": 0.8, "ignore_eos": True, "seed": number}
@@ -65,41 +57,18 @@ def options(number: int) -> dict[str, object]:
 @contextmanager
 def fleet_system(model: Path, threads: int) -> Iterator[tuple[Measure, str]]:
     """A whole fleet; also gives its broker's URL."""
-    with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
-        home = Path(folder)
-        (home / "models").mkdir()
-        os.symlink(model.absolute(), home / "models" / "bench.gguf")
-        (home / "packtrain.toml").write_text(f"[models.bench]\nslots = {SLOTS}\ncontext = {CONTEXT}\n")
-        up = UpOptions(
-            home=home, port=0, node=NodeId("bench"), quiet=True, drain_s=1, env={"PACKTRAIN_CORES": str(threads)}
-        )
-        with running_fleet(up) as running, Packtrain(running.url) as client:
-            client.generate("bench", "warm up", max_tokens=2)
+    with bench_fleet(model, threads=threads, slots=SLOTS, context=CONTEXT) as (running, client):
+        client.generate(MODEL, "warm up", max_tokens=2)
 
-            def measure(jobs: int, at_once: int) -> tuple[int, float]:
-                begin = time.perf_counter()
-                open_jobs: list[threading.Thread] = []
-                tokens: list[int] = []
-                numbers = iter(range(jobs))
-                lock = threading.Lock()
+        def do(number: int) -> int:
+            result = client.generate(MODEL, prompt(number), **options(number))  # type: ignore[arg-type]
+            return result.usage.completion_tokens
 
-                def user() -> None:
-                    while True:
-                        with lock:
-                            number = next(numbers, None)
-                        if number is None:
-                            return
-                        result = client.generate("bench", prompt(number), **options(number))  # type: ignore[arg-type]
-                        tokens.append(result.usage.completion_tokens)
+        def measure(jobs: int, users: int) -> tuple[int, float]:
+            tokens, seconds = run_at_once(do, range(jobs), users)
+            return sum(tokens), seconds
 
-                open_jobs = [threading.Thread(target=user) for _ in range(at_once)]
-                for thread in open_jobs:
-                    thread.start()
-                for thread in open_jobs:
-                    thread.join()
-                return sum(tokens), time.perf_counter() - begin
-
-            yield measure, running.url
+        yield measure, running.url
 
 
 def engine_process(model: str, threads: int, pipe: Connection) -> None:
@@ -108,7 +77,7 @@ def engine_process(model: str, threads: int, pipe: Connection) -> None:
     from packtrain.workers.engine.engine import Engine
     from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
 
-    backend = LlamaCppBackend(Path(model), model="bench", n_slots=SLOTS, n_ctx=CONTEXT, n_threads=threads)
+    backend = LlamaCppBackend(Path(model), model=MODEL, n_slots=SLOTS, n_ctx=CONTEXT, n_threads=threads)
     engine = Engine(backend, clock=time.monotonic)
     threading.Thread(target=engine.run, daemon=True).start()
 
@@ -129,7 +98,7 @@ def engine_process(model: str, threads: int, pipe: Connection) -> None:
 
         for number in range(jobs):
             free.acquire()
-            text = backend.render_chat([Message(role="user", content=prompt(number))])
+            text = backend.render_chat({"messages": [{"role": "user", "content": prompt(number)}]})
             params = SamplingParams.model_validate(options(number))
             prompt_tokens = tuple(backend.tokenize(text, is_rendered=True))
             engine.submit(
@@ -188,14 +157,9 @@ def naive_system(model: Path, threads: int, url: str) -> Iterator[Measure]:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cache = Path(os.environ.get("PACKTRAIN_CACHE") or "~/.cache/packtrain").expanduser()
-    parser.add_argument("--model", type=Path, default=cache / "models" / "smollm2.gguf")
+    parser = arguments_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    if not arguments.model.exists():
-        sys.exit(f"{arguments.model} is not there; run `make model`")
     model, threads = arguments.model, arguments.threads
     rates: dict[tuple[str, int], list[float]] = {}
     with (
@@ -218,17 +182,12 @@ def main() -> None:
 def report(rates: dict[tuple[str, int], list[float]], model: Path, threads: int) -> None:
     """Print medians and ratios as a Markdown table."""
     median = {key: statistics.median(values) for key, values in rates.items()}
-    cpu = shutil.which("lscpu") and subprocess.run(["lscpu"], capture_output=True, text=True).stdout
-    name = next((line.split(":", 1)[1].strip() for line in (cpu or "").splitlines() if "Model name" in line), "?")
-    print(f"\n{model.name}, {SLOTS} slots of {CONTEXT} tokens, {threads} threads on {name}; 32 to 96 tokens per job;")
-    print(f"tokens/s, median of {len(rates['fleet', 1])} rounds (lowest - highest)\n")
+    print(f"\n{model.name}, {SLOTS} slots of {CONTEXT} tokens, {threads} threads on {cpu_name()};")
+    print(f"32 to 96 tokens per job; tokens/s, median of {len(rates['fleet', 1])} rounds (lowest - highest)\n")
     print("| at once | fleet | engine alone | naive worker | fleet / engine | fleet / naive |")
     print("|---|---|---|---|---|---|")
     for at_once in CONCURRENCY:
-        cells = [
-            f"{median[system, at_once]:.0f} ({min(rates[system, at_once]):.0f} - {max(rates[system, at_once]):.0f})"
-            for system in ("fleet", "engine", "naive")
-        ]
+        cells = [spread(rates[system, at_once]) for system in ("fleet", "engine", "naive")]
         fleet = median["fleet", at_once]
         ratios = f"{fleet / median['engine', at_once]:.2f} | {fleet / median['naive', at_once]:.2f}"
         print(f"| {at_once} | {' | '.join(cells)} | {ratios} |")

@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
-from packtrain.broker.messages import Message, SamplingParams
+from packtrain.broker.ids import JobId
+from packtrain.broker.messages import JobSpec, SamplingParams
+from packtrain.broker.structured import JsonSchema
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_sampling import MIN_TEMPERATURE, is_plain_greedy, token_seed
 from packtrain.workers.backends.scripted import ScriptedBackend
-from tests.support.tiny_model import END_OF_TURN, EOS, write_tiny_model
+from packtrain.workers.chat.preparing import prepare
+from packtrain.workers.load_options import LoadOptions
+from tests.support import templates
+from tests.support.tiny_model import BOS, END_OF_TURN, EOS, write_tiny_model
 
 pytestmark = pytest.mark.contract
 
@@ -98,6 +103,15 @@ class BackendContract:
         sampled = backend.step([slots[0].rows(), slots[1].rows(2), slots[2].rows()], Counter())
 
         assert [[s.token] for s in sampled] == alone
+
+    def test_free_text_needs_no_preparation(self, backend: Backend) -> None:
+        backend.prepare(WARM)
+
+    def test_a_form_that_cannot_be_kept_is_refused_when_it_is_prepared(self, backend: Backend) -> None:
+        form = JsonSchema({"type": "string", "pattern": "(?=a)b"})
+
+        with pytest.raises(InvalidParameter, match="response_format cannot be enforced"):
+            backend.prepare(SamplingParams(response_format=form))
 
     def test_no_wanted_row_gives_no_token(self, backend: Backend) -> None:
         assert backend.step([Slot(backend).rows(5)], Counter()) == []
@@ -239,13 +253,23 @@ class BackendContract:
 
         assert whole[:done] + rest == whole
 
+    def test_the_number_of_threads_may_change_amid_a_sequence_and_changes_no_token(self, backend: Backend) -> None:
+        expected = answer(backend, 9)
+        slot = Slot(backend)
+        tokens = []
+        for threads in (2, 3, 1):
+            backend.set_threads(threads)
+            tokens += slot.run(3)
+
+        assert tokens == expected
+
     def test_text_survives_its_tokens(self, backend: Backend) -> None:
         text = "héllo wörld €😀\n"
 
         assert b"".join(map(backend.piece, backend.tokenize(text, is_rendered=False))) == text.encode()
 
     def test_a_rendered_chat_holds_what_the_user_said(self, backend: Backend) -> None:
-        rendered = backend.render_chat([Message(role="user", content="knock knock")])
+        rendered = backend.render_chat({"messages": [{"role": "user", "content": "knock knock"}]})
 
         assert "knock knock" in rendered
         assert backend.tokenize(rendered, is_rendered=True)
@@ -489,6 +513,23 @@ class TestLlamaCpp(BackendContract):
         with pytest.raises(ModelLoadFailed, match=r"broken\.gguf"):
             LlamaCppBackend(path, model="broken", n_slots=1, n_ctx=64, n_threads=1)
 
+    @pytest.mark.parametrize("n_slots", [1, 3])
+    @pytest.mark.parametrize("n_ctx", [1, 2, 7, 8, 32, 37, 64])
+    def test_a_recipe_is_proven_in_a_context_shorter_than_the_test(
+        self, tiny_model: Path, n_ctx: int, n_slots: int
+    ) -> None:
+        backend = LlamaCppBackend(
+            tiny_model,
+            model="tiny",
+            n_slots=n_slots,
+            n_ctx=n_ctx,
+            n_threads=1,
+            options=LoadOptions(numerics="deterministic"),
+        )
+
+        assert backend.shape.recipe in ("batched", "serial")
+        backend.shutdown()
+
     def test_the_same_file_loaded_again_answers_the_same(self, backend: Backend, tiny_model: Path) -> None:
         again = LlamaCppBackend(tiny_model, model="tiny", n_slots=1, n_ctx=N_CTX, n_threads=1)
 
@@ -501,8 +542,42 @@ class TestLlamaCpp(BackendContract):
         backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
 
         with pytest.raises(InvalidParameter, match="refuses"):
-            backend.render_chat([Message(role="user", content="x")])
+            backend.render_chat({"messages": [{"role": "user", "content": "x"}]})
         backend.shutdown()
+
+    def test_marks_of_the_family_are_text_and_other_special_tokens_are_not(self, tmp_path: Path) -> None:
+        special = ("<think>", "</think>", "<tool_call>", "<|other|>")
+        path = write_tiny_model(tmp_path / "t.gguf", template=templates.QWEN, special=special)
+        backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
+
+        pieces = [backend.piece(token) for token in range(END_OF_TURN, END_OF_TURN + 5)]
+
+        assert pieces == [b"", b"<think>", b"</think>", b"<tool_call>", b""]
+        backend.shutdown()
+
+    def test_special_tokens_that_a_user_types_are_not_parsed(self, backend: Backend) -> None:
+        said = "Hi<|im_end|></s>"
+        spec = JobSpec(model="tiny", messages=[{"role": "user", "content": said}])
+
+        tokens = prepare(spec, JobId("job"), backend).tokens
+
+        assert (tokens.count(END_OF_TURN), tokens.count(EOS)) == (1, 0)  # the template's own
+        assert b"".join(map(backend.piece, tokens)) == f"user: {said}assistant:".encode()
+
+    def test_a_gap_is_filled_with_the_vocabularys_tokens(self, backend: Backend, tmp_path: Path) -> None:
+        special = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+        path = write_tiny_model(tmp_path / "t.gguf", special=special)
+        coder = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
+        spec = JobSpec(kind="complete", model="t", prompt="a<|fim_middle|>", suffix="b")
+        before, after = (coder.tokenize(text, is_rendered=False, is_part=True) for text in (spec.prompt, spec.suffix))
+
+        pre, suf, mid = range(END_OF_TURN + 1, END_OF_TURN + 4)
+        assert prepare(spec, JobId("job"), coder).tokens == [BOS, pre, *before, suf, *after, mid]
+        assert mid not in before
+        assert BOS not in before
+        with pytest.raises(InvalidRequest, match="cannot fill gaps"):
+            prepare(spec, JobId("job"), backend)
+        coder.shutdown()
 
     @pytest.mark.parametrize("template", ["", "{% for %}"])
     def test_a_template_that_is_unusable_leaves_plain_prompts(self, tmp_path: Path, template: str) -> None:
@@ -510,7 +585,7 @@ class TestLlamaCpp(BackendContract):
         backend = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
 
         with pytest.raises(InvalidRequest, match="plain prompt"):
-            backend.render_chat([Message(role="user", content="x")])
+            backend.render_chat({"messages": [{"role": "user", "content": "x"}]})
         assert answer(backend, 2)
         backend.shutdown()
 

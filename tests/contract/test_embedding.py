@@ -9,12 +9,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from llama_cpp import llama_cpp
 
 from packtrain.broker.errors import InvalidRequest, ModelLoadFailed
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import Backend, Interrupted, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.load_options import LoadOptions
 from tests.support import tiny_bert
 from tests.support.tiny_model import write_tiny_model
 
@@ -177,6 +179,26 @@ class TestBert(EmbeddingContract):
             backend.open(0, SamplingParams(), 1, [1], 0)
 
 
+def test_threads_are_set_for_both_contexts_and_for_one_that_is_yet_to_come(tiny: Path, bert: Path) -> None:
+    generator, embedder = load(tiny), load(bert)
+    for backend in (generator, embedder):
+        backend.set_threads(2)
+        embed(backend, "a")
+        assert backend._embedder is not None
+        assert llama_cpp.llama_n_threads(backend._embedder._ctx) == 2
+        backend.set_threads(1)
+        assert llama_cpp.llama_n_threads(backend._embedder._ctx) == 1
+    assert llama_cpp.llama_n_threads(generator._ctx) == 1
+    generator.shutdown()
+    embedder.shutdown()
+
+
+def test_a_model_for_embedding_counts_tokens_and_has_no_template(embedder: Backend) -> None:
+    embedder.prepare(SamplingParams())
+    with pytest.raises(InvalidRequest, match="no usable chat template"):
+        embedder.render_chat({"messages": []})
+
+
 def test_mean_of_a_text_in_pieces_is_over_all_its_tokens(folder: Path, generator: Backend) -> None:
     """Its last norm gives each state of this model the same length, so their mean points where that of the last-token
     vectors of all its beginnings does."""
@@ -227,7 +249,7 @@ class TestDeterministic:
         self, tmp_path: Path, pooling: gguf.PoolingType | None, kind: gguf.GGMLQuantizationType
     ) -> None:
         path = write_tiny_model(tmp_path / "tiny.gguf", pooling=pooling, kind=kind)
-        backend = load(path, numerics="deterministic")
+        backend = load(path, options=LoadOptions(numerics="deterministic"))
         assert backend.shape.recipe == "batched"
         texts = [*TEXTS, "x" * 100]
 
@@ -241,7 +263,7 @@ class TestDeterministic:
         backend.shutdown()
 
     def test_one_by_one_where_attention_looks_at_the_whole_batch(self, bert: Path) -> None:
-        backend = load(bert, numerics="deterministic")
+        backend = load(bert, options=LoadOptions(numerics="deterministic"))
         assert backend.shape.recipe == "serial"
 
         alone = [bits(embed(backend, text))[0] for text in TEXTS]
@@ -251,7 +273,7 @@ class TestDeterministic:
         backend.shutdown()
 
     def test_one_by_one_where_sequences_are(self, tiny: Path) -> None:
-        backend = load(tiny, numerics="deterministic")
+        backend = load(tiny, options=LoadOptions(numerics="deterministic"))
         assert backend.shape.recipe == "serial"
 
         alone = [bits(embed(backend, text))[0] for text in TEXTS]

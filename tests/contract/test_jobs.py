@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from packtrain.broker import errors, keys
+from packtrain.broker.chat import CallDelta
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, Chunk, EmitReply, JobStore
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, Chunk, EmitReply, JobStore
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobSpec, Outcome
+from packtrain.broker.messages import Cause, JobSpec, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
@@ -142,6 +143,26 @@ class JobStoreContract:
         assert taken is not None
         assert taken.job_id == for_node
 
+    def test_waiting_jobs_meant_for_nobody_who_serves_them_fail(self, store: JobStore) -> None:
+        gone, there = submit(store, spec(meant_for="gone")), submit(store, spec(meant_for="n1"))
+        plain, elsewhere = submit(store), submit(store, spec(meant_for="gone", deterministic=True))
+        running = submit(store, spec(meant_for=INSTANCE))
+        while claim(store)[0] != running:
+            pass
+
+        assert store.strand({ROUTE: {"n2"}}) == 1
+        assert store.strand({ROUTE: set()}) == 0
+
+        status = store.status(gone)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "meant_for" in status.outcome.error["message"]
+        assert [state(store, j) for j in (there, plain, running)] == [JobState.RUNNING] * 3
+        assert state(store, elsewhere) is JobState.QUEUED
+        assert store.strand({DETERMINISTIC: {"n1"}}) == 1
+        assert store.waiting() == {}
+
     def test_many_jobs_meant_for_others_hide_no_job(self, store: JobStore) -> None:
         for _ in range(2 * CLAIM_LOOK + 1):
             submit(store, spec(meant_for="other-1"))
@@ -194,6 +215,31 @@ class JobStoreContract:
         assert taken is not None
         assert taken.job_id == interactive
 
+    def test_jobs_meant_for_others_do_not_let_a_later_one_of_another_route_go_first(self, store: JobStore) -> None:
+        for _ in range(CLAIM_LOOK):
+            submit(store, spec(meant_for="other-1"))
+        first = submit(store)
+        submit(store, spec(deterministic=True))
+
+        taken = store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS)
+
+        assert taken is not None
+        assert taken.job_id == first
+
+    def test_a_claim_looks_no_further_for_a_held_beginning_when_it_serves_two_routes(self, store: JobStore) -> None:
+        common = "the same beginning of many a prompt, " * 20
+        first = submit(store)
+        for _ in range(CLAIM_LOOK - 1):
+            submit(store)
+        submit(store, spec(common, deterministic=True))
+
+        taken = store.claim(
+            (DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS, prefixes=prefix_hashes(spec(common))
+        )
+
+        assert taken is not None
+        assert taken.job_id == first
+
     def test_nothing_ready_gives_nothing(self, store: JobStore) -> None:
         assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
 
@@ -223,6 +269,22 @@ class JobStoreContract:
             (3, "!", (4,)),
         ]
         assert events[-1].end is JobState.SUCCEEDED
+
+    def test_reasoning_and_tool_calls_stand_beside_the_text(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        begun, more = CallDelta(0, "{", "c1", "look_up"), CallDelta(0, '"a": "\u00e9"}')
+
+        store.emit(
+            [(job_id, epoch, Chunk(0, "", (1,), "Hm. ")), (job_id, epoch, Chunk(1, "Hi", (2,), "So.", (begun,)))]
+        )
+        store.finish(job_id, epoch, DONE, Chunk(2, "", (), "", (more,)))
+
+        events = store.events({job_id: "0"})
+        assert [(e.text, e.reasoning, e.calls) for e in events[:-1]] == [
+            ("", "Hm. ", ()),
+            ("Hi", "So.", (begun,)),
+            ("", "", (more,)),
+        ]
 
     def test_a_chunk_sent_twice_stands_once(self, store: JobStore) -> None:
         job_id, epoch = submit(store), claim(store)[1]
@@ -324,6 +386,71 @@ class JobStoreContract:
         assert status.outcome.error is not None
         assert status.outcome.error["code"] == "job_dead"
         assert store.events({job_id: "0"})[-1].end is JobState.DEAD
+
+    def test_a_job_keeps_why_it_lost_its_instance(self, store: JobStore) -> None:
+        job_id = submit(store)
+        claim(store)
+        cause = Cause(instance=INSTANCE, reason="was killed by SIGABRT", signal="SIGABRT", tail=("one", "GGML_ASSERT"))
+
+        store.reap(INSTANCE, cause)
+
+        status = store.status(job_id)
+        assert status is not None
+        assert (status.state, status.attempts, status.cause) == (JobState.QUEUED, 1, cause)
+
+    def test_a_lapsed_lease_names_the_instance_that_fell_silent(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store)
+        for number in range(MAX_ATTEMPTS):
+            claim(store, f"m.x-{number}", lease_ms=50)
+            lapse(60)
+            store.reap()
+            status = store.status(job_id)
+            assert status is not None
+            assert status.cause is not None
+            assert (status.cause.instance, "fell silent" in status.cause.reason) == (f"m.x-{number}", True)
+
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "m.x-2 fell silent" in status.outcome.error["message"]
+        assert status.outcome.error["data"]["instance"] == "m.x-2"
+
+    def test_a_dead_job_says_how_its_last_instance_died(self, store: JobStore) -> None:
+        job_id = submit(store)
+        for number in range(MAX_ATTEMPTS):
+            claim(store)
+            cause = Cause(
+                instance=INSTANCE, reason=f"death {number}", signal="SIGSEGV", tail=("100% {instance}", "bye")
+            )
+            store.reap(INSTANCE, cause)
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        error = errors.PacktrainError.from_wire(status.outcome.error)
+        assert isinstance(error, errors.JobDead)
+        assert f"{INSTANCE} death 2; last words: bye; it is not tried again" in error.message
+        assert error.data == {
+            "attempts": MAX_ATTEMPTS,
+            "instance": INSTANCE,
+            "cause": "death 2; last words: bye",
+            "exit_code": None,
+            "signal": "SIGSEGV",
+            "tail": ["100% {instance}", "bye"],
+        }
+
+    def test_a_long_tail_is_cut_to_its_last_lines(self, store: JobStore) -> None:
+        job_id = submit(store)
+        claim(store)
+
+        store.reap(INSTANCE, Cause(reason="x", tail=tuple(f"{n} " + "y" * 400 for n in range(100))))
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.cause is not None
+        assert sum(map(len, status.cause.tail)) == MAX_TAIL_CHARS
+        assert status.cause.tail[-1].startswith("99 ")
 
     def test_a_job_that_lost_two_instances_runs_alone(self, store: JobStore) -> None:
         suspect, other = submit(store), submit(store)
@@ -497,6 +624,21 @@ class TestRedisJobs(JobStoreContract):
         assert [event.text for event in store.events({job_id: "0"})] == ["a"]
         assert redis.ttl(keys.out(job_id)) > 0
 
+    def test_a_claim_says_which_routes_have_more_jobs_than_bells(self, store: JobStore, redis: Redis) -> None:
+        for number in range(6):
+            submit(store, spec(deterministic=number % 2 == 0))
+        redis.rpush(keys.model_queue(ROUTE), "bell", "bell", "bell")
+
+        unrung = []
+        for _ in range(4):
+            taken = store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS)
+            assert taken is not None
+            unrung.append(taken.unrung)
+            redis.lpop(keys.model_queue(ROUTE))
+
+        assert unrung == [(DETERMINISTIC,), (DETERMINISTIC,), (DETERMINISTIC, ROUTE), (DETERMINISTIC, ROUTE)]
+        redis.delete(keys.model_queue(ROUTE))
+
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
         job_id, epoch = submit(store), claim(store)[1]
         store.finish(job_id, epoch, DONE)
@@ -507,14 +649,38 @@ class TestRedisJobs(JobStoreContract):
 
 
 Action = tuple[str, int, int]
+_NUM_JOBS = 24  # more than a claim looks at together
 _ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(["submit", "claim", "emit", "finish", "release", "cancel", "gone", "stale"]),
-        st.integers(0, 3),
-        st.integers(0, 1),
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
+        st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
+        st.tuples(st.just("claim"), st.integers(0, 5), st.integers(0, 2)),
+        st.tuples(
+            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand"]),
+            st.integers(0, _NUM_JOBS - 1),
+            st.integers(0, 2),
+        ),
     ),
     max_size=40,
 )
+_BEGINNINGS = ("", "one beginning of many a prompt. " * 20, "another, much longer beginning of a prompt. " * 40)
+_FLEET = (  # instance, node and what it serves
+    (InstanceId("i0"), NodeId("n1"), ROUTES),
+    (InstanceId("i1"), NodeId("n1"), (DETERMINISTIC, ROUTE)),
+    (InstanceId("i2"), NodeId("n2"), (DETERMINISTIC, ROUTE)),
+)
+
+
+def _spec(kind: int) -> JobSpec:
+    kind, beginning = divmod(kind, 3)
+    kind, meant_for = divmod(kind, 4)
+    is_deterministic, is_bulk = divmod(kind, 2)
+    return spec(
+        _BEGINNINGS[beginning] + "the rest",
+        meant_for=(None, None, "i1", "n2")[meant_for],
+        deterministic=bool(is_deterministic),
+        lane="bulk" if is_bulk else "interactive",
+    )
 
 
 def _play(store: JobStore, actions: list[Action]) -> list[object]:
@@ -523,14 +689,20 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
     stale: dict[JobId, int] = {}
     seen: list[object] = []
     for name, number, worker in actions:
-        job_id, instance = JobId(f"j{number}"), InstanceId(f"i{worker}")
+        job_id = JobId(f"j{number}")
+        instance, node, routes = _FLEET[worker % 3]
         epoch = held.get(job_id, 0)
         match name:
-            case "submit":
-                seen.append(store.submit(job_id, spec(), max_waiting=100))
+            case "submit" | "submit many":
+                for other in range(number, _NUM_JOBS if name == "submit many" else number + 1):
+                    try:
+                        seen.append(store.submit(JobId(f"j{other}"), _spec(worker), max_waiting=100))
+                    except errors.IdempotencyConflict as error:
+                        seen.append(error.code)
             case "claim":
-                taken = store.claim(ROUTES, instance, NODE, lease_ms=LEASE_MS)
-                seen.append(taken and (taken.job_id, taken.epoch, taken.attempts))
+                prefixes = [*prefix_hashes(spec(_BEGINNINGS[number // 2]))][: 2 if number % 2 else None]
+                taken = store.claim(routes, instance, node, lease_ms=LEASE_MS, prefixes=prefixes)
+                seen.append(taken and (taken.job_id, taken.epoch, taken.attempts, taken.route))
                 if taken:
                     stale[taken.job_id] = held.get(taken.job_id, 0)
                     held[taken.job_id] = taken.epoch
@@ -544,12 +716,15 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                 seen.append(store.cancel(job_id))
             case "gone":
                 seen.append(sorted((r.job_id, r.state) for r in store.reap(instance)))
+            case "strand":
+                seen.append(store.strand({ROUTE: {"i1"}, DETERMINISTIC: {f"n{worker}"}} if worker else {ROUTE: set()}))
             case "stale":
                 old = stale.get(job_id, 0)
                 seen.append((store.emit([(job_id, old, Chunk(5, "y", (2,)))]), store.finish(job_id, old, DONE)))
-    for number in range(4):
+    seen.append(store.waiting())
+    for number in range(_NUM_JOBS):
         status = store.status(JobId(f"j{number}"))
-        seen.append(status and (status.state, status.epoch, status.attempts, status.cancel_requested))
+        seen.append(status and (status.state, status.epoch, status.attempts, status.cancel_requested, status.cause))
         seen.append([(e.text, e.end) for e in store.events({JobId(f"j{number}"): "0"})])
     return seen
 

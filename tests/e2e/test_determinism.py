@@ -14,6 +14,7 @@ from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
+from packtrain.workers.load_options import LoadOptions
 from tests.support.demo_model import MODEL, demo_model_folder
 from tests.support.fleets import fleet
 
@@ -52,7 +53,9 @@ class Run:
 @pytest.fixture(scope="module")
 def backend() -> LlamaCppBackend:
     path = demo_model_folder() / f"{MODEL}.gguf"
-    return LlamaCppBackend(path, model=MODEL, n_slots=N_SLOTS, n_ctx=N_CTX, n_threads=1, numerics="deterministic")
+    return LlamaCppBackend(
+        path, model=MODEL, n_slots=N_SLOTS, n_ctx=N_CTX, n_threads=1, options=LoadOptions(numerics="deterministic")
+    )
 
 
 def test_company_arrivals_prefixes_and_budgets_change_no_bit(backend: LlamaCppBackend) -> None:

@@ -10,11 +10,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
-from packtrain.client import InvalidParameter, JobCancelled, JobState, PromptEmpty, PromptTooLong, UnknownModel
+from packtrain.client import (
+    InvalidParameter,
+    JobCancelled,
+    JobFailed,
+    JobState,
+    PromptEmpty,
+    PromptTooLong,
+    UnknownModel,
+)
 from tests.support.demo_model import MODEL, demo_model_folder
 from tests.support.fleets import Fleet, eventually, fleet, until_first_text
 
@@ -87,6 +96,52 @@ def test_sampling_parameters_take_effect(real: Fleet) -> None:
     ignoring = real.client.generate(MODEL, "Say OK.", max_tokens=60, temperature=0, ignore_eos=True)
     assert ignoring.usage.completion_tokens == 60
     assert ignoring.finish_reason == "length"
+
+
+class Town(BaseModel):
+    """What the model is asked for, in JSON."""
+
+    name: str = Field(max_length=30)
+    country: Literal["France", "Italy", "Spain"]
+    inhabitants: int = Field(ge=0, le=20_000_000)
+    sights: list[Annotated[str, Field(max_length=20)]] = Field(max_length=2)
+
+
+def test_answers_have_the_form_that_was_asked_for(real: Fleet) -> None:
+    prompts = [f"Name a town and describe it in JSON, number {number}." for number in range(4)]
+
+    for temperature in (0, 1.5):
+        for result in real.client.map(MODEL, prompts, schema=Town, temperature=temperature, max_tokens=200):
+            assert result.finish_reason == "stop"
+            Town.model_validate_json(result.text)
+    choice = real.client.generate(MODEL, "Is the sky blue?", grammar='root ::= "yes" | "no"', max_tokens=10)
+    assert choice.text in ("yes", "no")
+    cut = real.client.generate(MODEL, "A town in JSON.", schema=Town, max_tokens=3)
+    assert cut.finish_reason == "length"
+
+
+def test_a_form_that_cannot_be_kept_is_an_error_and_the_fleet_lives(real: Fleet) -> None:
+    with pytest.raises(InvalidParameter, match="uniqueItems"):
+        real.client.submit(MODEL, "x", schema={"type": "array", "uniqueItems": True})
+    with pytest.raises(InvalidParameter, match="look-around"):
+        real.client.generate(MODEL, "x", schema={"type": "string", "pattern": "(?=a)b"})
+    with pytest.raises(InvalidParameter, match="line 1"):
+        real.client.generate(MODEL, "x", grammar="root ::= (((")
+    with pytest.raises(JobFailed, match="response_format"):
+        real.client.generate(MODEL, "x", grammar='root ::= "x" ' + '"x"? ' * 2000)
+    assert real.client.generate(MODEL, "Hi", json=True, max_tokens=40).text.startswith("{")
+
+
+def test_the_command_line_takes_a_schema(real: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "town.json").write_text(json.dumps(Town.model_json_schema()))
+    (tmp_path / "broken.json").write_text("{")
+
+    done = packtrain(real, "run", MODEL, "A town in JSON.", "--schema", str(tmp_path / "town.json"), "-n", "200")
+    broken = packtrain(real, "run", MODEL, "A town in JSON.", "--schema", str(tmp_path / "broken.json"))
+
+    assert done.returncode == 0, done.stderr
+    Town.model_validate_json(done.stdout)
+    assert (broken.returncode, b"no JSON" in broken.stderr) == (2, True)
 
 
 def test_an_alias_reaches_the_model(real: Fleet) -> None:
@@ -219,3 +274,24 @@ def test_a_broken_model_file_is_reported_by_name_and_the_agent_lives(real: Fleet
     assert "hostile.gguf" in packtrain(real, "models").stdout.decode()
     (folder / "hostile.gguf").unlink()
     assert real.client.generate(MODEL, "Hi", max_tokens=2).text
+
+
+def test_a_tool_that_must_be_called_is_called_with_arguments_of_its_schema(real: Fleet) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 7}},
+        "required": ["city", "days"],
+    }
+    tool = {"type": "function", "function": {"name": "forecast", "parameters": parameters}}
+
+    result = real.client.generate(
+        MODEL, "How will the weather be in Oslo?", tools=[tool], tool_choice="required", max_tokens=100,
+        parallel_tool_calls=False,
+    )  # fmt: skip
+
+    assert result.finish_reason == "tool_calls"
+    (call,) = result.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert call.function.name == "forecast"
+    assert set(arguments) >= {"city", "days"}
+    assert isinstance(arguments["days"], int)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from packtrain.client import InvalidRequest, NotDeterministic
+from packtrain.client import InvalidParameter, InvalidRequest, NotDeterministic
 from tests.support.fleets import Fleet, scripted_fleet
 
 pytestmark = pytest.mark.integration
@@ -51,8 +51,9 @@ def test_a_model_that_cannot_be_deterministic_refuses_such_jobs_and_serves_the_o
         fleet.client.generate("shaky", "hello", deterministic=True, timeout=30)
 
     assert fleet.client.generate("shaky", "hello").text == "olleh"
-    with pytest.raises(NotDeterministic):
+    with pytest.raises(NotDeterministic) as caught:
         fleet.client.generate("shaky", "again", deterministic=True, timeout=5)
+    assert str(caught.value).count("cannot be computed deterministically") == 1
 
 
 def test_verify_runs_a_job_again_and_finds_it_equal(fleet: Fleet) -> None:
@@ -72,3 +73,24 @@ def test_verify_on_a_named_instance_or_node_runs_there(fleet: Fleet) -> None:
     assert fleet.client.verify(first.job_id, on="n1", timeout=30).node == "n1"
     with pytest.raises(InvalidRequest, match="no instance or node 'n7'"):
         fleet.client.verify(first.job_id, on="n7")
+
+
+def test_choices_share_a_prompt_and_differ_in_their_seeds(fleet: Fleet) -> None:
+    found = fleet.client.choices("echo", "hello", 4, seed=5)
+
+    assert [r.text for r in found] == ["olleh"] * 4
+    assert found[0].seed == 5
+    assert len({r.seed for r in found}) == 4
+    assert [r.seed for r in fleet.client.choices("echo", "hello", 4, seed=5)] == [r.seed for r in found]
+    with pytest.raises(InvalidParameter, match="1 to 128"):
+        fleet.client.choices("echo", "hello", 0)
+
+
+def test_verify_on_an_instance_that_cannot_take_the_job_says_so_instead_of_waiting(fleet: Fleet) -> None:
+    strict = fleet.client.generate("echo", "hello", deterministic=True)
+    plain = fleet.client.generate("echo", "hello")
+    numerics = {i.instance: i.numerics for i in fleet.client.instances()}
+    assert numerics[plain.instance] == "fast"
+
+    with pytest.raises(InvalidRequest, match="deterministic numerics"):
+        fleet.client.verify(strict.job_id, on=plain.instance, timeout=5)

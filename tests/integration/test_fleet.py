@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ import pytest
 
 from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
+from packtrain.broker.chat import join_calls
 from packtrain.broker.connection import connect
 from packtrain.broker.ids import JobId, Route, new_job_id
 from packtrain.broker.redis_jobs import RedisJobs
@@ -25,6 +29,7 @@ from packtrain.client import (
     JobExpired,
     JobFailed,
     JobState,
+    Message,
     ModelLoadFailed,
     ModelTooLarge,
     PacktrainError,
@@ -183,6 +188,66 @@ def test_a_reader_who_comes_after_the_stream_has_expired_still_gets_the_text(fle
     assert list(job.stream()) == ["etal oot"]
 
 
+TOOLS = [{"type": "function", "function": {"name": "time"}}]
+PARTS = '<think>Hm.</think>I look.\n<tool_call>{"name": "time", "arguments": {"zone": 1}}</tool_call>'
+
+
+def test_an_answer_comes_in_its_parts(fleet: Fleet) -> None:
+    job = fleet.client.submit("slow", PARTS[::-1], tools=TOOLS)
+    deltas = list(job.deltas())
+    result = job.result()
+
+    assert (result.text, result.reasoning, result.finish_reason) == ("I look.", "Hm.", "tool_calls")
+    assert [(c.function.name, c.function.arguments) for c in result.tool_calls] == [("time", '{"zone": 1}')]
+    assert len(deltas) > 3
+    assert "".join(delta.text for delta in deltas) == "".join(job.stream()) == "I look."
+    assert "".join(delta.reasoning for delta in deltas) == "Hm."
+    assert join_calls(call for delta in deltas for call in delta.calls) == result.tool_calls
+
+
+def test_a_tool_call_can_be_answered_with_the_call_as_it_came(fleet: Fleet) -> None:
+    asked = fleet.client.generate("echo", PARTS[::-1], tools=TOOLS)
+    turns: list[Any] = [
+        {"role": "user", "content": "What time is it?"},
+        Message(role="assistant", content=asked.text, tool_calls=asked.tool_calls),
+        {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "noon"},
+    ]
+
+    assert fleet.client.generate("echo", turns, tools=TOOLS).text == "noon"
+
+
+def test_parts_are_there_for_a_reader_who_comes_too_late(fleet: Fleet) -> None:
+    job = fleet.client.submit("echo", PARTS[::-1], tools=TOOLS)
+    result = job.result()
+    redis = connect(fleet.url, name="test")
+    redis.delete(keys.out(JobId(job.id)))
+    redis.close()
+    (delta,) = job.deltas()
+
+    assert (delta.text, delta.reasoning, join_calls(delta.calls)) == ("I look.", "Hm.", result.tool_calls)
+
+
+def test_tokens_are_counted(fleet: Fleet) -> None:
+    assert fleet.client.count_tokens("echo", "hello") == 5
+    assert fleet.client.count_tokens("echo", "x" * 2000, raw=True) == 2000
+
+
+def test_the_command_line_shows_reasoning_only_when_asked_and_counts(fleet: Fleet) -> None:
+    def packtrain(*arguments: str) -> subprocess.CompletedProcess[str]:
+        program = "from packtrain.client.cli.main import main; main()"
+        environment = {**os.environ, "PACKTRAIN_URL": fleet.url, "PACKTRAIN_HOME": str(fleet.running.home)}
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=True
+        )
+
+    prompt = "<think>Hm.</think>Yes"[::-1]
+    quiet, shown = packtrain("run", "echo", prompt), packtrain("run", "echo", prompt, "--show-reasoning")
+
+    assert (quiet.stdout, quiet.stderr) == ("Yes\n", "")
+    assert (shown.stdout, shown.stderr) == ("Yes\n", "Hm.\n")
+    assert packtrain("count", "echo", "hello").stdout == "5\n"
+
+
 def test_a_queued_job_is_cancelled_at_once(fleet: Fleet) -> None:
     blockers = [fleet.client.submit("slow", "!long", max_tokens=400) for _ in range(2)]
     for job in blockers:
@@ -331,8 +396,10 @@ def test_a_job_that_crashes_its_instance_dies_and_its_neighbours_finish(fleet: F
         until_first_text(job)
     poison = fleet.client.submit("echo", "!crash")
 
-    with pytest.raises(JobDead):
+    with pytest.raises(JobDead, match="was killed by SIGABRT") as caught:
         poison.result(timeout=60)
+    assert caught.value.data["signal"] == "SIGABRT"
+    assert "!crash" not in str(caught.value.data)
     for number, job in enumerate(neighbours):
         answer = f"{number} !long"[::-1]
         assert job.result(timeout=60).text == (answer * 50)[:300]
@@ -360,6 +427,9 @@ def test_the_async_twin_does_the_same(fleet: Fleet) -> None:
             assert (await client.generate("echo", "hello")).text == "olleh"
             texts = [text async for text in await client.stream("slow", "stream")]
             assert "".join(texts) == "maerts"
+            job = await client.submit("slow", PARTS[::-1], tools=TOOLS)
+            assert "".join([delta.reasoning async for delta in job.deltas()]) == "Hm."
+            assert await client.count_tokens("echo", "hello") == 5
             results = [r.text async for r in client.map("echo", ["ab", "cd", "ef"], in_flight=2)]
             assert results == ["ba", "dc", "fe"]
             async with await client.stream("slow", "!long", max_tokens=400) as stream:

@@ -85,6 +85,25 @@ def gguf_bytes(
     with_data: bool = True,
 ) -> bytes:
     """A whole file: header, tensor table, and zeros for weights."""
+    header, end = gguf_header(
+        pairs, tensors, magic=magic, version=version, n_pairs=n_pairs, n_tensors=n_tensors, alignment=alignment,
+        with_data=with_data,
+    )  # fmt: skip
+    return header + bytes(end)
+
+
+def gguf_header(
+    pairs: Pairs | None = None,
+    tensors: Sequence[Tensor] = DEFAULT_TENSORS,
+    *,
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    n_pairs: int | None = None,
+    n_tensors: int | None = None,
+    alignment: int = 32,
+    with_data: bool = True,
+) -> tuple[bytes, int]:
+    """Everything before the weights, padded, and the bytes of the weights."""
     if pairs is None:
         pairs = metadata()
     listed = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
@@ -103,7 +122,7 @@ def gguf_bytes(
         table += struct.pack("<IQ", number, start if tensor.offset is None else tensor.offset)
         end = start + (tensor.num_bytes if with_data else 0)
     header = head + body + table
-    return header.ljust(_padded(len(header), alignment), b"\0") + bytes(end) if tensors else header
+    return (header.ljust(_padded(len(header), alignment), b"\0"), end) if tensors else (header, 0)
 
 
 def write_gguf(path: Path, content: bytes | None = None) -> Path:

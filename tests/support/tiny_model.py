@@ -25,17 +25,19 @@ def write_tiny_model(
     *,
     seed: int = 0,
     template: str = TEMPLATE,
+    special: tuple[str, ...] = (),
     pooling: gguf.PoolingType | None = None,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> Path:
     """The model at `path`; the same seed gives the same weights. An empty template is left out.
 
     Args:
+        special: Further control tokens, from id 261 on.
         pooling: Makes it a model for embedding.
         kind: Type of its matrices.
     """
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>"]
-    kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>", *special]
+    kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL, *[_CONTROL] * len(special)]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Tiny")
     writer.add_context_length(N_CTX)

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.unit
 
 LUA = sorted((ROOT / "broker/packtrain/broker/lua").glob("*.lua"))
-HEAVY = ("llama_cpp", "psutil", "numpy")
+HEAVY = ("llama_cpp", "llguidance", "psutil", "numpy")
 
 
 def test_the_namespace_package_has_no_init_file() -> None:

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.unit
 MIB = 1024 * 1024
 
 
-def catalog_of(*folders: Path, budget_bytes: int = 1024 * MIB, **config: object) -> Catalog:
-    return load_catalog(folders, CatalogConfig.model_validate(config), budget_bytes)
+def catalog_of(*folders: Path, granted_bytes: int = 1024 * MIB, **config: object) -> Catalog:
+    return load_catalog(folders, CatalogConfig.model_validate(config), granted_bytes)
 
 
 def ids(catalog: Catalog) -> list[str]:
@@ -290,9 +290,10 @@ def test_broken_part_is_the_fault_of_the_model(tmp_path: Path) -> None:
 
 def test_defaults_are_the_trained_context_a_quarter_of_the_budget_and_five_minutes(tmp_path: Path) -> None:
     write_gguf(tmp_path / "short.gguf")
-    write_gguf(tmp_path / "long.gguf", gguf_bytes(metadata(llama__context_length=131_072)))
+    kv = {"llama__attention__key_length": 2048, "llama__attention__value_length": 2048}  # 32 KiB for each token
+    write_gguf(tmp_path / "long.gguf", gguf_bytes(metadata(llama__context_length=131_072, **kv)))
 
-    models = catalog_of(tmp_path, budget_bytes=4 * 5 * 4096 * 256).models
+    models = catalog_of(tmp_path, granted_bytes=4 * 5 * 4096 * 32 * 1024).models
 
     assert (models[ModelId("short")].info.n_ctx, models[ModelId("short")].info.n_slots) == (512, 16)
     assert (models[ModelId("long")].info.n_ctx, models[ModelId("long")].info.n_slots) == (4096, 4)

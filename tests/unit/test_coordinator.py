@@ -274,3 +274,31 @@ def test_a_rejection_that_meets_no_job_is_not_logged(caplog: pytest.LogCaptureFi
         fleet.tick(3)
 
     assert [record for record in caplog.records if getattr(record, "event", "") == "jobs.rejected"] == []
+
+
+def test_a_job_meant_for_an_instance_that_is_gone_fails_and_holds_nothing_up() -> None:
+    fleet = Fleet()
+    fleet.registry.put_instance(instance_beat())
+    for name in ("gone-1", "n9", INSTANCE, NODE):
+        fleet.jobs.submit(JobId(name), spec(meant_for=name), max_waiting=10)
+    fleet.coordinator.tick(TERM, reap=False)
+    assert fleet.jobs.waiting() == {ROUTE: 4}  # after an outage all get a chance to come back first
+
+    fleet.coordinator.tick(TERM)
+
+    states = {
+        name: status.state for name in ("gone-1", "n9", INSTANCE, NODE) if (status := fleet.jobs.status(JobId(name)))
+    }
+    assert states == {
+        "gone-1": JobState.FAILED, "n9": JobState.FAILED, INSTANCE: JobState.QUEUED, NODE: JobState.QUEUED,
+    }  # fmt: skip
+
+
+def test_a_job_meant_for_a_node_waits_while_its_model_is_loaded_nowhere() -> None:
+    fleet = Fleet()
+    fleet.jobs.submit(JobId("early"), spec(meant_for=NODE), max_waiting=10)
+
+    fleet.coordinator.tick(TERM)
+
+    assert fleet.jobs.waiting() == {ROUTE: 1}
+    assert [command.verb for _, command in fleet.bells.commands] == ["load"]

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineBroken
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
@@ -435,6 +436,46 @@ def test_a_cancel_amid_the_search_for_a_failing_sequence_leaves_all_others_right
 
     assert (bad.end, long.end, good.end) == (End.FAILED, End.CANCELLED, End.STOP)
     assert good.text == "doog"
+
+
+class Stuck(ScriptedBackend):
+    """It names the sequence that cannot go on: one whose prompt begins with a question mark, at its third token."""
+
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+        tokens = super().step(rows, should_stop)
+        for row in rows:
+            if self._prompt(row.seq_id).startswith("?") and row.start > 7:
+                raise SequenceFailed(row.seq_id, InvalidParameter("no such form"))
+        return tokens
+
+
+def test_a_sequence_named_as_failed_ends_alone_with_its_error() -> None:
+    bench = Bench(Stuck(n_slots=4))
+    first, bad, second = bench.submit("first"), bench.submit("?prompt"), bench.submit("second")
+    bench.finish()
+
+    assert (first.end, bad.end, second.end) == (End.STOP, End.FAILED, End.STOP)
+    assert [r.text for r in (first, bad, second)] == ["tsrif", "tp", "dnoces"]
+    assert isinstance(bad.ends[0].error, InvalidParameter)
+
+
+def test_a_sequence_named_while_each_runs_alone_ends_alone_too() -> None:
+    bench = Bench(Stuck(n_slots=4))
+    bad, good = bench.submit("?prompt"), bench.submit("good")
+    bench.steps(2)
+    broken = bench.submit("!fail")
+    bench.finish()
+
+    assert (bad.end, good.end, broken.end) == (End.FAILED, End.STOP, End.FAILED)
+    assert good.text == "doog"
+
+
+def test_any_number_of_sequences_named_as_failed_leaves_the_engine_whole() -> None:
+    bench = Bench(Stuck(n_slots=1))
+    bad = [bench.submit(f"?prompt {number}") for number in range(MAX_FAILURES_IN_A_ROW + 2)]
+    bench.finish()
+
+    assert {reader.end for reader in bad} == {End.FAILED}
 
 
 def test_a_step_that_fails_once_costs_no_job() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from packtrain.broker import errors
+from packtrain.broker.chat import CallDelta, join_calls
 from packtrain.broker.errors import InvalidParameter, JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.messages import (
     MAX_PROMPT_CHARS,
@@ -31,13 +32,27 @@ from tests.support.factories import MODEL, instance_beat, model_info, node_beat,
 pytestmark = pytest.mark.unit
 
 
-def chat(content: str = "hello", **fields: Any) -> dict[str, Any]:
+def chat(content: Any = "hello", **fields: Any) -> dict[str, Any]:
     """The fields of a chat, as a client sends them."""
     return {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
 
 
 def complete(prompt: str = "hello", **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "kind": "complete", "prompt": prompt, **fields}
+
+
+def tool(name: str = "look_up", **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **function}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}, "index": 0}
 
 
 def test_a_plain_chat_is_accepted_with_defaults() -> None:
@@ -84,8 +99,30 @@ def test_a_plain_chat_is_accepted_with_defaults() -> None:
         (chat(messages=[{"role": "robot", "content": "x"}]), "messages.0.role"),
         (chat(messages=[{"role": "user"}]), "messages.0.content"),
         (chat(messages=[{"role": "user", "content": None}]), "messages.0.content"),
-        (chat(messages=[{"role": "user", "content": "x", "name": "y"}]), "messages.0.name"),
+        (chat(messages=[{"role": "user", "content": "x", "nmae": "y"}]), "messages.0.nmae"),
         ({"messages": [{"role": "user", "content": "x"}]}, "model"),
+        (chat([{"type": "image_url", "image_url": {"url": "x"}}]), "messages.0.content"),
+        (chat([{"type": "text"}]), "messages.0.content"),
+        (chat([{"type": "text", "text": "\ud800"}]), "messages.0.content"),
+        (chat(messages=[{"role": "tool", "content": "x"}]), "messages.0"),
+        (chat(messages=[{"role": "user", "content": "x", "tool_calls": [CALL]}]), "messages.0"),
+        (
+            chat(messages=[{"role": "assistant", "content": "", "tool_calls": [{"id": ""}]}]),
+            "messages.0.tool_calls.0.id",
+        ),
+        (chat(tools=[{"type": "function", "function": {"name": "a b"}}]), "tools.0.function.name"),
+        (chat(tools=[tool(parameters={"a": {1, 2}})]), "tools.0.function.parameters"),
+        (chat(tools=[tool(parameters={"a": math.nan})]), "tools.0.function.parameters"),
+        (chat(tools=[tool(parameters={"a": "\ud800"})]), "tools.0.function.parameters"),
+        (chat(tools=[tool(parameters={"a": "x" * 70_000})]), "tools.0.function.parameters"),
+        (chat(tools=[tool(parameters=nested(40))]), "tools.0.function.parameters"),
+        (chat(tools=[tool(f"f{n}") for n in range(129)]), "tools"),
+        (chat(tools=[tool()], tool_choice="maybe"), "tool_choice"),
+        (chat(tools=[tool()], tool_choice={"type": "function"}), "tool_choice"),
+        (chat(reasoning="much"), "reasoning"),
+        (chat(template_args={"messages": "x"}), "template_args"),
+        (chat(template_args={"__class__": "x"}), "template_args.__class__.[key]"),
+        (chat(template_args={str(n): 1 for n in range(17)}), "template_args.0.[key]"),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(fields: dict[str, Any], field: str) -> None:
@@ -127,6 +164,60 @@ def test_a_text_to_embed_has_no_prefix_to_reuse() -> None:
 def test_messages_and_prompt_do_not_mix(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter, match="do not mix"):
         parse_spec(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (complete(tools=[tool()]), "`tools` need `messages`"),
+        (chat(tools=[tool(), tool()]), "same name"),
+        (chat(tools=[tool(f"f{n}", parameters={"a": "x" * 60_000}) for n in range(10)]), "at most 524288"),
+        (chat(tool_choice="required"), "needs `tools`"),
+        (chat(tools=[tool()], tool_choice={"type": "function", "function": {"name": "other"}}), "none of the tools"),
+        (chat(tools=[tool()], tool_choice="required", params={"ignore_eos": True}), "use only one"),
+        (chat(suffix="x"), "no gap to fill"),
+        (complete(kind="embed", suffix="x"), "no gap to fill"),
+        (chat(kind="count", prompt="x"), "not both"),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        parse_spec(fields)
+
+
+def test_a_round_of_tool_calls_is_accepted_as_openai_clients_send_it() -> None:
+    parsed = parse_spec(
+        chat(
+            messages=[
+                {"role": "developer", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]},
+                {"role": "user", "content": "Oslo?", "name": None},
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "c1", "content": ""},
+            ],
+            tools=[tool(strict=True)],
+            tool_choice={"type": "function", "function": {"name": "look_up"}},
+        )
+    )
+
+    assert [m.content for m in parsed.messages] == ["Be\nbrief.", "Oslo?", "", ""]
+    assert parsed.messages[2].tool_calls[0].function.name == "look_up"
+    assert parse_spec(parsed.model_dump(mode="json")) == parsed
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.text(max_size=5))))
+def test_pieces_of_calls_join_to_calls(pieces: list[tuple[int, str]]) -> None:
+    begun: set[int] = set()
+    deltas = []
+    for index, arguments in pieces:
+        name = "" if index in begun else f"f{index}"
+        begun.add(index)
+        deltas.append(CallDelta(index, arguments, f"c{index}" if name else "", name))
+
+    calls = join_calls(deltas)
+
+    assert [call.function.name for call in calls] == [f"f{index}" for index in sorted(begun)]
+    for index, call in zip(sorted(begun), calls, strict=True):
+        assert call.function.arguments == "".join(text for at, text in pieces if at == index) or "{}"
 
 
 @pytest.mark.parametrize(
@@ -229,6 +320,7 @@ EXAMPLES: list[PacktrainError] = [
     errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
     errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
     errors.NotDeterministic(model="m", reason="its kernels"),
+    errors.JobDead(attempts=3, instance="m-1", cause="was killed by SIGABRT", signal="SIGABRT", tail=["bye"]),
     *(
         cls("what happened; what to do", field="x", number=3)
         for cls in CODES.values()
@@ -308,3 +400,13 @@ def test_any_text_and_number_survives_a_hash(reason: str, number: float) -> None
     beat = instance_beat(reason=reason, tokens_per_s=number)
 
     assert load_hash(InstanceBeat, dump_hash(beat)) == beat
+
+
+def test_jobs_with_other_tools_share_no_prefix() -> None:
+    def hashes(**fields: Any) -> tuple[str, ...]:
+        return prefix_hashes(parse_spec(chat("x" * 1000, **fields)))
+
+    assert hashes() == hashes()
+    assert hashes(tools=[tool("a")]) == hashes(tools=[tool("a")])
+    assert not set(hashes(tools=[tool("a")])) & set(hashes(tools=[tool("b")]))
+    assert hashes(kind="count") == ()

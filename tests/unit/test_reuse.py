@@ -96,6 +96,18 @@ def test_a_short_rest_finds_no_refuge() -> None:
     assert slots.refuge(0, num_needed=1) is None
 
 
+def test_a_slot_that_holds_next_to_nothing_is_taken_before_one_that_holds_a_chat() -> None:
+    slots = Slots(3)
+    for slot in range(3):
+        slots.take(slot)
+    slots.give_back(0, LONG)
+    slots.give_back(1, LONG[::-1])
+    slots.give_back(2, [])  # its sequence failed
+
+    assert slots.refuge(1, num_needed=1) == 2
+    assert slots.best_for([5, 5, 5]) == 2
+
+
 def test_a_copy_keeps_its_age() -> None:
     slots = Slots(3)
     slots.take(0)

@@ -6,27 +6,34 @@ import base64
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from packtrain.broker import vectors
-from packtrain.broker.ids import JobId
+from packtrain.broker.chat import join_calls
+from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.messages import JobSpec, JobStatus
+from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import N_DIMS, ScriptedBackend
+from packtrain.workers.chat.deltas import Delta
+from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.sequence import End, Ended, Tokens
+from packtrain.workers.engine.text import TextStream
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import tokens_sha256
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner, seed_of
 from tests.support.clock import FakeClock
-from tests.support.factories import COMPUTER, INSTANCE, MODEL, NODE, spec
+from tests.support.factories import COMPUTER, DETERMINISTIC, INSTANCE, MODEL, NODE, ROUTE, spec
 
 pytestmark = pytest.mark.unit
 
@@ -41,12 +48,15 @@ class Store(MemoryJobs):
         super().__init__(clock, {MODEL: MODEL})
         self.claims = threading.Semaphore(0)
         self.reads_fail = False
+        self.unrung: tuple[Route, ...] = ()
+        self.prefixes: tuple[str, ...] = ()  # of the last claim
         self.on_renew: Callable[[], object] = lambda: None
 
     def claim(self, *args: Any, **options: Any) -> Claim | None:
         taken = super().claim(*args, **options)
+        self.prefixes = tuple(options.get("prefixes", ()))
         self.claims.release()
-        return taken
+        return taken and replace(taken, unrung=self.unrung)
 
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
         if self.reads_fail:
@@ -62,13 +72,14 @@ class Store(MemoryJobs):
 class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
-    def __init__(self, *, embeds_only: bool = False) -> None:
-        super().__init__(n_slots=2, n_ctx=64, embeds_only=embeds_only)
+    def __init__(self, n_ctx: int, *, can_share: bool, embeds_only: bool) -> None:
+        super().__init__(n_slots=2, n_ctx=n_ctx, embeds_only=embeds_only)
+        self._shape = replace(self._shape, can_share=can_share)
         self.gate = threading.Event()
         self.gate.set()
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
-        return super().tokenize(text.strip(), is_rendered=is_rendered)
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+        return super().tokenize(text.strip(), is_rendered=is_rendered, is_part=is_part)
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         assert self.gate.wait(PATIENCE_S)
@@ -78,10 +89,10 @@ class Gated(ScriptedBackend):
 class Instance:
     """All parts of an instance but Celery and its process."""
 
-    def __init__(self, *, embeds_only: bool = False) -> None:
+    def __init__(self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
-        self.backend = Gated(embeds_only=embeds_only)
+        self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only)
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(
             self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
@@ -128,7 +139,7 @@ class Instance:
     def answering(self) -> tuple[threading.Thread, list[dict[str, Any] | None]]:
         """A pool thread that has heard a bell and claimed."""
         replies: list[dict[str, Any] | None] = []
-        thread = threading.Thread(target=lambda: replies.append(self.runner.answer()), daemon=True)
+        thread = threading.Thread(target=lambda: replies.append(self.runner.answer(ROUTE)), daemon=True)
         thread.start()
         assert self.store.claims.acquire(timeout=PATIENCE_S)
         return thread, replies
@@ -143,7 +154,7 @@ def instance() -> Iterator[Instance]:
 
 def test_a_bell_runs_a_job_to_its_end(instance: Instance) -> None:
     instance.submit()
-    shown = instance.runner.answer()
+    shown = instance.runner.answer(ROUTE)
 
     assert shown is not None
     assert (shown["job"], shown["end"], shown["tokens"]) == ("job", "stop", 5)
@@ -152,34 +163,46 @@ def test_a_bell_runs_a_job_to_its_end(instance: Instance) -> None:
 
 
 def test_a_spare_bell_does_nothing(instance: Instance) -> None:
-    assert instance.runner.answer() is None
+    assert instance.runner.answer(ROUTE) is None
 
 
 def test_a_draining_instance_claims_nothing(instance: Instance) -> None:
     instance.submit()
     instance.runner.drain()
 
-    assert instance.runner.answer() is None
+    assert instance.runner.answer(ROUTE) is None
     assert instance.status().state is JobState.QUEUED
 
 
 def test_a_prompt_that_fills_the_slot_is_refused_with_its_numbers(instance: Instance) -> None:
     instance.submit("x" * 64)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "prompt_too_long"
 
 
+def test_a_form_that_the_model_cannot_keep_is_the_jobs_error(instance: Instance) -> None:
+    instance.submit(params={"response_format": {"type": "json_object"}})
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert instance.status().state is JobState.FAILED
+    assert outcome
+    assert outcome.error
+    assert outcome.error["code"] == "invalid_parameter"
+    assert "response_format" in outcome.error["message"]
+
+
 def test_the_longest_prompt_leaves_room_for_one_token(instance: Instance) -> None:
     instance.submit("x" * 63)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert (instance.status().state, instance.text()) == (JobState.SUCCEEDED, "x")
 
 
 def test_a_prompt_without_a_single_token_is_refused_and_the_engine_goes_on(instance: Instance) -> None:
     instance.submit("  ")
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "prompt_empty"
     assert not instance.engine.is_busy
@@ -191,7 +214,7 @@ def test_a_job_resumes_after_what_readers_have(instance: Instance) -> None:
     assert first is not None
     instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol", tuple(b"ol")))])
     instance.store.release(first.job_id, first.epoch)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     events = instance.store.events({first.job_id: "0"})
     assert instance.text() == "olleh"
@@ -205,7 +228,7 @@ def test_a_job_whose_past_cannot_be_read_goes_back_to_the_queue(instance: Instan
     assert first is not None
     instance.store.release(first.job_id, first.epoch)
     instance.store.reads_fail = True
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert (instance.status().state, instance.status().attempts) == (JobState.QUEUED, 0)
 
@@ -227,6 +250,48 @@ def test_a_job_that_the_same_instance_lost_and_got_again_is_run_by_the_later_lea
     assert (instance.status().state, instance.status().epoch, instance.text()) == (JobState.SUCCEEDED, 2, "olleh")
     assert instance.engine.stats.slots_used == 0
     assert instance.renewer.num_held == 0
+
+
+@pytest.mark.parametrize("can_share", [True, False])
+def test_a_claim_names_the_beginnings_held_where_they_can_be_shared(can_share: bool) -> None:
+    instance = Instance(can_share=can_share)
+    text = "a long beginning " * 20
+    instance.submit(text)  # more than the slot holds, but that shows only after the claim
+    instance.runner.answer(ROUTE)
+    instance.close()
+
+    assert instance.store.prefixes == (prefix_hashes(spec(text)) if can_share else ())
+
+
+def test_a_bell_spent_on_a_job_of_the_other_route_is_rung_again(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (DETERMINISTIC,)
+    instance.runner.answer(DETERMINISTIC)
+
+    assert instance.rung == [DETERMINISTIC]
+
+
+def test_a_bell_spent_on_its_own_route_or_with_bells_enough_is_not(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (ROUTE,)
+    instance.runner.answer(ROUTE)
+    instance.store.submit(JobId("other"), spec(), max_waiting=10)
+    instance.store.unrung = ()
+    instance.runner.answer(DETERMINISTIC)
+
+    assert instance.rung == []
+
+
+def test_a_slot_that_served_long_enough_rings_for_every_route_that_is_short_of_bells(instance: Instance) -> None:
+    instance.submit()
+    instance.store.unrung = (DETERMINISTIC, ROUTE)
+    instance.backend.gate.clear()
+    thread, _ = instance.answering()
+    instance.clock.advance(2000)
+    instance.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    assert instance.rung == [DETERMINISTIC, ROUTE]
 
 
 def test_a_cancelled_job_ends_by_the_next_renewal(instance: Instance) -> None:
@@ -274,7 +339,7 @@ def test_an_engine_that_stands_still_is_not_vouched_for(instance: Instance) -> N
 
 def test_a_text_is_embedded_and_its_receipt_is_of_the_bytes_of_its_vector(instance: Instance) -> None:
     instance.submit("hello", kind="embed")
-    shown = instance.runner.answer()
+    shown = instance.runner.answer(ROUTE)
 
     outcome = instance.status().outcome
     assert shown is not None
@@ -290,11 +355,11 @@ def test_a_text_is_embedded_and_its_receipt_is_of_the_bytes_of_its_vector(instan
 
 def test_a_text_may_fill_the_whole_context_but_no_more(instance: Instance) -> None:
     instance.submit("x" * 64, kind="embed")
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
     assert instance.status().state is JobState.SUCCEEDED
 
     instance.store.submit(JobId("more"), spec("x" * 65, kind="embed"), max_waiting=10)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
     more = instance.store.status(JobId("more"))
     assert more is not None
     assert more.outcome is not None
@@ -305,14 +370,14 @@ def test_a_text_may_fill_the_whole_context_but_no_more(instance: Instance) -> No
 
 def test_more_dimensions_than_there_are_is_refused(instance: Instance) -> None:
     instance.submit(kind="embed", dimensions=N_DIMS + 1)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "invalid_parameter"
 
 
 def test_a_text_of_no_tokens_is_not_embedded(instance: Instance) -> None:
     instance.submit("  ", kind="embed")
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "prompt_empty"
 
@@ -322,7 +387,7 @@ def test_a_text_whose_instance_was_lost_is_embedded_again(instance: Instance) ->
     first = instance.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
     assert first is not None
     instance.store.release(first.job_id, first.epoch)
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert (instance.status().state, instance.status().epoch) == (JobState.SUCCEEDED, 2)
 
@@ -330,13 +395,167 @@ def test_a_text_whose_instance_was_lost_is_embedded_again(instance: Instance) ->
 def test_a_model_for_embedding_refuses_to_answer_and_says_what_to_do() -> None:
     instance = Instance(embeds_only=True)
     instance.submit()
-    instance.runner.answer()
+    instance.runner.answer(ROUTE)
 
     assert instance.error() == "invalid_request"
     outcome = instance.status().outcome
     assert outcome is not None
     assert "'tiny' only makes vectors of texts (`embed`); ask another model" in str(outcome.error)
     instance.close()
+
+
+def test_a_model_for_embedding_counts_tokens() -> None:
+    instance = Instance(embeds_only=True)
+    instance.submit(kind="count")
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert (outcome.state, outcome.usage.prompt_tokens) == (JobState.SUCCEEDED, 5)
+    instance.close()
+
+
+def test_a_job_whose_model_was_exchanged_under_it_fails_with_the_reason(instance: Instance) -> None:
+    instance.submit("hello")
+    first = instance.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert first is not None
+    instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol", (111, 257)))])
+    instance.store.reap(INSTANCE)
+
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error["data"] == {"token": 257, "n_vocab": 257}
+    assert "its file was exchanged" in outcome.error["message"]
+
+
+@pytest.fixture
+def roomy() -> Iterator[Instance]:
+    """An instance whose slots hold a tool call."""
+    instance = Instance(n_ctx=512)
+    yield instance
+    instance.close()
+
+
+TOOL = {"type": "function", "function": {"name": "time"}}
+CALL = '<tool_call>{"name": "time", "arguments": {"zone": "é"}}</tool_call>'
+
+
+def chat(answer: str, **fields: Any) -> JobSpec:
+    """A chat that the scripted model answers so."""
+    return JobSpec(model=MODEL, messages=[{"role": "user", "content": answer[::-1]}], **fields)
+
+
+def test_an_answer_ends_in_its_parts(roomy: Instance) -> None:
+    answer = f"<think>Hm.</think>\n\nI look.\n{CALL}"
+    roomy.store.submit(JobId("job"), chat(answer, tools=[TOOL]), max_waiting=10)
+    roomy.runner.answer(ROUTE)
+
+    outcome = roomy.status().outcome
+    assert outcome is not None
+    assert (outcome.text, outcome.reasoning, outcome.finish_reason) == ("I look.", "Hm.", "tool_calls")
+    assert [(c.function.name, c.function.arguments) for c in outcome.tool_calls] == [("time", '{"zone": "é"}')]
+    assert outcome.usage.completion_tokens == len(answer.encode())
+    events = roomy.store.events({JobId("job"): "0"})
+    assert "".join(event.text for event in events) == outcome.text
+    assert "".join(event.reasoning for event in events) == outcome.reasoning
+    assert join_calls(call for event in events for call in event.calls) == outcome.tool_calls
+
+
+@pytest.mark.parametrize("place", range(0, 110, 3))
+def test_a_job_resumes_within_any_part_of_its_answer(roomy: Instance, place: int) -> None:
+    answer = f"<think>Hm, é.</think> I see the time. {CALL} "
+    spec = chat(answer, tools=[TOOL], params={"stop": ["see it"]})
+    roomy.store.submit(JobId("job"), spec, max_waiting=10)
+    claim = roomy.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    # An earlier lease has come so far, and was then given back.
+    lease = LeasedJob(claim, spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    lease.read_by(prepare(spec, claim.job_id, roomy.backend).parser)
+    tokens = answer.encode()[:place]
+    if tokens:
+        text = TextStream(spec.params.stop)
+        lease.on_tokens(Tokens(0, "".join(text.push(bytes([token])) for token in tokens), tuple(tokens)))
+        chunk, _ = lease.take()
+        assert chunk is not None
+        roomy.store.emit([(claim.job_id, claim.epoch, chunk)])
+    roomy.store.release(claim.job_id, claim.epoch)
+    roomy.runner.answer(ROUTE)
+
+    outcome = roomy.status().outcome
+    assert outcome is not None
+    assert (outcome.text, outcome.reasoning) == ("I see the time.", "Hm, é.")
+    assert [(c.function.name, c.function.arguments) for c in outcome.tool_calls] == [("time", '{"zone": "é"}')]
+    events = roomy.store.events({claim.job_id: "0"})
+    assert "".join(event.text for event in events) == outcome.text
+    assert "".join(event.reasoning for event in events) == outcome.reasoning
+    assert join_calls(call for event in events for call in event.calls) == outcome.tool_calls
+
+
+def test_a_cancelled_job_keeps_what_was_held_back(roomy: Instance) -> None:
+    lease_spec = chat("Hello <tool", tools=[TOOL])
+    roomy.store.submit(JobId("job"), lease_spec, max_waiting=10)
+    claim = roomy.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    lease = LeasedJob(claim, lease_spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    lease.read_by(prepare(lease_spec, claim.job_id, roomy.backend).parser)
+    lease.on_tokens(Tokens(0, "Hello <tool", tuple(b"Hello <tool")))
+    first, _ = lease.take()
+    lease.on_end(Ended(End.CANCELLED, num_output=11))
+    last, ended = lease.take()
+
+    assert first is not None
+    assert last is not None
+    assert ended is not None
+    assert (first.text, last.index, last.text) == ("Hello", 11, " <tool")
+    assert lease.outcome(ended, INSTANCE, NODE, COMPUTER, threads=1).text == "Hello <tool"
+
+
+def test_a_parser_that_fails_costs_a_job_its_parts_only(roomy: Instance) -> None:
+    class Broken:
+        def push(self, text: str) -> Delta:
+            raise RuntimeError("broken")
+
+        def flush(self) -> Delta:
+            raise RuntimeError("broken")
+
+    spec = chat("Hello")
+    roomy.store.submit(JobId("job"), spec, max_waiting=10)
+    claim = roomy.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    lease = LeasedJob(claim, spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    lease.read_by(Broken())
+    lease.on_tokens(Tokens(0, "Hello", tuple(b"Hello")))
+    lease.on_end(Ended(End.STOP, " there", num_output=5))
+    chunk, ended = lease.take()
+
+    assert chunk is not None
+    assert ended is not None
+    assert chunk.text == lease.outcome(ended, INSTANCE, NODE, COMPUTER, threads=1).text == "Hello there"
+
+
+@pytest.mark.parametrize("prompt", ["hello", "x" * 100])
+def test_tokens_are_counted_without_an_answer(instance: Instance, prompt: str) -> None:
+    instance.submit(prompt)
+    spec = JobSpec(kind="count", model=MODEL, prompt=prompt)
+    instance.store.submit(JobId("count"), spec, max_waiting=10)
+    instance.store.cancel(JobId("job"))
+    instance.runner.answer(ROUTE)
+
+    status = instance.store.status(JobId("count"))
+    assert status is not None
+    assert status.outcome is not None
+    assert (status.state, status.outcome.usage.prompt_tokens) == (JobState.SUCCEEDED, len(prompt))
+    assert (status.outcome.usage.completion_tokens, instance.engine.stats.steps) == (0, 0)
+
+
+def test_a_gap_cannot_be_filled_by_every_model(instance: Instance) -> None:
+    instance.submit("def f(", suffix="return x")
+    instance.runner.answer(ROUTE)
+
+    assert instance.error() == "invalid_request"
 
 
 def test_a_seed_of_its_own_is_the_same_at_every_try() -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from packtrain.broker.states import InstanceState
-from packtrain.workers.supervision import DRAINING_MARGIN_S, STARTING_S, WARMING_S, Limits, Observed, verdict
+from packtrain.workers.supervision import (
+    DRAINING_MARGIN_S,
+    EXIT_THREAD_DIED,
+    STARTING_S,
+    WARMING_S,
+    Limits,
+    Observed,
+    verdict,
+    why_ended,
+)
+from tests.support.factories import INSTANCE
 
 pytestmark = pytest.mark.unit
 
@@ -52,7 +64,7 @@ def test_a_ready_instance_that_reports_no_more_must_end() -> None:
 
 
 def test_a_busy_engine_without_a_sign_of_life_must_end() -> None:
-    assert "no sign of life for 61 s" in (verdict(replace(WELL, step_age_s=61), LIMITS) or "")
+    assert "no sign of life of its engine for 61 s" in (verdict(replace(WELL, step_age_s=61), LIMITS) or "")
 
 
 def test_an_idle_engine_may_sleep() -> None:
@@ -81,3 +93,27 @@ def test_an_instance_without_a_process_is_not_judged(state: InstanceState) -> No
     seen = replace(WELL, state=state, report_age_s=1e6, step_age_s=1e6, hub_age_s=1e6)
 
     assert verdict(seen, LIMITS) is None
+
+
+def test_a_signal_is_named_with_what_it_mostly_means_and_the_last_words() -> None:
+    cause = why_ended(INSTANCE, -signal.SIGABRT, tail=("loading", "ggml.c:1: GGML_ASSERT(x) failed", " "))
+
+    assert (cause.instance, cause.signal, cause.exit_code) == (INSTANCE, "SIGABRT", None)
+    assert str(cause) == (
+        "was killed by SIGABRT (a check inside llama.cpp failed); last words: ggml.c:1: GGML_ASSERT(x) failed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "facts", "says"),
+    [
+        (-9, {"kill_reason": "has not reported for 61 s"}, "was killed by its agent, for it has not reported for 61 s"),
+        (-9, {}, "was killed by SIGKILL (by hand, or by the kernel because memory ran out)"),
+        (-50, {}, "was killed by signal 50"),
+        (EXIT_THREAD_DIED, {}, "ended since a thread of it died"),
+        (1, {}, "exited with code 1"),
+        (3, {"said": "llama.cpp cannot load x", "tail": ("noise",)}, "llama.cpp cannot load x"),
+    ],
+)
+def test_every_end_has_its_own_words(code: int, facts: dict[str, Any], says: str) -> None:
+    assert str(why_ended(INSTANCE, code, **facts)) == says

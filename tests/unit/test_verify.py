@@ -7,8 +7,9 @@ from array import array
 import pytest
 
 from packtrain.broker import vectors
+from packtrain.broker.chat import FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import Logprob, Outcome, TokenLogprob
+from packtrain.broker.messages import Logprob, Outcome, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.client.verify import Candidate, Difference, first_difference, request_again
 from tests.support.factories import spec
@@ -66,25 +67,61 @@ def test_vectors_part_at_the_first_dimension_that_differs() -> None:
 
 
 def test_a_text_embedded_again_asks_for_no_logprobs() -> None:
-    again = request_again("j", spec(kind="embed", deterministic=True), answer(), on=None)
+    again = request_again("j", spec(kind="embed", deterministic=True), answer(), model="tiny", on=None)
 
     assert (again.kind, again.params.logprobs) == ("embed", None)
 
 
+def test_fast_answers_are_compared_in_all_their_parts() -> None:
+    def called(arguments: str) -> Outcome:
+        call = ToolCall(id="c1", function=FunctionCall(name="time", arguments=arguments))
+        return Outcome(state=JobState.SUCCEEDED, reasoning="Hm.", tool_calls=(call,))
+
+    assert first_difference(called("{}"), called("{}"), is_deterministic=False) is None
+    found = first_difference(called('{"a": 1}'), called('{"a": 2}'), is_deterministic=False)
+    assert found is not None
+    assert (found.old.text, found.new.text) == ("1}", "2}")
+
+
 def test_the_new_run_takes_the_seed_that_was_drawn_with() -> None:
-    again = request_again("j", spec(deterministic=True, expires_in_ms=5), answer(1), on="n2")
+    again = request_again("j", spec(deterministic=True, expires_in_ms=5), answer(1), model="tiny", on="n2")
 
     assert again.params.seed == 77
     assert again.params.logprobs
     assert (again.meant_for, again.expires_in_ms) == ("n2", None)
 
 
+def test_the_new_run_goes_to_the_model_and_not_to_what_its_alias_means_now() -> None:
+    again = request_again("j", spec(model="little"), answer(1), model="tiny", on=None)
+
+    assert again.model == "tiny"
+
+
+def test_an_answer_that_filled_its_slot_is_compared_at_its_length() -> None:
+    filled = answer(1, 2, 3).model_copy(update={"finish_reason": "length", "usage": Usage(completion_tokens=3)})
+
+    assert request_again("j", spec(), filled, model="tiny", on=None).params.max_tokens == 3
+    stopped = filled.model_copy(update={"finish_reason": "stop"})
+    assert request_again("j", spec(), stopped, model="tiny", on=None).params.max_tokens is None
+
+
+def test_a_new_run_that_was_resumed_names_the_logprobs_of_the_right_token() -> None:
+    new = answer(1, 2, 3)
+    resumed = new.model_copy(update={"logprobs": new.logprobs[1:]})
+
+    assert first_difference(answer(1, 9, 3), resumed, is_deterministic=True) == Difference(
+        1, Candidate(9, "<9>", -1.5), Candidate(2, "<2>", -0.5)
+    )
+    found = first_difference(answer(9, 2, 3), resumed, is_deterministic=True)
+    assert found == Difference(0, Candidate(9), Candidate(1))
+
+
 @pytest.mark.parametrize("state", [s for s in JobState if s.is_terminal and s is not JobState.SUCCEEDED])
 def test_only_a_whole_answer_is_verified(state: JobState) -> None:
     with pytest.raises(InvalidRequest, match=state.value):
-        request_again("j", spec(), Outcome(state=state), on=None)
+        request_again("j", spec(), Outcome(state=state), model="tiny", on=None)
 
 
 def test_a_job_without_an_end_is_not_verified() -> None:
     with pytest.raises(InvalidRequest, match="not ended"):
-        request_again("j", spec(), None, on=None)
+        request_again("j", spec(), None, model="tiny", on=None)

@@ -75,6 +75,8 @@ class Coordinator:
         if reap:
             self.reap()
         snapshot = self._look()
+        if reap:
+            self._strand(snapshot)
         self._ring_lost_bells(snapshot)
         plan = placement.plan(snapshot)
         self._carry_out(plan, snapshot, term)
@@ -99,6 +101,12 @@ class Coordinator:
             waiting=self._jobs.waiting(),
             desired=self._registry.desired(),
         )
+
+    def _strand(self, snapshot: Snapshot) -> None:
+        """Fail what waits for somebody who is gone: it would keep its model loaded and be rung for until it expires."""
+        serving = {route: placement.serving(route, snapshot) for route in snapshot.waiting}
+        if serving and (failed := self._jobs.strand(serving)):
+            logger.warning("Failed %d jobs meant for somebody gone", failed, extra={"event": "jobs.stranded"})
 
     def _ring_lost_bells(self, snapshot: Snapshot) -> None:
         """Jobs that outnumber their doorbells on two ticks in a row have lost some.

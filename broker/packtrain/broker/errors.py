@@ -28,6 +28,7 @@ The class is what travels in code; `code` is what travels on the wire and never 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -215,6 +216,27 @@ class JobDead(JobError):
     """Instances died under this job too often; it is not tried again."""
 
     code = "job_dead"
+
+    def __init__(
+        self,
+        *,
+        attempts: int,
+        instance: str,
+        cause: str,
+        exit_code: int | None = None,
+        signal: str = "",
+        tail: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            f"{attempts} instances were lost while they ran this job, the last time {instance} {cause}; "
+            "it is not tried again, change the prompt or the model, and report it if it repeats",
+            attempts=attempts,
+            instance=instance,
+            cause=cause,
+            exit_code=exit_code,
+            signal=signal,
+            tail=list(tail),
+        )
 
 
 class ModelError(PacktrainError):

@@ -8,14 +8,16 @@ can do no harm when it comes back, and a job ends exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
+from packtrain.broker.chat import CallDelta
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import JobSpec, JobStatus, Numerics, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.scripts import Call
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
@@ -24,6 +26,10 @@ from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 SCRIPT_BATCH = 200
 #: Ready jobs among which a claim chooses by prefix, and how often one may be passed over for another.
 CLAIM_LOOK, MAX_PASSED = 16, 16
+#: Of a cause: it stands in every job that an instance held.
+MAX_TAIL_LINES, MAX_TAIL_CHARS = 12, 2000
+#: Stands for the instance in what reap.lua writes of leases that lapsed: only the record says whose each was.
+_SOME_INSTANCE = "{instance}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class Claim:
     remaining_ms: int | None  # until its deadline; None: no deadline
     spec_json: str
     route: Route  # that the job waited on
-    unrung: int = 0  # jobs still ready on it beyond the doorbells that lie in its queue
+    unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Chunk:
     index: int  # of its first token in the answer
     text: str
     tokens: tuple[int, ...]
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class Event:
     text: str = ""
     index: int = 0
     tokens: tuple[int, ...] = ()
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
     end: JobState | None = None
 
 
@@ -144,8 +154,16 @@ class JobStore(Protocol):
         """Fail up to `SCRIPT_BATCH` waiting jobs of a route; how many were."""
         ...
 
-    def reap(self, instance: InstanceId | None = None) -> list[Reaped]:
-        """Requeue jobs whose lease lapsed (or all of an instance known to be gone); expire waiting ones."""
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        """Fail waiting jobs of these routes that are meant for somebody not among the route's names; how many were."""
+        ...
+
+    def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[Reaped]:
+        """Requeue jobs whose lease lapsed (or all of an instance known to be gone); expire waiting ones.
+
+        Args:
+            cause: How that instance ended; its jobs keep it, for people.
+        """
         ...
 
     def status(self, job_id: JobId) -> JobStatus | None:
@@ -217,7 +235,8 @@ def claim(
         job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung = reply
         remaining = int(deadline) - int(now) if deadline else None
         queued_ms = int(now) - int(submitted)
-        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), int(unrung))
+        short = tuple(Route(other) for other in unrung)
+        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), short)
 
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
     return Call(
@@ -235,7 +254,7 @@ def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
     return Call(
         "emit",
         (keys.job(job_id), keys.out(job_id)),
-        (epoch, chunk.index, chunk.text, _pack(chunk.tokens), chunk.index + len(chunk.tokens)),
+        (epoch, chunk.index + len(chunk.tokens), chunk.index, *_fields(chunk)),
         lambda reply: EmitReply(int(reply)),
     )
 
@@ -254,11 +273,11 @@ def renew(held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> Call[dict[JobI
 
 def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> Call[bool]:
     """Call of finish.lua."""
-    index, text, tokens = (last.index, last.text, _pack(last.tokens)) if last else ("", "", "")
+    chunk: Sequence[str | int] = (last.index, *_fields(last)) if last else ()
     return Call(
         "finish",
         (keys.job(job_id), keys.out(job_id)),
-        (job_id, epoch, outcome.state, outcome.model_dump_json(exclude_defaults=True), index, text, tokens),
+        (job_id, epoch, outcome.state, outcome.model_dump_json(exclude_defaults=True), *chunk),
         lambda reply: reply == 1,
     )
 
@@ -279,8 +298,15 @@ def reject(route: Route, error: errors.PacktrainError) -> Call[int]:
     return Call("reject", (keys.ready(route, "interactive"), keys.ready(route, "bulk")), (outcome, SCRIPT_BATCH), int)
 
 
-def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
+def strand(serving: Mapping[Route, Collection[str]]) -> Call[int]:
+    """Call of strand.lua."""
+    flat = [part for route, names in serving.items() for name in (*names, "") for part in (route, name)]
+    return Call("strand", (keys.MEANT,), (_json(JobState.FAILED, STRANDED), *flat), int)
+
+
+def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call[list[Reaped]]:
     """Call of reap.lua."""
+    cause = cause_of(instance, cause) if instance else silent(_SOME_INSTANCE)
 
     def parse(reply: Any) -> list[Reaped]:
         rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
@@ -289,7 +315,16 @@ def reap(instance: InstanceId | None = None) -> Call[list[Reaped]]:
     return Call(
         "reap",
         (keys.LEASES, keys.DEADLINES),
-        (MAX_ATTEMPTS, SCRIPT_BATCH, instance or "", _DEAD, _CANCELLED, _EXPIRED),
+        (
+            MAX_ATTEMPTS,
+            SCRIPT_BATCH,
+            instance or "",
+            dead(cause).model_dump_json(exclude_defaults=True),
+            _CANCELLED,
+            _EXPIRED,
+            cause.model_dump_json(exclude_defaults=True),
+            _SOME_INSTANCE,
+        ),
         parse,
     )
 
@@ -299,8 +334,11 @@ def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
     if not fields:
         return None
     outcome = Outcome.model_validate_json(fields["outcome"]) if "outcome" in fields else None
-    known = {name: value for name, value in fields.items() if name in JobStatus.model_fields and name != "outcome"}
-    return JobStatus(id=job_id, outcome=outcome, cancel_requested="cancel" in fields, **known)
+    cause = Cause.model_validate_json(fields["cause"]) if "cause" in fields else None
+    known = {name: value for name, value in fields.items() if name in JobStatus.model_fields}
+    return JobStatus.model_validate(
+        {**known, "id": job_id, "outcome": outcome, "cause": cause, "cancel_requested": "cancel" in fields}
+    )
 
 
 def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Event:
@@ -308,7 +346,8 @@ def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Even
     if "end" in fields:
         return Event(job_id, entry_id, end=JobState(fields["end"]))
     tokens = tuple(int(token) for token in fields["k"].split(",")) if fields["k"] else ()
-    return Event(job_id, entry_id, fields["t"], int(fields["i"]), tokens)
+    calls = tuple(CallDelta(*piece) for piece in json.loads(fields["c"])) if "c" in fields else ()
+    return Event(job_id, entry_id, fields["t"], int(fields["i"]), tokens, fields.get("r", ""), calls)
 
 
 def ended(state: JobState, error: errors.PacktrainError) -> Outcome:
@@ -316,8 +355,40 @@ def ended(state: JobState, error: errors.PacktrainError) -> Outcome:
     return Outcome(state=state, error=error.to_wire())
 
 
-def _pack(tokens: Sequence[int]) -> str:
-    return ",".join(map(str, tokens))
+def silent(instance: str) -> Cause:
+    """Of a lease that lapsed: frozen, cut off or gone, nobody knows."""
+    return Cause(instance=instance, reason="fell silent until its lease lapsed")
+
+
+def cause_of(instance: InstanceId, cause: Cause | None) -> Cause:
+    """The cause to keep for the jobs of an instance that is known to be gone: the given one, cut to size."""
+    if cause is None:
+        return Cause(instance=instance, reason="is gone")
+    tail: list[str] = []
+    room = MAX_TAIL_CHARS
+    for line in reversed(cause.tail[-MAX_TAIL_LINES:]):
+        tail.insert(0, line[:room])
+        room -= len(tail[0])
+    return cause.model_copy(update={"instance": instance, "reason": cause.reason[:500], "tail": tuple(tail)})
+
+
+def dead(cause: Cause) -> Outcome:
+    """The outcome of a job that lost its last instance by this cause."""
+    error = errors.JobDead(
+        attempts=MAX_ATTEMPTS,
+        instance=cause.instance,
+        cause=str(cause),
+        exit_code=cause.exit_code,
+        signal=cause.signal,
+        tail=cause.tail,
+    )
+    return ended(JobState.DEAD, error)
+
+
+def _fields(chunk: Chunk) -> tuple[str, str, str, str]:
+    """A chunk as a stream entry has it: text, tokens, reasoning, pieces of tool calls."""
+    calls = json.dumps([(c.index, c.arguments, c.id, c.name) for c in chunk.calls]) if chunk.calls else ""
+    return chunk.text, ",".join(map(str, chunk.tokens)), chunk.reasoning, calls
 
 
 def _json(state: JobState, error: errors.PacktrainError) -> str:
@@ -326,11 +397,9 @@ def _json(state: JobState, error: errors.PacktrainError) -> str:
 
 CANCELLED = errors.JobCancelled("the job was cancelled; submit it again if you need its answer")
 EXPIRED = errors.JobExpired("the deadline passed before the job ended; allow more time with `expires_in`")
-DEAD = errors.JobDead(
-    f"instances died or fell silent {MAX_ATTEMPTS} times while they ran this job; it is not tried again, "
-    "see `packtrain ps` and the instance's log for the cause",
-    attempts=MAX_ATTEMPTS,
+STRANDED = errors.JobFailed(
+    "the instance or node that alone may run this job (`meant_for`) does not serve its model now; leave it out, or "
+    "name one that `packtrain ps` shows"
 )
 _CANCELLED = _json(JobState.CANCELLED, CANCELLED)
 _EXPIRED = _json(JobState.EXPIRED, EXPIRED)
-_DEAD = _json(JobState.DEAD, DEAD)

@@ -8,6 +8,7 @@
 | pt:waiting             | set    | while jobs wait                            | routes with a ready job |
 | pt:leases              | zset   | while jobs run                             | job id → lease deadline, ms |
 | pt:deadlines           | zset   | while such jobs live                       | job id → deadline, ms |
+| pt:meant               | hash   | while such jobs live, 7 d from submit      | job id → who alone may run it |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
 | pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
 | pt:order               | string | permanent                                  | counter that gives jobs their order |
@@ -41,6 +42,7 @@ MODEL_PREFIX: Final = "pt:model:"
 WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
 DEADLINES: Final = "pt:deadlines"
+MEANT: Final = "pt:meant"
 RECENT: Final = "pt:recent"
 ORDER: Final = "pt:order"
 MODELS: Final = "pt:models"

@@ -6,12 +6,12 @@ Time comes in as a function. It passes the same contract suite as the real store
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
@@ -35,6 +35,7 @@ class _Record:
     started_ms: int | None = None
     first_token_ms: int | None = None
     finished_ms: int | None = None
+    cause: Cause | None = None
     outcome: Outcome | None = None
     events: list[jobs.Event] = field(default_factory=list)
 
@@ -138,7 +139,7 @@ class MemoryJobs:
             record = self._owned(job_id, epoch)
             if record is None:
                 return False
-            if last and (last.text or last.tokens):
+            if last:
                 self._append(job_id, record, last)
             self._settle(job_id, record, outcome)
             return True
@@ -172,7 +173,18 @@ class MemoryJobs:
                 self._settle(job_id, record, jobs.ended(JobState.FAILED, error))
             return len(rejected)
 
-    def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        with self._changed:
+            stranded = [
+                (job_id, record)
+                for job_id, record in self._ready(list(serving))
+                if record.spec.meant_for is not None and record.spec.meant_for not in serving[record.route]
+            ]
+            for job_id, record in stranded:
+                self._settle(job_id, record, jobs.ended(JobState.FAILED, jobs.STRANDED))
+            return len(stranded)
+
+    def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
         with self._changed:
             now = self._now_ms()
             changed = []
@@ -180,6 +192,9 @@ class MemoryJobs:
                 if record.state is JobState.RUNNING:
                     gone = record.lease_ms <= now if instance is None else record.instance == instance
                     if gone:
+                        record.cause = (
+                            jobs.cause_of(instance, cause) if instance else jobs.silent(record.instance or "")
+                        )
                         self._lapse(job_id, record)
                         changed.append(jobs.Reaped(job_id, record.route, record.state))
                 elif record.state is JobState.QUEUED and record.deadline_ms is not None and record.deadline_ms <= now:
@@ -196,7 +211,8 @@ class MemoryJobs:
                 id=job_id, state=record.state, model=record.model, user=record.spec.user, lane=record.spec.lane,
                 attempts=record.attempts, epoch=record.epoch, submitted_ms=record.submitted_ms,
                 started_ms=record.started_ms, first_token_ms=record.first_token_ms, finished_ms=record.finished_ms,
-                instance=record.instance, node=record.node, cancel_requested=record.cancel, outcome=record.outcome,
+                instance=record.instance, node=record.node, cancel_requested=record.cancel, cause=record.cause,
+                outcome=record.outcome,
             )  # fmt: skip
 
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
@@ -230,16 +246,22 @@ class MemoryJobs:
     def _choose(
         self, routes: Sequence[Route], names: set[str | None], prefixes: frozenset[str]
     ) -> tuple[JobId, _Record] | None:
-        mine = [(i, r) for i, r in self._ready(routes) if r.spec.meant_for in names]
-        if not mine:
-            return None
+        ready = self._ready(routes)
+        for lane in ("interactive", "bulk"):
+            in_lane = [(i, r) for i, r in ready if r.spec.lane == lane]
+            for begin in range(0, len(in_lane), jobs.CLAIM_LOOK):
+                looked_at = in_lane[begin : begin + jobs.CLAIM_LOOK]
+                mine = [(i, r) for i, r in looked_at if r.spec.meant_for in names]
+                if mine:
+                    return self._best(mine, prefixes)
+        return None
+
+    def _best(self, mine: Sequence[tuple[JobId, _Record]], prefixes: frozenset[str]) -> tuple[JobId, _Record]:
         head = mine[0][1]
         if head.attempts >= SUSPECT_ATTEMPTS or head.passed >= jobs.MAX_PASSED or not prefixes:
             return mine[0]
-        same_lane = [(i, r) for i, r in mine if r.spec.lane == head.spec.lane and r.attempts < SUSPECT_ATTEMPTS][
-            : jobs.CLAIM_LOOK
-        ]
-        best = max(same_lane, key=lambda entry: len(prefixes & set(prefix_hashes(entry[1].spec))))
+        others = [(i, r) for i, r in mine if r.attempts < SUSPECT_ATTEMPTS]
+        best = max(others, key=lambda entry: len(prefixes & set(prefix_hashes(entry[1].spec))))
         if best[1] is not head:
             head.passed += 1
         return best
@@ -268,7 +290,9 @@ class MemoryJobs:
         if record.first_token_ms is None:
             record.first_token_ms = self._now_ms()
         event_id = str(len(record.events) + 1)
-        record.events.append(jobs.Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens))
+        record.events.append(
+            jobs.Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens, chunk.reasoning, chunk.calls)
+        )
         self._changed.notify_all()
 
     def _lapse(self, job_id: JobId, record: _Record) -> None:
@@ -276,7 +300,8 @@ class MemoryJobs:
         if record.cancel:
             self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
         elif record.attempts >= MAX_ATTEMPTS:
-            self._settle(job_id, record, jobs.ended(JobState.DEAD, jobs.DEAD))
+            assert record.cause is not None
+            self._settle(job_id, record, jobs.dead(record.cause))
         else:
             record.state = JobState.QUEUED
 

@@ -10,22 +10,28 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from packtrain.broker.chat import MAX_TOOL_DEPTH, Message, NamedTool, Tool, ToolCall, ToolChoice
 from packtrain.broker.errors import InvalidParameter, PromptEmpty
+from packtrain.broker.fields import Input as _Input
+from packtrain.broker.fields import Report as _Report
+from packtrain.broker.fields import SafeId, Text, check_json
 from packtrain.broker.states import InstanceState, JobState
+from packtrain.broker.structured import FreeText, ResponseFormat
 
 #: Characters of one prompt, all messages together. Far above any context, far below what hurts the broker.
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
+#: Characters of all tools' schemas together, as JSON.
+MAX_TOOLS_CHARS = 512 * 1024
+
+Reasoning = Literal["auto", "off", "on", "low", "medium", "high"]
+#: Variables of a chat template that are ours to set; its own switches have other names.
+RESERVED_ARGS = frozenset(
+    {"messages", "tools", "tool_choice", "functions", "function_call", "add_generation_prompt"}
+    | {"bos_token", "eos_token", "raise_exception", "strftime_now"}
+)
+TemplateArg = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 #: How an instance computes: as fast as it can, or so that company, chunks and restarts change no bit of an answer.
 Numerics = Literal["fast", "deterministic"]
@@ -34,30 +40,6 @@ Numerics = Literal["fast", "deterministic"]
 Recipe = Literal["fast", "batched", "serial"]
 
 _M = TypeVar("_M", bound=BaseModel)
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"not valid Unicode at position {error.start}; decode the bytes as UTF-8 first") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-SafeId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
-
-
-class _Input(BaseModel):
-    """From clients: unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Report(BaseModel):
-    """Between our own processes: unknown fields come from a newer version and are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 class SamplingParams(_Input):
@@ -80,6 +62,13 @@ class SamplingParams(_Input):
         None, ge=0, le=20, description="give the logprob of each token, and of this many likeliest beside it"
     )
     ignore_eos: bool = Field(False, description="go on past the end-of-text token")
+    response_format: ResponseFormat = Field(FreeText(), description="the form that the text must have")
+
+    @model_validator(mode="after")
+    def _form_has_an_end(self) -> Self:
+        if self.ignore_eos and not isinstance(self.response_format, FreeText):
+            raise ValueError("ignore_eos goes on past the end, a response_format ends with its text; use only one")
+        return self
 
     @field_validator("logit_bias")
     @classmethod
@@ -92,22 +81,25 @@ class SamplingParams(_Input):
         return bias
 
 
-class Message(_Input):
-    """One turn of a chat."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Text
-
-
 class JobSpec(_Input):
     """What a client asks for."""
 
     v: Literal[1] = 1
-    kind: Literal["chat", "complete", "embed"] = "chat"
+    kind: Literal["chat", "complete", "embed", "count"] = Field(
+        "chat", description="`embed`: make a vector of the prompt; `count`: only count its tokens"
+    )
     model: SafeId
     messages: tuple[Message, ...] = Field((), max_length=4096, description="for kind `chat`")
     prompt: Text = Field("", description="for kind `complete`: continued as it is, no template; for `embed`: its text")
+    suffix: Text = Field("", description="for kind `complete`: what stands behind the gap that is to be filled")
     dimensions: int | None = Field(None, ge=1, le=65_536, description="for kind `embed`: keep the first so many")
+    tools: tuple[Tool, ...] = Field((), max_length=128, description="functions the model may call")
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = Field(True, description="false: at most one call in an answer")
+    reasoning: Reasoning = Field("auto", description="auto: as the model's template has it")
+    template_args: dict[TemplateArg, Text | bool | int | float] = Field(
+        default_factory=dict, max_length=16, description="further variables for the model's chat template"
+    )
     params: SamplingParams = SamplingParams()
     lane: Literal["interactive", "bulk"] = "interactive"
     user: SafeId = "default"
@@ -118,25 +110,64 @@ class JobSpec(_Input):
         None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
     )
 
+    @field_validator("template_args")
+    @classmethod
+    def _not_reserved(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(RESERVED_ARGS & args.keys()):
+            raise ValueError(f"{taken[0]!r} is set by Packtrain itself; leave it out")
+        return args
+
     @model_validator(mode="after")
     def _has_one_prompt(self) -> Self:
-        size = len(self.prompt) + sum(len(m.content) for m in self.messages)
+        size = len(self.prompt) + len(self.suffix) + sum(m.size for m in self.messages)
         if size > MAX_PROMPT_CHARS:
             raise ValueError(f"the prompt has {size} characters, at most {MAX_PROMPT_CHARS} are allowed")
         if self.kind == "chat" and self.prompt:
             raise ValueError("kind 'chat' takes `messages`, kind 'complete' takes `prompt`; do not mix them")
-        if self.kind != "chat" and self.messages:
+        if self.kind in ("complete", "embed") and self.messages:
             raise ValueError(f"kind {self.kind!r} takes `prompt`, kind 'chat' takes `messages`; do not mix them")
+        if self.prompt and self.messages:
+            raise ValueError("kind 'count' takes `messages` or `prompt`, not both")
+        if self.suffix and self.messages:
+            raise ValueError("`suffix` belongs to a `prompt`; a chat has no gap to fill")
+        if self.suffix and self.kind == "embed":
+            raise ValueError("kind 'embed' takes `prompt` alone; a vector has no gap to fill")
         if self.kind != "embed" and self.dimensions is not None:
             raise ValueError(f"kind {self.kind!r} has no `dimensions`, they are of kind 'embed'; leave them out")
         return self
 
+    @model_validator(mode="after")
+    def _tools_fit(self) -> Self:
+        names = [tool.function.name for tool in self.tools]
+        if names and not self.is_chat:
+            raise ValueError("`tools` need `messages`; a plain prompt goes to the model without its template")
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name; give each its own")
+        check_json(
+            [tool.function.parameters for tool in self.tools], max_chars=MAX_TOOLS_CHARS, max_depth=MAX_TOOL_DEPTH + 1
+        )
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice 'required' needs `tools`")
+        if self.tool_choice not in ("auto", "none") and not isinstance(self.params.response_format, FreeText):
+            raise ValueError("a forced tool call has its own form; leave response_format out, or tool_choice")
+        if self.tool_choice not in ("auto", "none") and self.params.ignore_eos:
+            raise ValueError("ignore_eos goes on past the end, a call that must be made ends; use only one")
+        return self
+
+    @property
+    def is_chat(self) -> bool:
+        """True when the prompt is made by the model's chat template."""
+        return self.kind == "chat" or bool(self.messages)
+
     @property
     def is_empty(self) -> bool:
         """True when there is nothing to answer."""
-        if self.kind != "chat":
-            return not self.prompt
-        return not self.messages or not self.messages[-1].content.strip()
+        if not self.is_chat:
+            return not (self.prompt or self.suffix)
+        last = self.messages[-1] if self.messages else None
+        return last is None or (last.role != "tool" and not last.content.strip() and not last.tool_calls)
 
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
@@ -223,18 +254,36 @@ class Outcome(_Report):
     v: Literal[1] = 1
     state: JobState
     text: str = ""
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    reasoning: str = Field("", description="what the model thought before it answered, where its family marks it")
+    tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
     timings: Timings = Timings()
     seed: int | None = None
     tokens: tuple[int, ...] = Field((), description="of the output; only of deterministic jobs, for `packtrain verify`")
-    logprobs: tuple[TokenLogprob, ...] = Field((), description="of each output token, where the job asked for them")
+    logprobs: tuple[TokenLogprob, ...] = Field(
+        (), description="of each output token, where the job asked for them; after a resume only of those since"
+    )
     embedding: str = Field("", description="of an `embed` job: base64 of 32-bit little-endian floats, length 1")
     receipt: Receipt | None = None
     batch_peak: int = Field(0, description="most sequences that shared one step with this job")
     node: str = ""
     instance: str = ""
     error: dict[str, Any] | None = None
+
+
+class Cause(_Report):
+    """Why a job lost the instance that ran it. The tail is what the instance wrote last, never a prompt."""
+
+    instance: str = ""
+    reason: str = Field("", description="how it ended, as half a sentence: 'was killed by SIGABRT'")
+    exit_code: int | None = Field(None, description="of its process; null: not known, or it ended by a signal")
+    signal: str = Field("", description="that ended its process, such as SIGABRT")
+    tail: tuple[str, ...] = Field((), description="last lines of its log")
+
+    def __str__(self) -> str:
+        last = next((line for line in reversed(self.tail) if line.strip()), "")
+        return f"{self.reason}; last words: {last[:300]}" if last else self.reason
 
 
 class JobStatus(_Report):
@@ -254,7 +303,49 @@ class JobStatus(_Report):
     instance: str | None = None
     node: str | None = None
     cancel_requested: bool = False
+    cause: Cause | None = Field(None, description="of the last attempt that was lost")
     outcome: Outcome | None = None
+
+
+class BufferMemory(_Report):
+    """What a model keeps in one kind of buffer, bytes."""
+
+    buffer: str = Field("CPU", description="llama.cpp's name: CPU, CPU_REPACK (weights in another order), CUDA0")
+    on_host: bool = Field(True, description="in the memory that the node's budget is about")
+    weights: int = 0
+    cache: int = Field(0, description="KV and recurrent state of all slots")
+    compute: int = Field(0, description="scratch space of one step")
+
+
+class ModelMemory(_Report):
+    """What an instance of a model takes, before anything is loaded; and what one took, where one was. Bytes."""
+
+    source: Literal["header", "llama.cpp"] = Field("header", description="who says so")
+    process_bytes: int = Field(0, description="Python, libraries and vocabulary")
+    logits_bytes: int = Field(0, description="of as many rows as one step may ask for")
+    work_bytes: int = Field(0, description="inputs of one matrix product in the format of its weights")
+    buffers: tuple[BufferMemory, ...] = ()
+    measured_bytes: int = Field(0, description="most that an instance like this took on this node; 0: none was loaded")
+    factor: float = Field(1, description="measured by estimated, of the same model with other slots or context")
+
+    def host(self, part: Literal["weights", "cache", "compute"]) -> int:
+        """Bytes of one part in the machine's own memory."""
+        return sum(int(getattr(buffer, part)) for buffer in self.buffers if buffer.on_host)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What is taken by the first steps, not by the load."""
+        return self.host("compute") + self.logits_bytes + self.work_bytes
+
+    @property
+    def estimated_bytes(self) -> int:
+        """In the machine's own memory, before any correction."""
+        return self.process_bytes + self.host("weights") + self.host("cache") + self.scratch_bytes
+
+    @property
+    def required_bytes(self) -> int:
+        """What to reserve: what it took before, else the estimate as others of this model correct it."""
+        return self.measured_bytes or round(self.estimated_bytes * self.factor)
 
 
 class ModelInfo(_Report):
@@ -276,8 +367,10 @@ class ModelInfo(_Report):
     embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
-    required_bytes: int = Field(0, description="weights + KV of all slots + compute buffers, estimated")
+    required_bytes: int = Field(0, description="of the machine's own memory, in all: measured, else estimated")
+    memory: ModelMemory = ModelMemory()
     numerics: Numerics = Field("fast", description="how it is loaded when no job asks for more")
+    options: dict[str, Any] = Field(default_factory=dict, description="load options that are not the defaults")
     keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
     pinned: bool = False
 
@@ -331,6 +424,7 @@ class InstanceBeat(_Report):
     batch_peak: int = Field(0, description="most sequences in one step so far")
     tokens_out: int = 0
     tokens_per_s: float = 0
+    threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
     last_used_ms: int = 0

@@ -166,6 +166,16 @@ def _room(node: NodeBeat, now: Snapshot) -> _Room:
     )
 
 
+def serving(route: Route, now: Snapshot) -> set[str]:
+    """Names that a waiting job of this route may be meant for: instances and nodes that serve it.
+
+    When none does, all nodes, for one of them will load it.
+    """
+    instances = [i for i in now.instances if _serves(i, route) and not i.state.is_terminal]
+    nodes = {i.node for i in instances} or {n.node for n in now.nodes}
+    return {i.instance for i in instances} | nodes
+
+
 def _serves(instance: InstanceBeat, route: Route) -> bool:
     fits = instance.numerics == "deterministic" or not is_deterministic(route)
     return instance.model == model_of(route) and fits

@@ -16,10 +16,12 @@ SHORTEST = 256
 
 
 def prefix_hashes(spec: JobSpec) -> tuple[str, ...]:
-    """Hashes of the beginnings of the prompt, shortest first; () for a short prompt, and where nothing is kept."""
-    if spec.kind == "embed":
+    """Hashes of the beginnings of the prompt, shortest first; () for a short one, and where nothing is kept."""
+    if spec.kind in ("count", "embed"):
         return ()
-    text = spec.prompt if spec.kind == "complete" else "\0".join(f"{m.role}\0{m.content}" for m in spec.messages)
+    tools = [tool.model_dump_json() for tool in spec.tools]  # templates put them before the turns
+    turns = "\0".join((*tools, *(f"{m.role}\0{m.content}" for m in spec.messages)))
+    text = spec.prompt if spec.kind == "complete" else turns
     state, done, hashes = hashlib.blake2b(spec.kind.encode(), digest_size=4), 0, list[str]()
     length = SHORTEST
     while length <= len(text):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from redis import Redis
 
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
-from packtrain.broker.messages import JobSpec, JobStatus, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
 from packtrain.broker.scripts import Scripts
 from packtrain.broker.states import JobState
 
@@ -66,8 +66,11 @@ class RedisJobs:
     def reject(self, route: Route, error: errors.PacktrainError) -> int:
         return self._scripts.run(jobs.reject(route, error))
 
-    def reap(self, instance: InstanceId | None = None) -> list[jobs.Reaped]:
-        return self._scripts.run(jobs.reap(instance))
+    def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
+        return self._scripts.run(jobs.strand(serving))
+
+    def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
+        return self._scripts.run(jobs.reap(instance, cause))
 
     def status(self, job_id: JobId) -> JobStatus | None:
         return jobs.parse_status(job_id, cast(dict[str, str], self._redis.hgetall(keys.job(job_id))))

@@ -5,6 +5,7 @@
 >>> fleet.generate("smollm2", "Name three colours.").text  # doctest: +SKIP
 """
 
+from packtrain.broker.chat import CallDelta, Message, Tool, ToolCall
 from packtrain.broker.errors import (
     BrokerUnavailable,
     IdempotencyConflict,
@@ -31,9 +32,9 @@ from packtrain.broker.errors import (
     UnknownModel,
 )
 from packtrain.broker.messages import (
+    Cause,
     InstanceBeat,
     JobStatus,
-    Message,
     ModelInfo,
     NodeBeat,
     Receipt,
@@ -44,14 +45,17 @@ from packtrain.broker.messages import (
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncJob, AsyncPacktrain, AsyncTextStream
 from packtrain.client.client import Job, Packtrain, TextStream
-from packtrain.client.result import Result
+from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.verify import Verification
 
 __all__ = [
+    "AnswerDelta",
     "AsyncJob",
     "AsyncPacktrain",
     "AsyncTextStream",
     "BrokerUnavailable",
+    "CallDelta",
+    "Cause",
     "IdempotencyConflict",
     "InstanceBeat",
     "InstanceState",
@@ -85,6 +89,8 @@ __all__ = [
     "SetupError",
     "TextStream",
     "Timings",
+    "Tool",
+    "ToolCall",
     "TryLater",
     "UnknownJob",
     "UnknownModel",

@@ -28,7 +28,7 @@ from packtrain.client.client import BLOCK_S
 from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Window
 from packtrain.client.redis_transport import AsyncRedisTransport
 from packtrain.client.request import Prompt, build_embed_spec, build_spec, job_id_of
-from packtrain.client.result import Result, result_of
+from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
 from packtrain.client.transport import AsyncTransport
 
 
@@ -67,13 +67,19 @@ class AsyncJob:
 
     async def stream(self) -> AsyncIterator[str]:
         """As `Job.stream`."""
+        async for delta in self.deltas():
+            if delta.text:
+                yield delta.text
+
+    async def deltas(self) -> AsyncIterator[AnswerDelta]:
+        """As `Job.deltas`."""
         status = await self.status()
         if status.state.is_terminal and not await self._transport.events({self.id: "0"}, block_s=0):
-            yield (await self.result()).text
+            yield delta_of(await self.result())
             return
         async for event in read_events(self._transport, Cursors([self.id]), None):
-            if event.text:
-                yield event.text
+            if event.text or event.reasoning or event.calls:
+                yield AnswerDelta(event.text, event.reasoning, event.calls)
             if event.end and event.end is not JobState.SUCCEEDED:
                 await self.result()
 
@@ -164,6 +170,14 @@ class AsyncPacktrain:
     async def stream(self, model: str, prompt: Prompt, **options: Any) -> AsyncTextStream:
         """As `Packtrain.stream`."""
         return AsyncTextStream(await self.submit(model, prompt, **options))
+
+    async def count_tokens(
+        self, model: str, prompt: Prompt, *, raw: bool = False, timeout: float | None = None, **options: Any
+    ) -> int:
+        """As `Packtrain.count_tokens`."""
+        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, is_count=True)
+        submitted = await self._transport.submit(job_id_of(spec, None), spec)
+        return (await AsyncJob(self._transport, submitted.job_id).result(timeout)).usage.prompt_tokens
 
     async def map(
         self,

@@ -21,20 +21,21 @@ from typing import Any, Literal, Self, overload
 from packtrain.broker.errors import (
     BrokerUnavailable,
     InvalidRequest,
+    PacktrainError,
     ResultTimeout,
     SetupError,
     TryLater,
     UnknownJob,
 )
-from packtrain.broker.ids import JobId, ModelId, Route, new_job_id
-from packtrain.broker.jobs import Event
+from packtrain.broker.ids import JobId, ModelId, Route, is_deterministic, model_of, new_job_id, route_of
+from packtrain.broker.jobs import Event, routes_of
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
 from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Window
 from packtrain.client.redis_transport import RedisTransport
-from packtrain.client.request import Prompt, build_embed_spec, build_spec, job_id_of
-from packtrain.client.result import Result, result_of
+from packtrain.client.request import Prompt, build_embed_spec, build_spec, choice_seeds, job_id_of
+from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
 from packtrain.client.transport import Transport
 from packtrain.client.verify import Verification, first_difference, request_again, unit_of
 
@@ -92,13 +93,17 @@ class Job:
         Raises:
             PacktrainError: How the job ended, when it did not succeed; after all its text.
         """
+        return (delta.text for delta in self.deltas() if delta.text)
+
+    def deltas(self) -> Iterator[AnswerDelta]:
+        """As `stream`, with reasoning and tool calls: each item has a bit more of one or several of them."""
         status = self.status()
         if status.state.is_terminal and not self._transport.events({self.id: "0"}, block_s=0):
-            yield self.result().text  # its stream has expired, an hour after the end; its record lives for a day
+            yield delta_of(self.result())  # its stream has expired, an hour after the end; its record lives for a day
             return
         for event in read_events(self._transport, Cursors([self.id]), None):
-            if event.text:
-                yield event.text
+            if event.text or event.reasoning or event.calls:
+                yield AnswerDelta(event.text, event.reasoning, event.calls)
             if event.end and event.end is not JobState.SUCCEEDED:
                 self.result()
 
@@ -183,7 +188,12 @@ class Packtrain:
             stream: False when only the result is wanted: tokens then come once a second, which spares the cores.
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
-            options: Sampling parameters by name, `lane` ("interactive" or "bulk"), `user`.
+            options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`; for a text, `suffix`: what
+                stands behind the gap that is to be filled; for a chat, `tools` and `tool_choice` in OpenAI's shape,
+                `parallel_tool_calls`, `reasoning` ("auto", "off", "on", "low", "medium", "high", as far as the model
+                can), `template_args` (further variables for its chat template); `deterministic`; and what form the
+                answer has: `schema` (JSON of a JSON schema or of a pydantic model), `json=True` (some JSON object),
+                `grammar` (GBNF), or OpenAI's `response_format`.
 
         Raises:
             InvalidParameter, PromptEmpty, UnknownModel, QueueFull, IdempotencyConflict, BrokerUnavailable
@@ -195,9 +205,46 @@ class Packtrain:
         """Submit, and wait for the result. Arguments as of `submit`; errors as of `submit` and `Job.result`."""
         return self.submit(model, prompt, stream=False, **options).result(timeout)
 
+    def choices(
+        self,
+        model: str,
+        prompt: Prompt,
+        n: int,
+        *,
+        seed: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """Several answers to one prompt, drawn with seeds that follow from `seed`.
+
+        Each is a job of its own, so they share a batch; the prompt is computed once per instance that takes part.
+        """
+        jobs: list[Job] = []
+        until = None if timeout is None else time.monotonic() + timeout
+        try:
+            jobs.extend(self.submit(model, prompt, seed=s, stream=False, **options) for s in choice_seeds(n, seed))
+            return [job.result(None if until is None else max(0.0, until - time.monotonic())) for job in jobs]
+        except BaseException:
+            for job in jobs:  # nobody will read the others
+                with suppress(PacktrainError):
+                    job.cancel()
+            raise
+
     def stream(self, model: str, prompt: Prompt, **options: Any) -> TextStream:
         """Submit, and give the text as it comes. Closing the stream cancels the job. Arguments as of `submit`."""
         return TextStream(self.submit(model, prompt, **options))
+
+    def count_tokens(
+        self, model: str, prompt: Prompt, *, raw: bool = False, timeout: float | None = None, **options: Any
+    ) -> int:
+        """How many tokens a prompt has for a model, as the model's template and tokenizer make them.
+
+        Computed by an instance of the model, which is loaded if there is none. Arguments as of `submit`, errors as of
+        `submit` and `Job.result`; a prompt too long for the model is counted all the same.
+        """
+        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, is_count=True)
+        job = Job(self._transport, self._transport.submit(job_id_of(spec, None), spec).job_id)
+        return job.result(timeout).usage.prompt_tokens
 
     def map(
         self,
@@ -321,9 +368,10 @@ class Packtrain:
             InvalidRequest: The job has no whole answer, or nobody is called `on`.
         """
         status = self.job(job_id).status()
-        spec = request_again(job_id, self._transport.spec(JobId(job_id)), status.outcome, on=on)
+        old_spec = self._transport.spec(JobId(job_id))
+        spec = request_again(job_id, old_spec, status.outcome, model=status.model, on=on)
         if on is not None:
-            _check_is_there(self._transport, on, status.model)
+            _check_is_there(self._transport, on, route_of(ModelId(status.model), deterministic=spec.deterministic))
         again = Job(self._transport, self._transport.submit(new_job_id(), spec).job_id)
         again.result(timeout)
         old, new = status.outcome, again.status().outcome
@@ -364,13 +412,15 @@ class Packtrain:
         self._transport.set_desired(ModelId(model), replicas=0, unload=True)
 
 
-def _check_is_there(transport: Transport, name: str, model: str) -> None:
-    """A job meant for nobody would wait for ever."""
-    instances = [i for i in transport.instances() if i.model == model and not i.state.is_terminal]
-    known = sorted({i.instance for i in instances} | {i.node for i in instances})
+def _check_is_there(transport: Transport, name: str, route: Route) -> None:
+    """A job meant for nobody would wait in vain."""
+    instances = [i for i in transport.instances() if not i.state.is_terminal]
+    serving = [i for i in instances if route in routes_of(ModelId(i.model), i.numerics)]
+    known = sorted({i.instance for i in serving} | {i.node for i in serving})
     if name not in known:
+        how = " in deterministic numerics" if is_deterministic(route) else ""
         loaded = ", ".join(known) or "none; load it first"
-        raise InvalidRequest(f"no instance or node {name!r} holds {model!r} now; there are: {loaded}")
+        raise InvalidRequest(f"no instance or node {name!r} holds {model_of(route)!r}{how} now; there are: {loaded}")
 
 
 def _read_or_cancel(job: Job) -> Generator[str]:

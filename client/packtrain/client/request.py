@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import secrets
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from packtrain.broker.chat import Message
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
-from packtrain.broker.messages import JobSpec, Message, SamplingParams, parse_spec
+from packtrain.broker.messages import JobSpec, SamplingParams, parse_spec
+from packtrain.broker.structured import JsonObject, json_format
 
-#: A text, the turns of a chat, or one of these.
-Prompt = str | Sequence[Mapping[str, str] | Message]
+#: A text, or the turns of a chat.
+Prompt = str | Sequence[Mapping[str, Any] | Message]
 
-_SPEC_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
+#: Answers to one prompt at once.
+MAX_CHOICES = 128
+#: Options of every job.
+_ANY_KIND_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
+#: Options that are no sampling parameters.
+_SPEC_FIELDS = _ANY_KIND_FIELDS | {
+    *("suffix", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args")
+}
+#: Short for `response_format`.
+_FORMS = frozenset({"schema", "json", "grammar"})
 
 
 def build_spec(
-    model: str, prompt: Prompt, *, raw: bool, stream: bool, expires_in: float | None, options: Mapping[str, Any]
+    model: str,
+    prompt: Prompt,
+    *,
+    raw: bool,
+    stream: bool,
+    expires_in: float | None,
+    options: Mapping[str, Any],
+    is_count: bool = False,
 ) -> JobSpec:
     """A checked request.
 
@@ -25,14 +45,17 @@ def build_spec(
         prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
         stream: Somebody will read the tokens as they come.
         expires_in: Seconds until the job ends as EXPIRED.
-        options: Sampling parameters by name, and `lane`, `user`, `deterministic`, `meant_for`.
+        options: Sampling parameters by name, the other fields of `JobSpec` that `submit` names, and one of `schema` (a
+            JSON schema or a pydantic model), `json` (True: some JSON object) and `grammar` (GBNF), which are short for
+            `response_format`.
+        is_count: Only count the prompt's tokens.
 
     Raises:
         InvalidParameter, PromptEmpty
     """
     fields: dict[str, Any] = {"model": model, "stream": stream}
     if isinstance(prompt, str):
-        if raw:
+        if raw or options.get("suffix"):
             fields |= {"kind": "complete", "prompt": prompt}
         else:
             fields["messages"] = [{"role": "user", "content": prompt}]
@@ -41,9 +64,13 @@ def build_spec(
     else:
         fields["messages"] = _turns(prompt)
     fields |= _expiry(expires_in)
-    _check_known(options, _SPEC_FIELDS | SamplingParams.model_fields.keys())
+    _check_known(options, _SPEC_FIELDS | _FORMS | SamplingParams.model_fields.keys())
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
-    fields["params"] = {name: value for name, value in options.items() if name not in _SPEC_FIELDS}
+    fields["params"] = {name: options[name] for name in SamplingParams.model_fields.keys() & options.keys()}
+    if forms := _forms(options):
+        fields["params"] |= forms
+    if is_count:
+        fields["kind"] = "count"
     return parse_spec(fields)
 
 
@@ -62,7 +89,7 @@ def build_embed_spec(
     """
     if not isinstance(text, str):
         raise InvalidParameter(f"a text to embed is a str, not {type(text).__name__}; convert it", field="prompt")
-    _check_known(options, _SPEC_FIELDS)
+    _check_known(options, _ANY_KIND_FIELDS)
     fields = {"kind": "embed", "model": model, "prompt": text, "stream": False, "dimensions": dimensions}
     return parse_spec(fields | _expiry(expires_in) | dict(options))
 
@@ -82,7 +109,25 @@ def _expiry(expires_in: float | None) -> dict[str, int]:
     return {"expires_in_ms": int(expires_in * 1000)}
 
 
-def _turns(prompt: object) -> list[dict[str, str]]:
+def _forms(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`response_format` from its short names."""
+    given = {name: value for name, value in options.items() if name in _FORMS and value not in (None, False)}
+    if len(given) + ("response_format" in options) > 1:
+        raise InvalidParameter(
+            f"{' and '.join(sorted(given))} say twice what form the answer has; give one of "
+            f"{', '.join(sorted(_FORMS))} or response_format",
+            field="response_format",
+        )
+    if "schema" in given:
+        return {"response_format": json_format(given["schema"])}
+    if "json" in given:
+        return {"response_format": JsonObject()}
+    if "grammar" in given:
+        return {"response_format": {"type": "grammar", "grammar": given["grammar"]}}
+    return {}
+
+
+def _turns(prompt: object) -> list[dict[str, Any]]:
     turns = list(prompt) if isinstance(prompt, Sequence) else None
     if turns is None or not all(isinstance(turn, Mapping | Message) for turn in turns):
         raise InvalidParameter(
@@ -91,6 +136,19 @@ def _turns(prompt: object) -> list[dict[str, str]]:
             field="prompt",
         )
     return [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in turns]
+
+
+def choice_seeds(n: int, seed: int | None) -> list[int]:
+    """Seeds for `n` answers to one prompt. The first is `seed` itself; None: drawn at random.
+
+    Raises:
+        InvalidParameter
+    """
+    if not 1 <= n <= MAX_CHOICES:
+        raise InvalidParameter(f"n is {n}; ask for 1 to {MAX_CHOICES} choices", field="n")
+    first = secrets.randbits(32) if seed is None else seed
+    digests = (hashlib.sha256(f"{first}:{choice}".encode()).digest() for choice in range(1, n))
+    return [first, *(int.from_bytes(digest[:4], "big") for digest in digests)]
 
 
 def job_id_of(spec: JobSpec, idempotency_key: str | None) -> JobId:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from packtrain.broker import vectors
+from packtrain.broker.chat import CallDelta, ToolCall
 from packtrain.broker.errors import JobFailed, PacktrainError
 from packtrain.broker.messages import Outcome, Receipt, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
@@ -17,7 +18,7 @@ class Result:
 
     job_id: str
     text: str
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     seed: int | None = None
@@ -28,9 +29,29 @@ class Result:
     receipt: Receipt | None = None  # what exactly computed it
     embedding: tuple[float, ...] | None = None  # of an `embed` job: a vector of length 1
     error: PacktrainError | None = None  # only from `map(..., on_error="return")`
+    reasoning: str = ""  # what the model thought before it answered, where its family marks it
+    tool_calls: tuple[ToolCall, ...] = ()  # what it asks for; they can stand in the next request as they are
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """A bit more of an answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+def delta_of(result: Result) -> AnswerDelta:
+    """A whole answer as one delta."""
+    calls = tuple(
+        CallDelta(index, call.function.arguments, call.id, call.function.name)
+        for index, call in enumerate(result.tool_calls)
+    )
+    return AnswerDelta(result.text, result.reasoning, calls)
 
 
 def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Result:
@@ -59,4 +80,6 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         outcome.receipt,
         vectors.from_wire(outcome.embedding) if outcome.embedding else None,
         error,
+        outcome.reasoning,
+        outcome.tool_calls,
     )

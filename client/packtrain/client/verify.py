@@ -63,8 +63,11 @@ class Verification:
         return bool(self.old and self.new and self.old.numerics_class == self.new.numerics_class)
 
 
-def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *, on: str | None) -> JobSpec:
+def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *, model: str, on: str | None) -> JobSpec:
     """The request of the new run.
+
+    Args:
+        model: That the job ran on; its request may name an alias, which may mean another model by now.
 
     Raises:
         InvalidRequest: The job has no answer that could be compared.
@@ -74,8 +77,13 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
     if outcome.state is not JobState.SUCCEEDED:
         raise InvalidRequest(f"job {job_id} ended as {outcome.state}; only a whole answer can be verified")
     ranks = spec.deterministic and spec.kind != "embed"
-    params = spec.params.model_copy(update={"seed": outcome.seed, "logprobs": NUM_TOP if ranks else None})
-    return spec.model_copy(update={"params": params, "meant_for": on, "expires_in_ms": None, "stream": False})
+    update: dict[str, object] = {"seed": outcome.seed, "logprobs": NUM_TOP if ranks else None}
+    if outcome.finish_reason == "length":  # it may have filled its slot, and the next one may be larger
+        update["max_tokens"] = outcome.usage.completion_tokens
+    params = spec.params.model_copy(update=update)
+    return spec.model_copy(
+        update={"model": model, "params": params, "meant_for": on, "expires_in_ms": None, "stream": False}
+    )
 
 
 def unit_of(spec: JobSpec) -> Literal["token", "character", "dimension"]:
@@ -92,19 +100,26 @@ def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> D
         index = _parting(before, after)
         return None if index is None else Difference(index, _number_at(before, index), _number_at(after, index))
     if not is_deterministic:
-        index = _parting(old.text, new.text)
+        said, now = _said(old), _said(new)
+        index = _parting(said, now)
         if index is None:
             return None
-        return Difference(index, _text_at(old.text, index), _text_at(new.text, index))
+        return Difference(index, _text_at(said, index), _text_at(now, index))
     index = _parting(old.tokens, new.tokens)
     if index is None:
         return None
     seen = {}
-    if index < len(new.logprobs):
-        entry = new.logprobs[index]
+    place = index - (len(new.tokens) - len(new.logprobs))  # tokens from before a resume have none
+    if 0 <= place < len(new.logprobs):
+        entry = new.logprobs[place]
         seen = {top.token: Candidate(top.token, top.text, top.logprob) for top in entry.top}
         seen[entry.token] = Candidate(entry.token, entry.text, entry.logprob)
     return Difference(index, _candidate(_at(old.tokens, index), seen), _candidate(_at(new.tokens, index), seen))
+
+
+def _said(outcome: Outcome) -> str:
+    calls = (f"{call.function.name}{call.function.arguments}" for call in outcome.tool_calls)
+    return "".join((outcome.reasoning, outcome.text, *calls))
 
 
 def _parting(old: Sequence[object], new: Sequence[object]) -> int | None:

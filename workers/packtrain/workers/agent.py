@@ -20,16 +20,18 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from packtrain.broker.coordinator import Bells
-from packtrain.broker.errors import NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, NodeCommand
+from packtrain.broker.messages import Cause, InstanceBeat, ModelInfo, NodeBeat, NodeCommand
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
+from packtrain.workers.core_dealer import CoreDealer
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
+from packtrain.workers.memory_book import Readings
 from packtrain.workers.node_catalog import NodeCatalog
+from packtrain.workers.own_memory import own_memory
 from packtrain.workers.supervision import Limits, Observed, verdict
 
 logger = logging.getLogger(__name__)
@@ -46,11 +48,13 @@ class _Managed:
 
     beat: InstanceBeat
     process: InstanceProcess
+    config: InstanceConfig
     index: int  # among the instances of its model here
     state_since: float  # monotonic seconds
     kill_reason: str = ""
     tokens_before: tuple[float, int] = (0.0, 0)  # for the rate
     is_draining: bool = False
+    most_private: int = 0  # bytes of its own memory, the most that was seen
 
 
 class Agent:
@@ -73,7 +77,7 @@ class Agent:
         self._limits = Limits(settings.load_timeout_s, settings.drain_s, settings.stall_s)
         self._inbox: SimpleQueue[NodeCommand] = SimpleQueue()
         self._instances: dict[InstanceId, _Managed] = {}
-        self._ended: dict[InstanceId, InstanceBeat] = {}  # waiting to be reported
+        self._ended: dict[InstanceId, tuple[InstanceBeat, Cause]] = {}  # waiting to be reported
         self._not_deterministic: dict[str, str] = {}
         self._term_seen = 0
         self._is_draining = False
@@ -81,6 +85,8 @@ class Agent:
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
         self._total_memory = psutil.virtual_memory().total
+        self._dealer = CoreDealer(self._cores(), clock=time.monotonic)
+        self._dealer.start()
 
     @property
     def run_folder(self) -> Path:
@@ -102,6 +108,7 @@ class Agent:
             if self._catalog.scan():
                 changed = True
                 self._not_deterministic.clear()  # a file may be another one now
+        changed |= self._catalog.poll()
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
@@ -169,24 +176,27 @@ class Agent:
         entry = self._catalog.models.get(ModelId(command.model))
         if entry is None:
             reason = f"{self._node} has no file for {command.model!r} (any more)"
-            self._ended[instance] = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            beat = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            self._ended[instance] = (beat, Cause(instance=instance, reason=reason))
             return
         info, path = entry
         index = self._free_index(info)
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._cores(), numerics=command.numerics,
-            report_fd=-1,
+            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
+            options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
             config,
             on_line=lambda line: logger.info("[%s] %s", instance, line),
+            on_report=self._dealer.news,
             pid_file=self.run_folder / f"{instance}.json",
         )
+        self._dealer.add(instance, process, config.n_threads)
         beat = beat.model_copy(update={"pid": process.pid})
-        self._instances[instance] = _Managed(beat, process, index, state_since=time.monotonic())
+        self._instances[instance] = _Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _begin_drain(self, managed: _Managed, reason: str) -> None:
         managed.is_draining = True
@@ -234,6 +244,7 @@ class Agent:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "threads": report.threads,
         }
         if report.steps != before.steps or report.slots_used:
             update["last_used_ms"] = self._registry_ms()
@@ -254,25 +265,27 @@ class Agent:
 
     def _bury(self, managed: _Managed) -> None:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
-        why = managed.process.reap()
+        cause = managed.process.reap(managed.kill_reason)
         report = managed.process.last_report
-        if report and report.code == NotDeterministic.code:
-            self._not_deterministic[managed.beat.model] = report.reason
+        if report and report.not_deterministic:
+            self._not_deterministic[managed.beat.model] = report.not_deterministic
         instance = InstanceId(managed.beat.instance)
         # While it loads nothing handles the signal yet, so it ends by it.
         stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)
         state = InstanceState.STOPPED if stopped else InstanceState.FAILED
-        reason = managed.beat.reason if stopped else managed.kill_reason or why
+        reason = managed.beat.reason if stopped else str(cause)
         log = logger.info if stopped else logger.error
         log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
-        self._ended[instance] = managed.beat.model_copy(
+        beat = managed.beat.model_copy(
             update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
         )
+        self._ended[instance] = (beat, cause)
         del self._instances[instance]
+        self._dealer.remove(instance)
 
-    def give_back(self, instance: InstanceId) -> None:
+    def give_back(self, cause: Cause) -> None:
         """Requeue the jobs of an instance that is gone, and ring for them."""
-        for reaped in self._store.reap(instance):
+        for reaped in self._store.reap(InstanceId(cause.instance), cause):
             logger.info("Job %s is %s again", reaped.job_id, reaped.state, extra={"event": "job.given_back"})
             if reaped.state is JobState.QUEUED:
                 self._bells.ring(reaped.route)
@@ -281,12 +294,12 @@ class Agent:
         """Write all beats. While the broker is away nothing is forgotten: ended instances wait for the next time."""
         try:
             self._clock_skew_ms = self._registry.now_ms() - _local_ms()
-            for instance, beat in list(self._ended.items()):
-                self.give_back(instance)
+            for instance, (beat, cause) in list(self._ended.items()):
+                self.give_back(cause)
                 self._registry.put_instance(beat)
                 del self._ended[instance]
             for managed in self._instances.values():
-                managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.process.resident_bytes()})
+                managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
             self._registry.put_models(self._catalog.offered())
             self._registry.put_node(self._node_beat())
@@ -298,6 +311,23 @@ class Agent:
         if self._reachable_since is None:
             logger.info("Broker is back", extra={"event": "broker.back"})
             self._reachable_since = time.monotonic()
+
+    def _resident_bytes(self, managed: _Managed) -> int:
+        """What an instance holds; and let the catalog know, for the next estimate.
+
+        Of a model file that was copied into another order the pages stay mapped, and need not: they do not count.
+        """
+        try:
+            now = own_memory(managed.process.pid)
+        except psutil.Error:  # it is gone, and will be buried
+            return 0
+        report = managed.process.last_report
+        if managed.beat.state is not InstanceState.READY or not report or not report.before_load or not report.loaded:
+            return now.resident
+        managed.most_private = max(managed.most_private, now.private)
+        readings = Readings(report.before_load, report.loaded, managed.most_private)
+        needed = self._catalog.note_readings(managed.config, readings)
+        return now.resident if needed is None else now.private + min(now.mapped, needed)
 
     def _node_beat(self) -> NodeBeat:
         memory = psutil.virtual_memory()

@@ -28,8 +28,7 @@ from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import NODE_COMMAND, Doorbell, make_app
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
-from packtrain.broker.ids import InstanceId
-from packtrain.broker.messages import NodeCommand
+from packtrain.broker.messages import Cause, NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
@@ -37,6 +36,8 @@ from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers.agent import TICK_S, Agent, memory_budget
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.instance_process import end_orphans
+from packtrain.workers.memory_book import MemoryBook
+from packtrain.workers.memory_prober import MemoryProber
 from packtrain.workers.node_catalog import GgufCatalog, NodeCatalog, ScriptedCatalog
 
 logger = logging.getLogger(__name__)
@@ -55,19 +56,19 @@ def run(settings: Settings) -> None:
     catalog: NodeCatalog = (
         ScriptedCatalog(settings)
         if settings.scripted
-        else GgufCatalog(settings, memory_budget(settings, psutil.virtual_memory().total))
+        else GgufCatalog(settings, lambda: granted_bytes(settings), memory_book(settings), MemoryProber())
     )
     agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
     check_schema(url)
     with held_alone(agent.run_folder, settings.node):
-        _run(settings, agent, app, registry)
+        _run(settings, agent, app, registry, catalog)
 
 
-def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry) -> None:
+def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry, catalog: NodeCatalog) -> None:
     for orphan in end_orphans(agent.run_folder):
         logger.warning("Ended %s, which an agent before left behind", orphan, extra={"event": "instance.orphan"})
-        agent.give_back(InstanceId(orphan))
+        agent.give_back(Cause(instance=orphan, reason="was left behind by an agent that ended"))
     stopping = threading.Event()
     is_orphaned = threading.Event()
 
@@ -110,6 +111,18 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry)
     finally:
         stopping.set()
         looping.join()
+        catalog.close()
+
+
+def granted_bytes(settings: Settings) -> int:
+    """What there is for instances of this node: its budget, or less where other programs have the memory."""
+    memory = psutil.virtual_memory()
+    return min(memory_budget(settings, memory.total), memory.available)
+
+
+def memory_book(settings: Settings) -> MemoryBook:
+    """What earlier agents of this node learnt about the memory of models."""
+    return MemoryBook(settings.home / "memory" / f"{settings.node}.json")
 
 
 @contextmanager

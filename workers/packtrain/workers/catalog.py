@@ -16,10 +16,11 @@ from pathlib import Path
 
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.broker.ids import ModelId, slug
-from packtrain.broker.messages import ModelFault, ModelInfo
+from packtrain.broker.messages import ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
 from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
-from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_slot_bytes, required_bytes
+from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_memory, estimate_slot_bytes
 from packtrain.workers.model_files import ModelFile, ModelFiles, find_model_files, group_parts, printable
 
 MAX_FAULTS = 100  # they travel with every report of the node
@@ -32,6 +33,8 @@ class CatalogEntry:
     info: ModelInfo
     path: Path  # of the file, or of the first part
     header: GgufHeader  # of all parts together
+    fingerprint: str  # of the files
+    options: LoadOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,13 @@ class CatalogScanner:
     Args:
         folders: Model folders; earlier ones win.
         config: What the operator says about models.
-        budget_bytes: Memory that the instances of this node may use together.
+        granted_bytes: What there is for instances; slots that the operator does not set are chosen by it.
     """
 
-    def __init__(self, folders: Sequence[Path], config: CatalogConfig, budget_bytes: int) -> None:
+    def __init__(self, folders: Sequence[Path], config: CatalogConfig, granted_bytes: int) -> None:
         self._folders = tuple(folders)
         self._config = config
-        self._budget_bytes = budget_bytes
+        self._granted_bytes = granted_bytes
         self._headers: dict[ModelFile, GgufHeader | ModelFault] = {}
         self._last: tuple[tuple[ModelFile, ...], tuple[ModelFault, ...]] | None = None
         self._catalog = Catalog()
@@ -77,7 +80,7 @@ class CatalogScanner:
         return self._catalog
 
     def _build(self, groups: Sequence[ModelFiles], faults: Sequence[ModelFault]) -> Catalog:
-        building = _Building(self._config, self._budget_bytes, list(faults))
+        building = _Building(self._config, self._granted_bytes, list(faults))
         ids = {options.file: ModelId(model) for model, options in self._config.models.items() if options.file}
         # Files that the operator named come first and so have their ids for sure. The sort keeps the folders' order.
         for files in sorted(groups, key=lambda files: files.first.path.name not in ids):
@@ -113,9 +116,9 @@ class CatalogScanner:
         return whole
 
 
-def load_catalog(folders: Sequence[Path], config: CatalogConfig, budget_bytes: int) -> Catalog:
+def load_catalog(folders: Sequence[Path], config: CatalogConfig, granted_bytes: int) -> Catalog:
     """The catalog of these folders, read once. `CatalogScanner` is for those who look again."""
-    return CatalogScanner(folders, config, budget_bytes).scan()
+    return CatalogScanner(folders, config, granted_bytes).scan()
 
 
 @dataclass(slots=True)
@@ -123,16 +126,20 @@ class _Building:
     """A catalog in the making: who has which name so far."""
 
     config: CatalogConfig
-    budget_bytes: int
+    granted_bytes: int
     faults: list[ModelFault]
     models: dict[ModelId, CatalogEntry] = field(default_factory=dict)
     files: dict[ModelId, ModelFile] = field(default_factory=dict)
 
     def add(self, model: ModelId, files: ModelFiles, header: GgufHeader) -> None:
         holder = self.files.get(model)
-        if holder is None:
+        options = self.config.load_options(model)
+        if holder is None and (fault := options.fault_for(header.key_length, header.value_length)):
+            self.faults.append(ModelFault(file=files.first.label, reason=fault))
+        elif holder is None:
             self.files[model] = files.first
-            self.models[model] = CatalogEntry(self._info(model, files.first, header), files.first.path, header)
+            info = self._info(model, files.first, header, options)
+            self.models[model] = CatalogEntry(info, files.first.path, header, files.fingerprint, options)
         elif holder.identity != files.first.identity:  # else two ways to one file, which is nobody's fault
             both = f"{printable(str(holder.path))} and {printable(str(files.first.path))}"
             remedy = f"the first has it; rename the second, or give it an id in {FILE_NAME}"
@@ -161,12 +168,18 @@ class _Building:
             self.faults[MAX_FAULTS:] = [ModelFault(file="", reason=reason)]
         return Catalog(dict(sorted(self.models.items())), aliases, tuple(self.faults))
 
-    def _info(self, model: ModelId, file: ModelFile, header: GgufHeader) -> ModelInfo:
+    def _info(self, model: ModelId, file: ModelFile, header: GgufHeader, load: LoadOptions) -> ModelInfo:
         defaults = self.config.defaults
         options = self.config.models.get(model) or ModelOptions()
         n_ctx = options.context or min(header.n_ctx_train, defaults.context)
-        per_slot = estimate_slot_bytes(header, n_ctx)
-        n_slots = options.slots or defaults.slots or default_slots(self.budget_bytes, per_slot)
+
+        def memory(n_slots: int) -> ModelMemory:
+            return estimate_memory(header, load, n_ctx=n_ctx, n_slots=n_slots)
+
+        n_slots = options.slots or defaults.slots
+        if n_slots is None:
+            per_slot = estimate_slot_bytes(header, n_ctx, load.kv_type_used)
+            n_slots = default_slots(self.granted_bytes, per_slot, lambda slots: memory(slots).required_bytes)
         return ModelInfo(
             id=model,
             file=printable(file.path.name),
@@ -174,7 +187,7 @@ class _Building:
             quantization=header.quantization,
             parameters=header.parameters,
             weights_bytes=header.tensor_bytes,
-            kv_bytes_per_token=estimate_kv_bytes_per_token(header),
+            kv_bytes_per_token=estimate_kv_bytes_per_token(header, load.kv_type_used),
             n_ctx_train=header.n_ctx_train,
             n_layer=header.n_layer,
             n_head_kv=max(header.kv_heads),
@@ -182,8 +195,10 @@ class _Building:
             embeds_only=header.embeds_only,
             n_ctx=n_ctx,
             n_slots=n_slots,
-            required_bytes=required_bytes(header, n_ctx, n_slots),
-            numerics=options.numerics or defaults.numerics,
+            required_bytes=memory(n_slots).required_bytes,
+            memory=memory(n_slots),
+            numerics=load.numerics,
+            options=load.changed(),
             keep_alive_s=defaults.keep_alive if options.keep_alive is None else options.keep_alive,
             pinned=options.pinned,
         )

@@ -4,6 +4,7 @@
     context = 4096              # tokens of one slot
     slots = 8                   # sequences at once; left out: what fits in a quarter of the memory
     keep_alive = "5m"           # unload after this long without a job
+    kv_type = "q8_0"            # any load option, see `load_options.LoadOptions`
 
     [models.smollm2]            # the model with this id
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"    # the file in a model folder that gets this id
@@ -12,6 +13,11 @@
     slots = 16
     keep_alive = "10m"          # seconds, or "30s", "10m", "2h"; negative: never unload
     pinned = true               # never evicted
+    kv_type = "f16"             # of the cache; f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl
+    gpu_layers = 20             # left out: all where there is a GPU
+    tensor_split = [3, 1]       # shares of the GPUs
+    flash_attention = true      # left out: where the backend has it
+    moe_on_cpu = 10             # layers whose experts stay on the CPU; true: all
 
 A mistake in this file stops the node at its start, because only the operator can say what was meant.
 """
@@ -26,7 +32,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from packtrain.broker.errors import SetupError
-from packtrain.broker.messages import Numerics, SafeId
+from packtrain.broker.fields import SafeId
+from packtrain.workers.load_options import LoadOptions
 
 FILE_NAME = "packtrain.toml"
 DEFAULT_CONTEXT = 4096  # tokens
@@ -35,6 +42,7 @@ MAX_CONTEXT = 2**24  # tokens; the longest trained so far is 10 million
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
 MAX_KEEP_ALIVE_S = 10 * 365 * 24 * 3600
 
+_LOAD_OPTIONS = set(LoadOptions.model_fields)
 _DURATION = re.compile(r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600}
 
@@ -61,23 +69,21 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Defaults(_Section):
+class Defaults(LoadOptions):
     """For every model that does not say otherwise."""
 
     context: Context = Field(DEFAULT_CONTEXT, description="tokens of one slot; less where a model was trained on less")
     slots: Slots | None = Field(None, description="sequences at once; null: what fits in a quarter of the budget")
     keep_alive: KeepAlive = Field(DEFAULT_KEEP_ALIVE_S, description="seconds; negative: never unload")
-    numerics: Numerics = Field("fast", description="`deterministic`: for all jobs, not only for those that ask for it")
 
 
-class ModelOptions(_Section):
+class ModelOptions(LoadOptions):
     """For one model. What is left out comes from `Defaults`."""
 
     file: str | None = Field(None, description="name of the file, of part 1 where it is split, that gets this id")
     aliases: tuple[SafeId, ...] = ()
     context: Context | None = None
     slots: Slots | None = None
-    numerics: Numerics | None = None
     keep_alive: KeepAlive | None = None
     pinned: Annotated[bool, Field(strict=True)] = False
 
@@ -109,6 +115,22 @@ class CatalogConfig(_Section):
                 raise ValueError(f"models.{model}.file: {options.file!r} already has the id {files[options.file]!r}")
         return self
 
+    @model_validator(mode="after")
+    def _load_options_go_together(self) -> Self:
+        for model in self.models:
+            try:
+                self.load_options(model)
+            except ValidationError as error:
+                raise ValueError(f"models.{model}, with [defaults]: {_message(error)}") from None
+        return self
+
+    def load_options(self, model: str) -> LoadOptions:
+        """How the model with this id is loaded: what its section says, else what `[defaults]` says."""
+        said = self.defaults.model_dump(include=_LOAD_OPTIONS, exclude_unset=True)
+        if options := self.models.get(model):
+            said |= options.model_dump(include=_LOAD_OPTIONS, exclude_unset=True)
+        return LoadOptions.model_validate(said)
+
 
 def load_catalog_config(home: Path) -> CatalogConfig:
     """What `packtrain.toml` in the home folder says; the defaults where there is no such file.
@@ -136,9 +158,9 @@ def _explained(path: Path, error: ValidationError) -> SetupError:
     """pydantic's first complaint, with file, key and remedy."""
     first = error.errors(include_url=False, include_context=False)[0]
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    message, remedy = str(first["msg"]).removeprefix("Value error, "), "correct this value"
+    message, remedy = _message(error), "correct this value"
     if first["type"] == "extra_forbidden":
-        sections: tuple[type[_Section], ...] = (CatalogConfig, Defaults, ModelOptions)
+        sections: tuple[type[BaseModel], ...] = (CatalogConfig, Defaults, ModelOptions)
         known = ", ".join(sections[len(first["loc"]) - 1].model_fields)
         message, remedy = "unknown key", f"remove it, or use one of {known}"
     elif first["type"] == "string_pattern_mismatch":
@@ -148,3 +170,7 @@ def _explained(path: Path, error: ValidationError) -> SetupError:
         f"{key} = {first['input']!r:.60}: " if key and first["type"] != "extra_forbidden" else f"{key}: " * bool(key)
     )
     return SetupError(f"{path}: {shown}{message}; {remedy}", file=str(path), key=key)
+
+
+def _message(error: ValidationError) -> str:
+    return str(error.errors(include_url=False, include_context=False)[0]["msg"]).removeprefix("Value error, ")

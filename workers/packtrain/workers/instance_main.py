@@ -5,7 +5,7 @@
     engine        owns model and cache
     publisher     writes tokens and ends to the broker
     renewer       keeps the leases
-    reporter      tells the agent how things are, each second
+    reporter      tells the agent how things are, each second and when the engine starts or stops working; takes orders
 
 The queue is consumed only once the model is READY, so who consumes it is who can serve it. Whatever goes wrong in the
 a thread of ours ends the process: the agent sees it, gives the jobs back, and the coordinator loads the model again.
@@ -13,20 +13,22 @@ a thread of ours ends the process: the agent sees it, gives the jobs back, and t
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.errors import ModelLoadFailed, PacktrainError
-from packtrain.broker.ids import InstanceId, JobId, ModelId
+from packtrain.broker.errors import ModelLoadFailed, NotDeterministic, PacktrainError
+from packtrain.broker.ids import InstanceId, JobId, ModelId, Route
 from packtrain.broker.jobs import routes_of
 from packtrain.broker.messages import SamplingParams
 from packtrain.broker.redis_jobs import RedisJobs
@@ -37,18 +39,19 @@ from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
-from packtrain.workers.instance_messages import InstanceConfig, InstanceReport, ReportPipe
+from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
+from packtrain.workers.own_memory import OwnMemory, own_memory
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import Computer, model_sha256
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
-from packtrain.workers.supervision import DRAINING_MARGIN_S
+from packtrain.workers.supervision import DRAINING_MARGIN_S, EXIT_LOAD_FAILED, EXIT_THREAD_DIED
 
 logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
-#: Exit codes that the agent explains.
-EXIT_LOAD_FAILED, EXIT_THREAD_DIED = 3, 4
+#: Between two reports at least: tiny jobs start and stop the engine hundreds of times a second.
+REPORT_PAUSE_S = 0.02
 
 
 def load_backend(config: InstanceConfig) -> Backend:
@@ -60,7 +63,9 @@ def load_backend(config: InstanceConfig) -> Backend:
     if config.backend == "scripted":
         from packtrain.workers.backends.scripted_files import load_scripted
 
-        return load_scripted(Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx, numerics=config.numerics)
+        return load_scripted(
+            Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx, numerics=config.options.numerics
+        )
     from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 
     return LlamaCppBackend(
@@ -69,26 +74,41 @@ def load_backend(config: InstanceConfig) -> Backend:
         n_slots=config.n_slots,
         n_ctx=config.n_ctx,
         n_threads=config.n_threads,
-        numerics=config.numerics,
+        options=config.options,
     )
+
+
+def import_backend(config: InstanceConfig) -> None:
+    """Import what `load_backend` needs, so that the memory it takes counts as the process's and not as the model's."""
+    if config.backend == "llama_cpp":
+        importlib.import_module("packtrain.workers.backends.llama_cpp_backend")
 
 
 class Instance:
     """The parts of one instance process, wired."""
 
-    def __init__(self, config: InstanceConfig, settings: Settings, backend: Backend, model_sha256: str) -> None:
+    def __init__(
+        self,
+        config: InstanceConfig,
+        settings: Settings,
+        backend: Backend,
+        model_sha256: str,
+        memory: tuple[OwnMemory, OwnMemory],
+        news: SimpleQueue[str],
+    ) -> None:
         self._config = config
+        self._before_load, self._loaded = memory
+        self._news = news  # orders of the agent; an empty one means that there is something to report
+        self._threads = config.n_threads
         self._settings = settings
         instance, node = InstanceId(config.instance), settings.node_id
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
         store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
-        self._engine = Engine(backend, clock=time.monotonic)
+        self._engine = Engine(backend, clock=time.monotonic, on_activity=lambda: news.put(""))
         self._embeds_only = backend.shape.embeds_only
         self._recipe = backend.shape.recipe
-        computer = Computer(backend.build, model_sha256, config.numerics, self._recipe)
-        self._publisher = Publisher(
-            store, instance, node, computer, self._engine.cancel, threads=lambda: config.n_threads
-        )
+        computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe)
+        self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
         )
@@ -96,7 +116,7 @@ class Instance:
         self._runner = Runner(
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
-            numerics=config.numerics, ring=Doorbell(self._app).ring, clock=time.monotonic,
+            numerics=config.options.numerics, ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -111,13 +131,13 @@ class Instance:
         app, runner = self._app, self._runner
 
         @app.task(name=RING)  # type: ignore[untyped-decorator]
-        def ring(model: str) -> object:  # noqa: ARG001  the queue already says which model
-            return runner.answer()
+        def ring(model: str) -> object:
+            return runner.answer(Route(model))
 
         run_worker(
             app,
             name=self._config.worker_name,
-            queues=[keys.model_queue(r) for r in routes_of(ModelId(self._config.model), self._config.numerics)],
+            queues=[keys.model_queue(r) for r in routes_of(ModelId(self._config.model), self._config.options.numerics)],
             threads=self._config.n_slots,
             events=self._settings.events,
             hub=self._hub,
@@ -168,7 +188,16 @@ class Instance:
     def _report_for_ever(self) -> None:
         while True:
             self._report()
-            time.sleep(REPORT_S)
+            time.sleep(REPORT_PAUSE_S)
+            with suppress(Empty):
+                self._obey(self._news.get(timeout=REPORT_S))
+                while True:
+                    self._obey(self._news.get_nowait())
+
+    def _obey(self, order: str) -> None:
+        if order:
+            self._threads = InstanceOrder.model_validate_json(order).threads
+            self._engine.set_threads(self._threads)
 
     def _set_state(self, state: InstanceState) -> None:
         self._state = state
@@ -185,8 +214,11 @@ class Instance:
                 tokens_out=stats.tokens_out,
                 recipe=self._recipe,
                 is_busy=self._engine.is_busy,
+                threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
                 hub_age_s=round(self._hub.age_s, 1),
+                before_load=self._before_load,
+                loaded=self._loaded,
             )
         )
 
@@ -196,13 +228,20 @@ class Instance:
             "instance": self._config.instance,
             "model": self._config.model,
             "state": self._state.value,
-            "numerics": f"{self._config.numerics} ({self._recipe})",
+            "numerics": f"{self._config.options.numerics} ({self._recipe})",
             "slots": f"{stats.slots_used}/{self._config.n_slots} used",
             "context_per_slot": self._config.n_ctx,
             "steps": stats.steps,
             "tokens_out": stats.tokens_out,
             "largest_batch": stats.batch_peak,
+            "threads": self._threads,
         }
+
+
+def _be_first_to_go() -> None:
+    """Where memory runs out the kernel shall end an instance, whose jobs resume, and not the broker or the agent."""
+    with suppress(OSError):  # not Linux, or not allowed
+        Path("/proc/self/oom_score_adj").write_text("800")  # of -1000 (never) to 1000 (first)
 
 
 def _end_process(died: threading.ExceptHookArgs) -> None:
@@ -221,15 +260,20 @@ def main(argv: list[str]) -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        lifeline.watch()
+        news: SimpleQueue[str] = SimpleQueue()
+        lifeline.watch(on_line=news.put)
+        _be_first_to_go()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
+        import_backend(config)
+        before_load = own_memory()
         with ThreadPoolExecutor(1) as beside:  # the first time it reads the whole file, as the load does
             sha256 = beside.submit(model_sha256, Path(config.path), settings.home / "hashes.json")
             backend = load_backend(config)
-        instance = Instance(config, settings, backend, sha256.result())
+        instance = Instance(config, settings, backend, sha256.result(), (before_load, own_memory()), news)
         instance.warm_up()
     except PacktrainError as error:
-        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), code=error.code))
+        why = error.data["reason"] if isinstance(error, NotDeterministic) else ""
+        pipe.send(InstanceReport(state=InstanceState.FAILED, reason=str(error), not_deterministic=why))
         sys.stderr.write(f"packtrain instance {config.instance}: {error}\n")
         return EXIT_LOAD_FAILED
     instance.run()

@@ -1,6 +1,6 @@
-"""What agent and instance say to each other: a configuration at the start, then reports on a pipe.
+"""What agent and instance say to each other: a configuration at the start, then reports on a pipe and orders on stdin.
 
-The pipe needs no broker, so an agent knows its instances even while Redis is away.
+Pipes need no broker, so an agent knows and steers its instances even while Redis is away.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import os
 import threading
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from packtrain.broker.messages import Numerics, Recipe
+from packtrain.broker.messages import Recipe
 from packtrain.broker.states import InstanceState
+from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.own_memory import OwnMemory
 
 
 class InstanceConfig(BaseModel):
@@ -28,26 +30,37 @@ class InstanceConfig(BaseModel):
     n_slots: int
     n_ctx: int
     n_threads: int
-    numerics: Numerics = "fast"
     report_fd: int
+    options: LoadOptions = LoadOptions()
+
+
+class InstanceOrder(BaseModel):
+    """One line on the instance's stdin, its lifeline. Settings, not steps: the last one counts."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    threads: int = Field(ge=1)  # for each step from the next one on
 
 
 class InstanceReport(BaseModel):
-    """One line on the pipe, each second and at every change of state."""
+    """One line on the pipe, each second and at every change of state or of `is_busy`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     state: InstanceState
     reason: str = ""
-    code: str = ""  # of the error behind FAILED
+    not_deterministic: str = ""  # why, where that is behind FAILED
     recipe: Recipe | None = None
     slots_used: int = 0
     steps: int = 0
     batch_peak: int = 0
     tokens_out: int = 0
     is_busy: bool = False
+    threads: int = 0  # that a step computes with
     step_age_s: float = 0  # since the engine's last sign of life
     hub_age_s: float = 0  # since the last turn of the Celery consumer loop
+    before_load: OwnMemory | None = None  # all imported, nothing loaded
+    loaded: OwnMemory | None = None  # model and context made, no step computed
 
 
 class ReportPipe:

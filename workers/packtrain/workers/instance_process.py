@@ -1,7 +1,8 @@
 """An instance process as its agent holds it: spawned, listened to, ended.
 
-The child gets its configuration as one argument, a lifeline as stdin, and a pipe for its reports. What it writes to
-stderr (llama.cpp's last words included) is passed on line by line and its tail kept, to say why it died.
+The child gets its configuration as one argument, a lifeline as stdin that also carries orders, and a pipe for its
+reports. What it writes to stderr (llama.cpp's last words included) is passed on line by line and its tail kept, to say
+why it died.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -23,12 +23,13 @@ import psutil
 from pydantic import ValidationError
 
 from packtrain.broker import lifeline
-from packtrain.workers.instance_messages import InstanceConfig, InstanceReport
+from packtrain.broker.ids import InstanceId
+from packtrain.broker.jobs import MAX_TAIL_LINES
+from packtrain.broker.messages import Cause
+from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport
+from packtrain.workers.supervision import why_ended
 
 logger = logging.getLogger(__name__)
-
-#: Lines of stderr that are kept to explain a death.
-TAIL_LINES = 12
 
 
 class InstanceProcess:
@@ -37,10 +38,18 @@ class InstanceProcess:
     Args:
         config: What it shall be; its `report_fd` is set here.
         on_line: Called for every line of its stderr, from a thread.
+        on_report: Called after every report, from a thread.
         pid_file: Where its identity is noted, so that a restarted agent finds an orphan.
     """
 
-    def __init__(self, config: InstanceConfig, *, on_line: Callable[[str], None], pid_file: Path) -> None:
+    def __init__(
+        self,
+        config: InstanceConfig,
+        *,
+        on_line: Callable[[str], None],
+        on_report: Callable[[], None],
+        pid_file: Path,
+    ) -> None:
         read_fd, write_fd = os.pipe()
         config = config.model_copy(update={"report_fd": write_fd})
         self._process = subprocess.Popen(
@@ -53,11 +62,17 @@ class InstanceProcess:
             start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's to handle, not ours
         )
         os.close(write_fd)
+        assert self._process.stdin is not None
+        self._stdin = self._process.stdin
+        # A frozen instance reads nothing; an order to it must not stop whoever gives it.
+        os.set_blocking(self._stdin.fileno(), False)
         self.started_at = time.monotonic()
         self.last_report: InstanceReport | None = None
         self.last_report_at = self.started_at
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._instance = InstanceId(config.instance)
+        self._tail: deque[str] = deque(maxlen=MAX_TAIL_LINES)
         self._on_line = on_line
+        self._on_report = on_report
         self._pid_file = pid_file
         self._readers = [
             threading.Thread(target=self._read_reports, args=(read_fd,), name="reports", daemon=True),
@@ -72,16 +87,25 @@ class InstanceProcess:
         """Of the process."""
         return self._process.pid
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it last said that it has work."""
+        return bool(self.last_report and self.last_report.is_busy)
+
+    def set_threads(self, count: int) -> bool:
+        """Have it compute with this many threads from its next step on; False when it could not be told. Never blocks.
+
+        One that is loading hears it when it is loaded.
+        """
+        line = InstanceOrder(threads=count).model_dump_json().encode() + b"\n"
+        try:
+            return os.write(self._stdin.fileno(), line) == len(line)  # below PIPE_BUF: all of it or nothing
+        except (OSError, ValueError):  # it reads no longer, or is gone and closed
+            return False
+
     def exit_code(self) -> int | None:
         """Negative: the signal that ended it. None while it lives."""
         return self._process.poll()
-
-    def resident_bytes(self) -> int:
-        """Resident memory, 0 when it is gone."""
-        try:
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
 
     def drain(self) -> None:
         """Ask it to finish its jobs and end."""
@@ -93,19 +117,19 @@ class InstanceProcess:
         if self.exit_code() is None:
             self._process.kill()
 
-    def reap(self) -> str:
-        """After its end: wait for its last words, forget its pid file, say why it ended."""
+    def reap(self, kill_reason: str = "") -> Cause:
+        """After its end: wait for its last words, forget its pid file, say why it ended.
+
+        Args:
+            kill_reason: Why its agent killed it, if it did.
+        """
         code = self._process.wait()
         for reader in self._readers:
             reader.join(timeout=2)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._stdin.close()
         self._pid_file.unlink(missing_ok=True)
-        if self.last_report and self.last_report.reason:
-            return self.last_report.reason
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        last = next((line for line in reversed(self._tail) if line.strip()), "")
-        return f"{how}; last words: {last[:300]}" if last else how
+        said = self.last_report.reason if self.last_report else ""
+        return why_ended(self._instance, code, said=said, kill_reason=kill_reason, tail=self._tail)
 
     def _read_reports(self, fd: int) -> None:
         with open(fd, "rb") as pipe:
@@ -115,6 +139,7 @@ class InstanceProcess:
                 except ValidationError:
                     continue
                 self.last_report_at = time.monotonic()
+                self._on_report()
 
     def _read_stderr(self) -> None:
         assert self._process.stderr is not None

@@ -1,21 +1,30 @@
 """A leased job on its way through an instance: what the engine produced, and what the broker has been told of it.
 
+The engine's text is one stream; here it is taken apart into content, reasoning and tool calls, so that every reader
+gets the same parts. That is done when it is published, not on the engine's thread.
+
 Three threads meet here. The engine thread appends tokens and the end, the publisher takes them away to the broker, and
 the Celery thread that claimed the job waits until the broker knows the end.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from packtrain.broker import jobs, vectors
+from packtrain.broker.chat import ToolCall, join_calls
 from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
+from packtrain.workers.chat.deltas import Delta
+from packtrain.workers.chat.output import Parser, PlainParser
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.receipts import Computer
+
+logger = logging.getLogger(__name__)
 
 _STATES = {
     End.STOP: JobState.SUCCEEDED,
@@ -60,14 +69,21 @@ class LeasedJob:
         self._first_token_at: float | None = None
         self._ended_at = self._claimed_at
         self._lock = threading.Lock()
-        self._texts: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._unpublished: list[Tokens] = []
+        # From here on the publisher's alone, once the engine has the job.
+        self._parser: Parser = PlainParser()
+        self._parts: list[Delta] = []
+        self._is_flushed = False
+
+    def read_by(self, parser: Parser) -> None:
+        """Take the answer apart with this. Before the engine has the job."""
+        self._parser = parser
 
     def resume(self, text: str, tokens: Sequence[int]) -> None:
-        """Output that readers already have from an earlier lease."""
-        self._texts.append(text)
+        """Output of an earlier lease: the engine's text, whose parts readers have. Before the engine has the job."""
+        self._parts.append(self._read(text))
         self._tokens += tokens
 
     def on_tokens(self, tokens: Tokens) -> None:
@@ -76,7 +92,6 @@ class LeasedJob:
         if is_first:
             self._first_token_at = self._clock()
         with self._lock:
-            self._texts.append(tokens.text)
             self._tokens += tokens.tokens
             self._logprobs += tokens.logprobs
             self._unpublished.append(tokens)
@@ -86,19 +101,37 @@ class LeasedJob:
         """From the engine thread, or from whoever could not even submit it."""
         self._ended_at = self._clock()
         with self._lock:
-            self._texts.append(ended.tail)
             self.ended = ended
         self._on_news(self, True)
 
     def take(self) -> tuple[jobs.Chunk | None, Ended | None]:
         """What has not been published yet, merged into one chunk, and the end if it has come. Publisher only."""
         with self._lock:
-            parts, self._unpublished = self._unpublished, []
+            news, self._unpublished = self._unpublished, []
             ended = self.ended
-        if not parts:
+        delta = self._read("".join(part.text for part in news))
+        # A job that goes on elsewhere keeps what is held back: the resume rebuilds it from the tokens.
+        if ended and ended.end not in (End.RELEASED, End.LOST) and not self._is_flushed:
+            self._is_flushed = True
+            delta = delta + self._read(ended.tail, is_last=True)
+        if not news and not delta:
             return None, ended
-        tokens = tuple(token for part in parts for token in part.tokens)
-        return jobs.Chunk(parts[0].index, "".join(part.text for part in parts), tokens), ended
+        self._parts.append(delta)
+        index = news[0].index if news else ended.num_output if ended else 0
+        tokens = tuple(token for part in news for token in part.tokens)
+        return jobs.Chunk(index, delta.content, tokens, delta.reasoning, delta.calls), ended
+
+    def _read(self, text: str, *, is_last: bool = False) -> Delta:
+        try:
+            delta = self._parser.push(text)
+            return delta + self._parser.flush() if is_last else delta
+        except Exception as error:  # a defect of ours must cost this job its parts, not all jobs their publisher
+            logger.error(
+                "The answer of job %s cannot be taken apart (%s); its text goes on as it is", self.job_id,
+                type(error).__name__, extra={"event": "answer.unparsed", "job": self.job_id},
+            )  # fmt: skip
+            self._parser = PlainParser()
+            return Delta(text)
 
     @property
     def num_output(self) -> int:
@@ -111,14 +144,20 @@ class LeasedJob:
         return self._ended_at - self._claimed_at
 
     def outcome(self, ended: Ended, instance: InstanceId, node: NodeId, computer: Computer, *, threads: int) -> Outcome:
-        """How the job ended, for its record. Not for RELEASED and LOST, which do not end a job."""
+        """How the job ended, for its record. Publisher only, after its last `take`.
+
+        Not for RELEASED and LOST, which do not end a job.
+        """
         state = _STATES[ended.end]
         error = {End.CANCELLED: jobs.CANCELLED, End.EXPIRED: jobs.EXPIRED}.get(ended.end, ended.error)
         first = self._first_token_at
+        calls = join_calls(call for part in self._parts for call in part.calls)
         return Outcome(
             state=state,
-            text="".join(self._texts),
-            finish_reason=self._finish_reason(ended),
+            text="".join(part.content for part in self._parts),
+            finish_reason=self._finish_reason(ended, calls),
+            reasoning="".join(part.reasoning for part in self._parts),
+            tool_calls=calls,
             usage=Usage(
                 prompt_tokens=len(self.prompt), completion_tokens=ended.num_output, reused_tokens=ended.num_reused
             ),
@@ -140,7 +179,9 @@ class LeasedJob:
             error=error.to_wire() if error else None,
         )
 
-    def _finish_reason(self, ended: Ended) -> Literal["stop", "length"] | None:
+    def _finish_reason(self, ended: Ended, calls: Sequence[ToolCall]) -> Literal["stop", "length", "tool_calls"] | None:
         if _STATES[ended.end] is not JobState.SUCCEEDED or self.spec.kind == "embed":
             return None
-        return "stop" if ended.end is End.STOP else "length"
+        if ended.end is End.LENGTH:
+            return "length"
+        return "tool_calls" if calls else "stop"

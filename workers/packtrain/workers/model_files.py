@@ -7,6 +7,7 @@ again every few seconds costs one `stat` per file.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -59,6 +60,12 @@ class ModelFiles:
     @property
     def first(self) -> ModelFile:
         return self.parts[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for this content, as far as names, sizes and times tell: what is known of the files is kept by it."""
+        seen = [(file.path.name, file.size, file.mtime_ns) for file in self.parts]
+        return hashlib.sha256(repr(seen).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     @property
     def missing(self) -> str:

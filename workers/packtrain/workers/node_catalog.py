@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import ModelFault, ModelInfo
+from packtrain.broker.messages import ModelFault, ModelInfo, ModelMemory
 from packtrain.broker.settings import Settings
 from packtrain.workers.backends.scripted_files import scripted_models
-from packtrain.workers.catalog import Catalog, CatalogScanner
+from packtrain.workers.catalog import Catalog, CatalogEntry, CatalogScanner
 from packtrain.workers.catalog_config import load_catalog_config
+from packtrain.workers.instance_messages import InstanceConfig
+from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.memory import estimate_memory
+from packtrain.workers.memory_book import LoadKey, MemoryBook, Readings, needed_mapped_bytes
+from packtrain.workers.memory_probe import MemoryQuestion
+from packtrain.workers.memory_prober import MemoryProber
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +36,34 @@ class NodeCatalog(Protocol):
         """Look again. True when something changed."""
         ...
 
+    def poll(self) -> bool:
+        """Go on with what is found out in the background; never blocks. True when something changed."""
+        ...
+
     def offered(self) -> list[ModelInfo]:
         """Every model, and every alias as an entry of its own."""
+        ...
+
+    def options(self, model: ModelId) -> LoadOptions:
+        """How to load a model that is there."""
+        ...
+
+    def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
+        """Learn from what an instance takes. Bytes of mapped files that it needs; None: all that it has mapped."""
+        ...
+
+    def close(self) -> None:
+        """End what runs in the background."""
         ...
 
 
 class GgufCatalog:
     """The GGUF files in the model folders of a home.
+
+    Args:
+        granted_bytes: What there is for instances, asked once at the first scan, when no instance of ours runs yet.
+        book: What is known of the memory of models.
+        prober: Finds out more; None: nobody asks.
 
     Raises:
         SetupError: packtrain.toml is wrong.
@@ -42,27 +71,94 @@ class GgufCatalog:
 
     backend: Literal["llama_cpp", "scripted"] = "llama_cpp"
 
-    def __init__(self, settings: Settings, budget_bytes: int) -> None:
-        config = load_catalog_config(settings.home)
-        self._scanner = CatalogScanner(settings.model_folders, config, budget_bytes)
+    def __init__(
+        self, settings: Settings, granted_bytes: Callable[[], int], book: MemoryBook, prober: MemoryProber | None = None
+    ) -> None:
+        self._config = load_catalog_config(settings.home)
+        self._folders = settings.model_folders
+        self._granted_bytes = granted_bytes
+        self._scanner: CatalogScanner | None = None
         self._catalog = Catalog()
+        self._book = book
+        self._prober = prober
+        self._build = llama_build()
         self.models: Mapping[ModelId, tuple[ModelInfo, Path]] = {}
         self.faults: tuple[ModelFault, ...] = ()
 
     def scan(self) -> bool:
+        if self._scanner is None:
+            self._scanner = CatalogScanner(self._folders, self._config, self._granted_bytes())
         catalog = self._scanner.scan()
         if catalog is self._catalog:
             return False
         self._catalog = catalog
-        self.models = {model: (entry.info, entry.path) for model, entry in catalog.models.items()}
+        self._correct()
         for fault in set(catalog.faults) - set(self.faults):
             logger.warning("Cannot offer %s: %s", fault.file, fault.reason, extra={"event": "model.fault"})
         self.faults = catalog.faults
+        if self._prober:
+            self._prober.want(self._questions())
+        return True
+
+    def poll(self) -> bool:
+        answer = self._prober.poll() if self._prober else None
+        if answer is None:
+            return False
+        self._book.note_estimate(*answer)
+        self._correct()
         return True
 
     def offered(self) -> list[ModelInfo]:
         aliases = [ModelInfo(id=alias, alias_of=model) for alias, model in self._catalog.aliases.items()]
         return [info for info, _ in self.models.values()] + aliases
+
+    def options(self, model: ModelId) -> LoadOptions:
+        return self._catalog.models[model].options
+
+    def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
+        entry = self._catalog.models.get(ModelId(config.model))
+        if entry is None:  # its file is gone
+            return None
+        key = LoadKey(
+            file=entry.fingerprint, n_ctx=config.n_ctx, n_slots=config.n_slots, options=config.options,
+            build=self._build,
+        )  # fmt: skip
+        estimate = self._estimate(key, entry)
+        if self._book.note_readings(key, readings, estimate):
+            self._correct()
+        return needed_mapped_bytes(readings, estimate)
+
+    def close(self) -> None:
+        if self._prober:
+            self._prober.close()
+
+    def _questions(self) -> dict[LoadKey, MemoryQuestion]:
+        entries = {self._key(entry): entry for entry in self._catalog.models.values()}
+        return {
+            key: MemoryQuestion(path=str(entry.path), n_ctx=key.n_ctx, n_slots=key.n_slots, options=key.options)
+            for key, entry in entries.items()
+            if self._book.estimate(key) is None
+        }
+
+    def _correct(self) -> None:
+        """Bring what is offered up to date with what is known."""
+        self.models = {model: (self._corrected(entry), entry.path) for model, entry in self._catalog.models.items()}
+
+    def _corrected(self, entry: CatalogEntry) -> ModelInfo:
+        key = self._key(entry)
+        memory = self._book.corrected(key, self._estimate(key, entry))
+        return entry.info.model_copy(update={"memory": memory, "required_bytes": memory.required_bytes})
+
+    def _estimate(self, key: LoadKey, entry: CatalogEntry) -> ModelMemory:
+        return self._book.estimate(key) or estimate_memory(
+            entry.header, key.options, n_ctx=key.n_ctx, n_slots=key.n_slots
+        )
+
+    def _key(self, entry: CatalogEntry) -> LoadKey:
+        return LoadKey(
+            file=entry.fingerprint, n_ctx=entry.info.n_ctx, n_slots=entry.info.n_slots, options=entry.options,
+            build=self._build,
+        )  # fmt: skip
 
 
 class ScriptedCatalog:
@@ -79,5 +175,27 @@ class ScriptedCatalog:
         before, self.models = self.models, scripted_models(self._folders)
         return before != self.models
 
+    def poll(self) -> bool:
+        return False
+
     def offered(self) -> list[ModelInfo]:
         return [info for info, _ in self.models.values()]
+
+    def options(self, model: ModelId) -> LoadOptions:  # noqa: ARG002
+        return LoadOptions()
+
+    def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:  # noqa: ARG002
+        return None  # scripted models take what their file says
+
+    def close(self) -> None:
+        """Nothing runs in the background."""
+
+
+def llama_build() -> str:
+    """The llama.cpp that instances of this node load, named without loading it; empty where there is none."""
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return ""
+    library = next(iter(sorted((Path(spec.origin).parent / "lib").glob("libllama.*"))), None)
+    seen = f" {library.stat().st_size} {library.stat().st_mtime_ns}" if library else ""
+    return version("llama-cpp-python") + seen

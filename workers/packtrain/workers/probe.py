@@ -19,11 +19,12 @@ def report() -> dict[str, Any]:
     from packtrain.broker.settings import load_settings
     from packtrain.workers.agent import memory_budget
     from packtrain.workers.backends.llama_cpp_backend import supports_rpc, system_info
+    from packtrain.workers.memory_book import MemoryBook
     from packtrain.workers.node_catalog import GgufCatalog
 
     settings = load_settings()
     memory = psutil.virtual_memory()
-    catalog = GgufCatalog(settings, memory_budget(settings, memory.total))
+    catalog = GgufCatalog(settings, lambda: memory_budget(settings, memory.total), MemoryBook(None))
     catalog.scan()
     return {
         "version": version("llama-cpp-python"),

@@ -135,10 +135,7 @@ class Publisher:
             is_ours = False
         else:
             outcome = job.outcome(ended, self._instance, self._node, self._computer, threads=self._threads())
-            tail = Chunk(last.index, last.text + ended.tail, last.tokens) if last else None
-            if tail is None and ended.tail:
-                tail = Chunk(ended.num_output, ended.tail, ())
-            is_ours = self._insist(lambda: self._store.finish(job.job_id, job.epoch, outcome, tail))
+            is_ours = self._insist(lambda: self._store.finish(job.job_id, job.epoch, outcome, last))
         if not is_ours:
             logger.info(
                 "Job %s was lost to epoch %d; its %s was refused", job.job_id, job.epoch, ended.end,

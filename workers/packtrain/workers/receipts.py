@@ -87,7 +87,7 @@ def model_sha256(path: Path, cache: Path) -> str:
 
     Args:
         path: GGUF file or the first part.
-        cache: JSON file that remembers hashes by path, size and time of change.
+        cache: JSON file that remembers hashes by path, size and times of change.
     """
     parts = _parts(path)
     hashes = [_file_sha256(part, cache) for part in parts]
@@ -104,11 +104,12 @@ def _parts(path: Path) -> list[Path]:
 
 def _file_sha256(path: Path, cache: Path) -> str:
     status = path.stat()
-    identity = [status.st_size, status.st_mtime_ns]
+    # Tools that copy may keep the time of change; nobody can keep the time of the inode's.
+    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     known = _read(cache)
     entry = known.get(str(path))
-    if isinstance(entry, list) and entry[:2] == identity:
-        return str(entry[2])
+    if isinstance(entry, list) and len(entry) == 4 and entry[:3] == identity:
+        return str(entry[3])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _write(cache, {**_read(cache), str(path): [*identity, digest]})

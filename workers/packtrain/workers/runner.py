@@ -31,9 +31,11 @@ from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.backends.base import Backend
+from packtrain.workers.chat.preparing import Prepared, prepare
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
+from packtrain.workers.engine.text import TextStream
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
@@ -70,8 +72,9 @@ class Runner:
         self._renewer = renewer
         self._model = model
         self._routes = jobs.routes_of(model, numerics)
-        # Of the jobs that the slots hold now or held last.
-        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=backend.shape.n_slots)
+        # Of the jobs that the slots hold now or held last; none where a held beginning is of no use.
+        num_held = backend.shape.n_slots if backend.shape.can_share else 0
+        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=num_held)
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
@@ -83,19 +86,25 @@ class Runner:
         """Claim nothing any more."""
         self._is_draining.set()
 
-    def answer(self) -> dict[str, Any] | None:
-        """Run jobs to their ends. What Flower shows of it: (last) job, tokens, seconds; None: the bell was spare."""
+    def answer(self, heard: Route) -> dict[str, Any] | None:
+        """Run jobs to their ends. What Flower shows of it: (last) job, tokens, seconds; None: the bell was spare.
+
+        Args:
+            heard: The route whose bell it is.
+        """
         begin = self._clock()
         num_jobs = num_tokens = 0
         job: LeasedJob | None = None
         while claim := self._claim():
+            if job is None and claim.route != heard and heard in claim.unrung:
+                self._ring(heard)  # its bell was spent on a job of the other route, and others hear only this one
             job = self._run(claim)
             num_jobs, num_tokens = num_jobs + 1, num_tokens + job.num_output
             if job.ended and job.ended.end in (End.RELEASED, End.LOST):
                 break  # or this slot would claim a job that it cannot run again and again
             if self._clock() - begin > BELL_S:
-                if claim.unrung > 0:
-                    self._ring(claim.route)
+                for route in claim.unrung:
+                    self._ring(route)
                 break
         if job is None:
             return None
@@ -146,7 +155,9 @@ class Runner:
         """Submit the job to the engine; the error when it cannot even start."""
         is_embed = job.spec.kind == "embed"
         try:
-            prompt = self._tokens_to_embed(job.spec) if is_embed else self._tokens_of(job.spec)
+            prepared = self._prepare(job)
+            job.read_by(prepared.parser)
+            self._backend.prepare(prepared.params)
             resumed = self._resume(job) if claim.epoch > 1 and not is_embed else ()
         except PacktrainError as error:
             return error
@@ -157,7 +168,11 @@ class Runner:
         except Exception as error:  # a defect of ours must cost this job, not its slot
             logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
             return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
+        prompt = prepared.tokens
         job.prompt = prompt
+        if job.spec.kind == "count":
+            job.on_end(Ended(End.STOP))
+            return None
         remaining_ms = claim.remaining_ms
         deadline = None if remaining_ms is None else self._clock() + remaining_ms / 1000
         if is_embed:
@@ -168,7 +183,7 @@ class Runner:
             SequenceRequest(
                 job_id=job.job_id,
                 prompt=tuple(prompt),
-                params=job.spec.params,
+                params=prepared.params,
                 seed=job.seed,
                 max_new=min(job.spec.params.max_tokens or room, room),
                 on_tokens=job.on_tokens,
@@ -179,45 +194,52 @@ class Runner:
         )
         return None
 
-    def _tokens_of(self, spec: JobSpec) -> list[int]:
-        if self._backend.shape.embeds_only:
+    def _prepare(self, job: LeasedJob) -> Prepared:
+        spec, limit = job.spec, self._backend.shape.n_ctx - 1
+        is_embed = spec.kind == "embed"
+        if is_embed:
+            limit = self._room_to_embed(spec)
+        elif self._backend.shape.embeds_only and spec.kind != "count":
             raise InvalidRequest(
                 f"{self._model!r} only makes vectors of texts (`embed`); ask another model, see `packtrain models`",
                 model=self._model,
             )
-        is_chat = spec.kind == "chat"
-        text = self._backend.render_chat(spec.messages) if is_chat else spec.prompt
-        tokens = self._backend.tokenize(text, is_rendered=is_chat)
-        if not tokens:  # a template or tokenizer may make nothing of something
+        prepared = prepare(spec, job.job_id, self._backend)
+        num_tokens = len(prepared.tokens)
+        if not num_tokens:  # a template or tokenizer may make nothing of something
             raise PromptEmpty()
-        limit = self._backend.shape.n_ctx - 1
-        if len(tokens) > limit:
-            raise PromptTooLong(model=self._model, num_tokens=len(tokens), limit=limit)
-        return tokens
+        if num_tokens > limit and spec.kind != "count":
+            raise PromptTooLong(model=self._model, num_tokens=num_tokens, limit=limit, embeds=is_embed)
+        return prepared
 
-    def _tokens_to_embed(self, spec: JobSpec) -> list[int]:
+    def _room_to_embed(self, spec: JobSpec) -> int:
+        """Most tokens of a text to embed."""
         shape = self._backend.embedding
         if spec.dimensions is not None and spec.dimensions > shape.n_dims:
             raise InvalidParameter(
                 f"dimensions = {spec.dimensions}: vectors of {self._model!r} have {shape.n_dims}; ask for fewer",
                 field="dimensions",
             )
-        tokens = self._backend.tokenize(spec.prompt, is_rendered=False)
-        if not tokens:
-            raise PromptEmpty()
-        if len(tokens) > shape.max_tokens:
-            raise PromptTooLong(model=self._model, num_tokens=len(tokens), limit=shape.max_tokens, embeds=True)
-        return tokens
+        return shape.max_tokens
 
     def _resume(self, job: LeasedJob) -> tuple[int, ...]:
         """Output of earlier leases, from the stream: readers have it, so this lease goes on after it."""
         tokens: list[int] = []
         last = "0"
         while events := self._store.events({job.job_id: last}):
-            for event in events:
-                tokens += event.tokens
-                job.resume(event.text, event.tokens)
+            tokens += (token for event in events for token in event.tokens)
             last = events[-1].id
+        n_vocab = self._backend.shape.n_vocab
+        if strange := next((token for token in tokens if not 0 <= token < n_vocab), None):
+            raise JobFailed(
+                f"the job already has the token {strange}, {self._model!r} has {n_vocab}: its file was exchanged while "
+                "the job ran; submit the job again",
+                token=strange,
+                n_vocab=n_vocab,
+            )
+        # The stream holds the parts of the answer; its parser needs the text they were made of, as the engine gave it.
+        text = TextStream(job.spec.params.stop)
+        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens), tokens)
         return tuple(tokens)
 
 

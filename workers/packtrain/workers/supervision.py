@@ -1,4 +1,4 @@
-"""Supervision: whether an instance may go on, as a pure function of what its agent sees.
+"""Supervision: whether an instance may go on, and why it ended, as pure functions of what its agent sees.
 
 Every state has a deadline. An instance that misses it is killed, its jobs go back to the queue at once, and the
 coordinator decides what to load again.
@@ -6,8 +6,12 @@ coordinator decides what to load again.
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from packtrain.broker.ids import InstanceId
+from packtrain.broker.messages import Cause
 from packtrain.broker.states import InstanceState
 
 #: Importing Celery and llama.cpp takes 1 to 3 s, on a busy machine ten times that.
@@ -16,6 +20,17 @@ STARTING_S = 60.0
 WARMING_S = 120.0
 #: After the time for running jobs, until the process must be gone.
 DRAINING_MARGIN_S = 15.0
+#: Exit codes of an instance that ends itself.
+EXIT_LOAD_FAILED, EXIT_THREAD_DIED = 3, 4
+#: What mostly stands behind a signal that nobody here sent.
+_MEANING = {
+    "SIGABRT": "a check inside llama.cpp failed",
+    "SIGSEGV": "llama.cpp touched memory that is not its own",
+    "SIGBUS": "the model file changed or its disk failed while it was in use",
+    "SIGILL": "llama.cpp was built for another CPU; build it on this one with `make setup`",
+    "SIGFPE": "llama.cpp divided by zero; the model file is probably broken",
+    "SIGKILL": "by hand, or by the kernel because memory ran out",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +77,45 @@ def verdict(seen: Observed, limits: Limits) -> str | None:
             return None
 
 
+def why_ended(
+    instance: InstanceId, exit_code: int, *, said: str = "", kill_reason: str = "", tail: Sequence[str] = ()
+) -> Cause:
+    """How a process that is gone came to its end.
+
+    Args:
+        exit_code: Negative: the signal that ended it.
+        said: What it reported of itself, such as why the model cannot be loaded.
+        kill_reason: Why its agent killed it.
+        tail: The last lines that it wrote to stderr.
+
+    >>> why_ended(InstanceId("m-1"), -6).reason
+    'was killed by SIGABRT (a check inside llama.cpp failed)'
+    """
+    name = _signal_name(-exit_code) if exit_code < 0 else ""
+    if kill_reason:
+        reason = f"was killed by its agent, for it {kill_reason}"
+    elif said:
+        return Cause(instance=instance, reason=said, exit_code=exit_code)
+    elif name:
+        reason = f"was killed by {name}" + (f" ({_MEANING[name]})" if name in _MEANING else "")
+    else:
+        reason = "ended since a thread of it died" if exit_code == EXIT_THREAD_DIED else f"exited with code {exit_code}"
+    return Cause(instance=instance, reason=reason, exit_code=None if name else exit_code, signal=name, tail=tuple(tail))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
+
+
 def _stalled(seen: Observed, limits: Limits) -> str | None:
     if seen.report_age_s > limits.stall_s:
         return f"has not reported for {seen.report_age_s:.0f} s"
     if seen.is_busy and seen.step_age_s > limits.stall_s:
-        return f"its engine has shown no sign of life for {seen.step_age_s:.0f} s"
+        return f"has shown no sign of life of its engine for {seen.step_age_s:.0f} s"
     # While the broker is away a consumer loop does nothing but reconnect, in pauses that grow to a minute and more.
     if seen.broker_reachable_s > 2 * limits.stall_s and seen.hub_age_s > limits.stall_s:
-        return f"its consumer loop has not turned for {seen.hub_age_s:.0f} s"
+        return f"has not turned its consumer loop for {seen.hub_age_s:.0f} s"
     return None

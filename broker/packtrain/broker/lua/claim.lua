@@ -10,8 +10,8 @@
 -- ARGV[1] instance   ARGV[2] node   ARGV[3] lease, ms   ARGV[4] outcome of an expired job (JSON)
 -- ARGV[5] attempts that make a job a suspect   ARGV[6] hashes of prefixes held, '' for none: ' 1f2e3d4c 0a1b2c3d '
 -- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over   ARGV[9 ...] the routes
--- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, jobs of it still ready beyond its
--- doorbells}, or false when there is nothing to claim
+-- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, {routes with more jobs still ready
+-- than doorbells}}, or false when there is nothing to claim
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
 local num_routes, look = #ARGV - 8, tonumber(ARGV[7])
 local function is_suspect(attempts)
@@ -24,7 +24,7 @@ if num_held == 1 then
   if is_suspect(redis.call('HGET', JOB_PREFIX .. only, 'attempts')) then return false end
 end
 
--- The next ready jobs of one lane, in the order of submission; `skipped` of each route are left where they are.
+-- The next `look` ready jobs of one lane, in the order of submission; `skipped` of each route are left where they are.
 local function candidates(lane, skipped)
   local found = {}
   for route = 1, num_routes do
@@ -34,7 +34,11 @@ local function candidates(lane, skipped)
       found[#found + 1] = {id = page[i], order = tonumber(page[i + 1]), route = route, ready = ready}
     end
   end
-  if num_routes > 1 then table.sort(found, function(a, b) return a.order < b.order end) end
+  if num_routes > 1 then
+    table.sort(found, function(a, b) return a.order < b.order end)
+    -- Behind the last one of a full page of one route there may be earlier ones than the rest of the other's.
+    for i = #found, look + 1, -1 do found[i] = nil end
+  end
   return found
 end
 
@@ -58,9 +62,12 @@ local function lease(c)
   redis.call('SADD', held, c.id)
   redis.call('PEXPIRE', held, ENDED_TTL_MS)
   local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec')
-  local left = redis.call('ZCARD', KEYS[c.route]) + redis.call('ZCARD', KEYS[num_routes + c.route])
-  local bells = redis.call('LLEN', KEYS[2 * num_routes + c.route])
-  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[8 + c.route], left - bells}
+  local unrung = {}
+  for route = 1, num_routes do
+    local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
+    if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[8 + route] end
+  end
+  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[8 + c.route], unrung}
 end
 
 for lane = 0, 1 do

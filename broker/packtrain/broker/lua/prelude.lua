@@ -15,6 +15,20 @@ local function ready_key(route, lane)
   return READY_PREFIX .. route .. ':' .. string.sub(lane, 1, 1)
 end
 
+-- Add a chunk to a stream: index of its first token, text, token ids; reasoning and tool calls where it has any.
+local function append(out, index, text, tokens, reasoning, calls)
+  local fields = {'i', index, 't', text, 'k', tokens}
+  if reasoning ~= '' then
+    fields[#fields + 1] = 'r'
+    fields[#fields + 1] = reasoning
+  end
+  if calls ~= '' then
+    fields[#fields + 1] = 'c'
+    fields[#fields + 1] = calls
+  end
+  redis.call('XADD', out, '*', unpack(fields))
+end
+
 -- Forget which instance runs the job.
 local function unlease(id)
   redis.call('ZREM', LEASES, id)
@@ -37,6 +51,7 @@ local function settle(id, state, outcome)
   local job, out = JOB_PREFIX .. id, OUT_PREFIX .. id
   unlease(id)
   redis.call('ZREM', DEADLINES, id)
+  redis.call('HDEL', MEANT, id)
   redis.call('HSET', job, 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)

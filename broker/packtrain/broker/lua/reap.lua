@@ -4,6 +4,8 @@
 -- ARGV[1] attempts until a job is DEAD   ARGV[2] at most this many
 -- ARGV[3] an instance that is known to be gone: take all its jobs now; '' : those whose lease lapsed
 -- ARGV[4], ARGV[5], ARGV[6] outcomes (JSON) of a job that is dead, cancelled, expired
+-- ARGV[7] why the instance was lost (JSON)   ARGV[8] text that stands for the instance in ARGV[4] and ARGV[7], where
+-- leases lapsed: one such word, which means itself in a pattern
 -- Returns {id, route, new state, id, route, new state ...}
 local now, limit = now_ms(), tonumber(ARGV[2])
 local changed = {}
@@ -11,6 +13,11 @@ local function note(id, state)
   changed[#changed + 1] = id
   changed[#changed + 1] = redis.call('HGET', JOB_PREFIX .. id, 'route') or ''
   changed[#changed + 1] = state
+end
+
+local function by_name(text, instance)
+  if ARGV[3] ~= '' then return text end
+  return (string.gsub(text, ARGV[8], instance or ''))
 end
 
 local lapsed
@@ -27,11 +34,12 @@ for _, id in ipairs(lapsed) do
     if ARGV[3] ~= '' then redis.call('SREM', HELD_PREFIX .. ARGV[3], id) end
   elseif ARGV[3] == '' or f[2] == ARGV[3] then
     local attempts = redis.call('HINCRBY', job, 'attempts', 1)
+    redis.call('HSET', job, 'cause', by_name(ARGV[7], f[2]))
     if redis.call('HEXISTS', job, 'cancel') == 1 then
       settle(id, 'CANCELLED', ARGV[5])
       note(id, 'CANCELLED')
     elseif attempts >= tonumber(ARGV[1]) then
-      settle(id, 'DEAD', ARGV[4])
+      settle(id, 'DEAD', by_name(ARGV[4], f[2]))
       note(id, 'DEAD')
     else
       requeue(id)

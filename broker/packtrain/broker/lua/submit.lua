@@ -29,7 +29,11 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'epoch', 0, 'attempts', 0, 'spec'
   'model', model, 'route', route, 'lane', ARGV[5], 'user', ARGV[6], 'order', order, 'submitted_ms', now,
   'keep_ms', ARGV[12])
 if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'prefixes', ARGV[10]) end
-if ARGV[11] ~= '' then redis.call('HSET', KEYS[1], 'meant_for', ARGV[11]) end
+if ARGV[11] ~= '' then
+  redis.call('HSET', KEYS[1], 'meant_for', ARGV[11])
+  redis.call('HSET', MEANT, id, ARGV[11])
+  redis.call('PEXPIRE', MEANT, QUEUED_TTL_MS)
+end
 redis.call('PEXPIRE', KEYS[1], QUEUED_TTL_MS)
 if ARGV[7] ~= '' then
   local deadline = now + tonumber(ARGV[7])

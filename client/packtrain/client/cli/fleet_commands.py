@@ -1,4 +1,4 @@
-"""Commands about the fleet: `up down node coordinator ps nodes models load unload doctor demo`."""
+"""Commands about the fleet: `up down node coordinator ps nodes load unload doctor demo`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POLL_S = 0.3
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (up, down, node, coordinator, ps, nodes, models, load, unload, doctor, demo, version):
+    for command in (up, down, node, coordinator, ps, nodes, load, unload, doctor, demo, version):
         app.command()(command)
 
 
@@ -118,18 +118,6 @@ def nodes(as_json: JSON = False) -> None:
     """Show the nodes of the fleet."""
     with Packtrain() as fleet:
         views.show(fleet.nodes(), views.nodes_table, as_json=as_json)
-
-
-def models(as_json: JSON = False) -> None:
-    """Show the models that the fleet offers, and files that it cannot offer."""
-    with Packtrain() as fleet:
-        rows, beats = fleet.models(), fleet.nodes()
-    views.show(rows, views.models_table, as_json=as_json)
-    if not as_json:
-        out = views.console()
-        for beat in beats:
-            for fault in beat.faults:
-                out.print(f"{beat.node} cannot offer {fault.file}: {fault.reason}", markup=False, soft_wrap=True)
 
 
 def load(
@@ -222,7 +210,9 @@ def _limits(memory: str | None, cores: int | None) -> dict[str, str]:
 
 
 def _need_worker() -> None:
-    missing = [name for name in ("llama_cpp", "psutil", "numpy") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("llama_cpp", "llguidance", "psutil", "numpy") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise SetupError(
             f"this machine cannot run models: {', '.join(missing)} is not installed; "

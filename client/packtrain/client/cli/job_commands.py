@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ from rich.status import Status
 
 from packtrain.broker.errors import InvalidParameter, PacktrainError
 from packtrain.broker.states import JobState
-from packtrain.client import Job, Packtrain, Result
+from packtrain.client import AnswerDelta, Job, Packtrain, Result
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
 
@@ -26,6 +28,7 @@ STATUS_S = 0.5
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(run)
+    app.command()(count)
     app.command()(embed)
     app.command()(verify)
     jobs = typer.Typer(help="List, show and cancel jobs.", invoke_without_command=True)
@@ -40,11 +43,17 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="What to ask; left out or '-': read from stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
+    suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
+    reasoning: Annotated[str, typer.Option(help="auto, off, on, low, medium or high, if the model can.")] = "auto",
+    show_reasoning: Annotated[bool, typer.Option(help="Show on stderr what the model thinks.")] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Tokens to produce.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0: most likely token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer; default: from the job's id.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="Answer in JSON of this schema file.", dir_okay=False)] = None,
+    json_object: Annotated[bool, typer.Option("--json-object", help="Answer in some JSON object.")] = False,
+    grammar: Annotated[Path | None, typer.Option(help="Answer in what this GBNF file allows.", dir_okay=False)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
     deterministic: Annotated[
@@ -63,7 +72,12 @@ def run(
             "top_k": top_k,
             "top_p": top_p,
             "seed": seed,
+            "schema": _schema(schema) if schema else None,
+            "json": json_object or None,
+            "grammar": _text_of(grammar) if grammar else None,
             "stop": tuple(stop) if stop else None,
+            "suffix": suffix,
+            "reasoning": reasoning,
             "deterministic": deterministic or None,
         }.items()
         if value is not None
@@ -81,10 +95,23 @@ def run(
                     result = job.result()
                 _write(json.dumps(_result_json(result)) + "\n")
             else:
-                _stream(fleet, job)
+                _stream(fleet, job, show_reasoning=show_reasoning)
         except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or a reader like `| head` that has seen enough
             job.cancel()
             raise
+
+
+def count(
+    model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
+    prompt: Annotated[str | None, typer.Argument(help="The text; left out or '-': read from stdin.")] = None,
+    raw: Annotated[bool, typer.Option(help="Count the text alone, without the chat template around it.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Count the tokens that a model's tokenizer makes of a prompt. Loads the model if no node has it loaded."""
+    text = _prompt(prompt)
+    with Packtrain() as fleet:
+        tokens = fleet.count_tokens(model, text, raw=raw)
+    _write(json.dumps({"model": model, "tokens": tokens}) + "\n" if as_json else f"{tokens}\n")
 
 
 def embed(
@@ -156,6 +183,20 @@ def verify(
         raise typer.Exit(1)
 
 
+def _schema(path: Path) -> Any:
+    try:
+        return json.loads(_text_of(path))
+    except ValueError as error:
+        raise InvalidParameter(f"{path} is no JSON ({error}); correct the file") from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"cannot read {path} ({error}); give a text file in UTF-8") from error
+
+
 def _prompt(argument: str | None) -> str:
     if argument not in (None, "-"):
         return str(argument)
@@ -170,13 +211,23 @@ def _prompt(argument: str | None) -> str:
         ) from None
 
 
-def _stream(fleet: Packtrain, job: Job) -> None:
-    texts = job.stream()
+def _stream(fleet: Packtrain, job: Job, *, show_reasoning: bool) -> None:
+    deltas = job.deltas()
     with _waiting(fleet, job):
-        first = next(texts, "")
-    _write(first)
-    for text in texts:
-        _write(text)
+        first = next(deltas, AnswerDelta())
+    thinking = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    is_open = False  # reasoning has been shown, and its line not ended
+    for delta in chain([first], deltas):
+        if show_reasoning and delta.reasoning:
+            thinking.print(delta.reasoning, style="dim", end="")
+            is_open = True
+        if delta.text:
+            if is_open:
+                thinking.print()
+                is_open = False
+            _write(delta.text)
+    if is_open:
+        thinking.print()
     _write("\n")
 
 
@@ -220,6 +271,7 @@ def _result_json(result: Result) -> dict[str, Any]:
     return fields | {
         "usage": result.usage.model_dump(),
         "timings": result.timings.model_dump(),
+        "tool_calls": [call.model_dump() for call in result.tool_calls],
         "logprobs": [entry.model_dump() for entry in result.logprobs],
         "receipt": result.receipt.model_dump() if result.receipt else None,
     }

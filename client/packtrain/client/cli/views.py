@@ -36,12 +36,18 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
         return
     out = console()
     out.print(jobs_table([status]))
+    if status.cause and not (status.outcome and status.outcome.error):
+        out.print(
+            f"lost attempts: {status.attempts}, the last time {status.cause.instance} {status.cause}", markup=False
+        )
     if status.outcome and status.outcome.error:
         out.print(f"error: {status.outcome.error['message']}", markup=False)
     if status.outcome and status.outcome.text:
         out.print(status.outcome.text)
     if status.outcome and status.outcome.embedding:
         out.print(f"a vector of {len(vectors.from_wire(status.outcome.embedding))} dimensions, see --json")
+    for call in status.outcome.tool_calls if status.outcome else ():
+        out.print(f"calls {call.function.name} with {call.function.arguments}", markup=False)
 
 
 def show_verification(found: Verification, *, as_json: bool) -> None:
@@ -92,15 +98,17 @@ def jobs_table(rows: Sequence[JobStatus]) -> Table:
 def instances_table(rows: Sequence[InstanceBeat]) -> Table:
     """Instances: what is loaded where and how busy it is."""
     table = _new(
-        "INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "NUMERICS", "MEMORY", "TOK/S", "LARGEST BATCH",
+        "INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "NUMERICS", "MEMORY", "THREADS", "TOK/S",
+        "LARGEST BATCH",
         "REASON",
     )  # fmt: skip
     for row in rows:
         alive = not row.state.is_terminal
         table.add_row(
             row.instance, row.model, row.node, row.state.value, f"{row.slots_used}/{row.n_slots}", str(row.n_ctx),
-            _numerics(row), size(row.resident_bytes) if alive else "", f"{row.tokens_per_s:.0f}" if alive else "",
-            str(row.batch_peak or ""), "" if row.state is InstanceState.READY else row.reason,
+            _numerics(row), size(row.resident_bytes) if alive else "", str(row.threads) if alive else "",
+            f"{row.tokens_per_s:.0f}" if alive else "", str(row.batch_peak or ""),
+            "" if row.state is InstanceState.READY else row.reason,
         )  # fmt: skip
     return table
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from packtrain.broker.messages import Message, Recipe, SamplingParams
+from packtrain.broker.errors import PacktrainError
+from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.chat.families import ChatFormat
+from packtrain.workers.chat.infill import FimTokens
+from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.receipts import Build
 
 
@@ -18,6 +22,19 @@ class DecodeFailed(Exception):
 
 class Interrupted(Exception):
     """`should_stop` became true within a step. The cache may hold some of its rows, as after `DecodeFailed`."""
+
+
+class SequenceFailed(Exception):
+    """One sequence of a step cannot go on. No sequence has moved on: `truncate` each as after `DecodeFailed`.
+
+    Args:
+        error: What its job ends with.
+    """
+
+    def __init__(self, seq_id: int, error: PacktrainError) -> None:
+        super().__init__(f"sequence {seq_id}: {error}")
+        self.seq_id = seq_id
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +80,8 @@ class StepRows:
 
 
 class Backend(Protocol):
-    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end` are thread-safe; the rest belongs
-    to the engine thread alone."""
+    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end`, `prepare` and the properties are
+    thread-safe; the rest belongs to the engine thread alone."""
 
     @property
     def shape(self) -> Shape:
@@ -76,32 +93,61 @@ class Backend(Protocol):
         """The library, and how it was told to compute."""
         ...
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
-        """Token ids. `is_rendered`: text from `render_chat`, whose special tokens are parsed and already complete."""
+    @property
+    def chat_format(self) -> ChatFormat:
+        """What the chat template tells of how the model writes."""
         ...
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """The prompt for a chat by the model's own template.
+    @property
+    def special_texts(self) -> SpecialTexts:
+        """Texts of the tokens that only a template may write."""
+        ...
+
+    @property
+    def fim_tokens(self) -> FimTokens | None:
+        """Tokens around a gap to be filled; None: the model cannot."""
+        ...
+
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+        """Token ids.
+
+        Args:
+            is_rendered: Text from `render_chat`, whose special tokens are parsed and already complete.
+            is_part: A piece from the middle of a prompt: no special token is parsed, none is added around it.
+        """
+        ...
+
+    def render_chat(self, variables: Mapping[str, Any]) -> str:
+        """The prompt for a chat: the model's own template with these variables, `messages` among them.
 
         Raises:
-            InvalidRequest: No template, or the template refuses these messages.
+            InvalidRequest: No template, or the template refuses these variables.
         """
         ...
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; empty for control tokens."""
+        """The bytes of a token; empty for control tokens, but for those that mark parts of an answer."""
         ...
 
     def is_end(self, token: int) -> bool:
         """True for tokens that end a text."""
         ...
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile the response format, if any, so that `open` finds it ready. May take some 100 ms.
+
+        Raises:
+            InvalidParameter: This model cannot be held to it.
+        """
+        ...
+
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         """Begin a sequence in a free slot. Its cache is what `truncate` or `copy` left there.
 
         Args:
+            params: Of a request that passed `prepare`.
             history: Tokens before the next sampled one, for penalties: prompt and resumed output.
-            num_output: How many of them are output.
+            num_output: How many of them are output; the response format goes on behind these.
         """
         ...
 
@@ -132,7 +178,7 @@ class Backend(Protocol):
             should_stop: Asked many times within a long step.
 
         Raises:
-            DecodeFailed, Interrupted
+            DecodeFailed, Interrupted, SequenceFailed
         """
         ...
 
@@ -157,6 +203,10 @@ class Backend(Protocol):
         Raises:
             DecodeFailed, Interrupted: Nothing has to be repaired.
         """
+        ...
+
+    def set_threads(self, count: int) -> None:
+        """Compute with this many threads from the next step on."""
         ...
 
     def shutdown(self) -> None:

@@ -18,7 +18,7 @@ import os
 import platform
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,38 @@ from llama_cpp import llama_cpp as C
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic
-from packtrain.broker.messages import Message, Numerics, Recipe, SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Sampled, Shape, StepRows
+from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.backends.base import (
+    DecodeFailed,
+    EmbeddingShape,
+    Interrupted,
+    Sampled,
+    SequenceFailed,
+    Shape,
+    StepRows,
+)
+from packtrain.workers.backends.constraint import Compiler, ConstraintFailed
 from packtrain.workers.backends.llama_cpp_batch import Batch
+from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
 from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedding_shape, read_traits
-from packtrain.workers.backends.llama_cpp_sampling import SamplerChain, is_plain_greedy, with_logprobs
+from packtrain.workers.backends.llama_cpp_params import context_params, model_params, numeric_flags
+from packtrain.workers.backends.llama_cpp_sampling import (
+    ConstrainedSampler,
+    SamplerChain,
+    is_plain_greedy,
+    with_logprobs,
+)
 from packtrain.workers.backends.llama_cpp_selftest import self_test
+from packtrain.workers.chat.families import ChatFormat, detect
+from packtrain.workers.chat.infill import FimTokens
+from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.engine.embedding import Vector
+from packtrain.workers.load_options import LoadOptions, max_outputs
 from packtrain.workers.receipts import Build
 
 logger = logging.getLogger(__name__)
 
-#: Rows of one step, and of one of llama.cpp's own sub-steps.
-N_BATCH = 512
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
-_BF16 = 30  # enum ggml_type
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
 _last_errors: deque[str] = deque(maxlen=8)
@@ -74,29 +91,47 @@ class LlamaCppBackend:
         n_slots: Sequences at once.
         n_ctx: Tokens of one slot.
         n_threads: Threads for each step. llama.cpp's threads spin: more than idle cores is slower than fewer.
-        numerics: `deterministic` takes the kernels that compute each row alone, and proves it before it is ready.
+        options: Numerics, cache type, layers on the GPU and the like. With `deterministic` numerics the instance takes
+            the kernels that compute each row alone, and proves it before it is ready.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file or the memory, its own words are in the message; or it only ranks.
     """
 
     def __init__(
-        self, path: Path, *, model: str, n_slots: int, n_ctx: int, n_threads: int, numerics: Numerics = "fast"
+        self,
+        path: Path,
+        *,
+        model: str,
+        n_slots: int,
+        n_ctx: int,
+        n_threads: int,
+        options: LoadOptions = LoadOptions(),  # noqa: B008  frozen
     ) -> None:
         self._name = model
-        self._numerics = numerics
-        self._samplers: dict[int, SamplerChain | None] = {}  # None: plain greedy
+        self._options = options
+        self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
         self._num_logprobs: dict[int, int] = {}
         self._pieces: dict[int, bytes] = {}
         self._should_stop: Callable[[], bool] = lambda: False
         # ctypes drops a callback with its last reference while C still holds the pointer.
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
+        check_cells(n_slots, n_ctx)
         self._model = self._load(path)
+        check_model(self._model, model)
         self._vocab = C.llama_model_get_vocab(self._model)
         n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
         self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
-        self._template = self._chat_template()
+        template = (C.llama_model_chat_template(self._model, None) or b"").decode("utf-8", "replace")
+        self._template = self._chat_template(template)
+        self._chat_format = detect(template)
+        controls = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
+        special = {t: self._text_of(t) for t in range(n_vocab) if C.llama_vocab_get_attr(self._vocab, t) & controls}
+        self._special_texts = SpecialTexts(special.values())
+        marks = self._chat_format.marks
+        self._marks = {t for t, text in special.items() if text in marks} - set(self._end_tokens)
+        self._compiler = Compiler(n_vocab, self.piece, self._end_tokens)
         self._n_threads = n_threads
         self._traits = read_traits(self._model)
         self._embedder: Embedder | None = None
@@ -119,7 +154,7 @@ class LlamaCppBackend:
         n_batch = int(C.llama_n_batch(self._ctx))
         self._batch = Batch(n_batch)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
-        if numerics == "deterministic":
+        if options.numerics == "deterministic":
             self._shape = replace(self._shape, recipe=self._proven_recipe())
 
     @property
@@ -128,25 +163,42 @@ class LlamaCppBackend:
 
     @property
     def build(self) -> Build:
-        flags = "kv=f16 streams" if self._numerics == "fast" else "kv=bf16 streams flash-attention no-repack no-tiles"
-        return Build(f"llama-cpp-python {llama_cpp_version}", _features(), flags)
+        return Build(f"llama-cpp-python {llama_cpp_version}", _features(), numeric_flags(self._options))
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
+    @property
+    def chat_format(self) -> ChatFormat:
+        return self._chat_format
+
+    @property
+    def special_texts(self) -> SpecialTexts:
+        return self._special_texts
+
+    @property
+    def fim_tokens(self) -> FimTokens | None:
+        prefix, suffix = int(C.llama_vocab_fim_pre(self._vocab)), int(C.llama_vocab_fim_suf(self._vocab))
+        middle = int(C.llama_vocab_fim_mid(self._vocab))
+        if prefix < 0 or suffix < 0:
+            return None
+        begin = (int(C.llama_vocab_bos(self._vocab)),) if C.llama_vocab_get_add_bos(self._vocab) else ()
+        return FimTokens(prefix, suffix, middle if middle >= 0 else None, begin)
+
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
         data = text.encode()
         capacity = len(data) + 8
         buffer = (C.llama_token * capacity)()
         # A rendered chat brings its special tokens as text; a plain prompt may not smuggle any in.
-        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, not is_rendered, is_rendered)
+        is_whole = not is_rendered and not is_part
+        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, is_whole, is_rendered)
         assert count >= 0, f"{-count} tokens from {len(data)} bytes"
         return list(buffer[:count])
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    def render_chat(self, variables: Mapping[str, Any]) -> str:
         if self._template is None:
             raise InvalidRequest(
                 f"{self._name!r} has no usable chat template; send a plain prompt (kind 'complete') instead"
             )
         try:
-            rendered = self._template(messages=[m.model_dump() for m in messages])  # type: ignore[misc]
+            rendered = self._template(**variables)
         except Exception as error:  # the template is code from the model file: it may raise anything
             raise InvalidParameter(
                 f"the chat template of {self._name!r} refuses these messages ({error}); change their roles or order"
@@ -157,11 +209,11 @@ class LlamaCppBackend:
         if not 0 <= token < self._shape.n_vocab:  # resumed from another file of that name; C would end the process
             return b""
         if token not in self._pieces:
-            buffer = ctypes.create_string_buffer(64)
-            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            buffer, is_shown = ctypes.create_string_buffer(64), token in self._marks
+            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
             if size < 0:
                 buffer = ctypes.create_string_buffer(-size)
-                size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+                size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
             self._pieces[token] = buffer.raw[:size]
         return self._pieces[token]
 
@@ -182,13 +234,17 @@ class LlamaCppBackend:
         self._should_stop = should_stop
         return self._embedder.embed(inputs)
 
+    def prepare(self, params: SamplingParams) -> None:
+        self._compiler.prepare(params)
+
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         assert not self._embeds_only, f"{self._name} opens no sequence"
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
         if params.logprobs is not None:
             self._num_logprobs[seq_id] = params.logprobs
-        self._samplers[seq_id] = (
+        constraint = self._compiler.constraint(params, history[len(history) - num_output :])
+        chain = (
             None
             if is_plain_greedy(params)
             else SamplerChain(
@@ -200,6 +256,7 @@ class LlamaCppBackend:
                 num_output=num_output,
             )
         )
+        self._samplers[seq_id] = ConstrainedSampler(chain, constraint, self._shape.n_vocab) if constraint else chain
 
     def close(self, seq_id: int) -> None:
         self._num_logprobs.pop(seq_id, None)
@@ -243,10 +300,13 @@ class LlamaCppBackend:
         wanted = []
         for row in rows:
             assert row.seq_id in self._samplers, f"slot {row.seq_id} is not open"
-            assert 0 <= row.start < row.start + len(row.tokens) <= self._shape.n_ctx, f"{row} in {self._shape.n_ctx}"
+            start, end = row.start, row.start + len(row.tokens)
+            # Not the tokens themselves: what is said here lands in logs.
+            assert 0 <= start < end <= self._shape.n_ctx, f"rows [{start}, {end}) in a slot of {self._shape.n_ctx}"
             last = self._batch.add(row.tokens, row.start, row.seq_id, wants_logits=row.wants_token)
             if row.wants_token:
                 wanted.append((row.seq_id, last))
+        assert len(wanted) <= max_outputs(self._shape.n_slots), f"{len(wanted)} rows want logits"  # else SIGABRT
         self._should_stop = should_stop
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
@@ -260,12 +320,15 @@ class LlamaCppBackend:
         if not wanted:
             return []
         logits = self.logits(len(wanted))
+        self._choose(wanted, logits)
         is_greedy = [self._samplers[seq_id] is None for seq_id, _ in wanted]
         greedy = logits.argmax(axis=1) if any(is_greedy) else None  # 15 us a row, a greedy chain takes 99
         sampled = []
         for output, (seq_id, row) in enumerate(wanted):
             sampler = self._samplers[seq_id]
-            if sampler is None:
+            if isinstance(sampler, ConstrainedSampler):
+                token = sampler.take()
+            elif sampler is None:
                 assert greedy is not None
                 token = int(greedy[output])
             else:
@@ -279,6 +342,13 @@ class LlamaCppBackend:
         pointer = C.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(pointer, shape=(num_outputs, self._shape.n_vocab))
 
+    def set_threads(self, count: int) -> None:
+        self._n_threads = count  # of an embedder that is yet to come
+        if self._ctx:
+            C.llama_set_n_threads(self._ctx, count, count)
+        if self._embedder:
+            self._embedder.set_threads(count)
+
     def shutdown(self) -> None:
         for sampler in self._samplers.values():
             if sampler:
@@ -291,12 +361,12 @@ class LlamaCppBackend:
         C.llama_model_free(self._model)
 
     def _new_embedder(self, *, can_batch: bool = True) -> Embedder:
-        is_deterministic = self._numerics == "deterministic"
+        is_deterministic = self._options.numerics == "deterministic"
         return Embedder(
             self._model,
             self.embedding,
+            self._options,
             pooling=self._traits.pooling,
-            kv_type=_BF16 if is_deterministic else None,
             n_threads=self._n_threads,
             company=("proven" if can_batch else "none") if is_deterministic else "any",
             abort_callback=self._abort_callback,
@@ -313,7 +383,7 @@ class LlamaCppBackend:
         except (InvalidRequest, DecodeFailed) as error:
             raise ModelLoadFailed(f"{self._name!r} cannot be loaded for embedding: {error}") from error
         recipe: Recipe = "fast"
-        if self._numerics == "deterministic":
+        if self._options.numerics == "deterministic":
             recipe = "batched" if self._embedder.is_batched else "serial"
         n_rows = self.embedding.n_rows
         return Shape(n_slots, n_ctx, n_rows, n_vocab, recipe, can_share=False, embeds_only=True)
@@ -327,7 +397,7 @@ class LlamaCppBackend:
         """The first deterministic recipe that stands its test.
 
         Raises:
-            ModelLoadFailed: None does.
+            NotDeterministic: None does.
         """
         reason = "parts of a sequence cannot be kept (recurrent or sliding-window layers)"
         if self._shape.can_share:
@@ -339,12 +409,20 @@ class LlamaCppBackend:
             raise NotDeterministic(model=self._name, reason=reason)
         return "serial"
 
+    def _choose(self, wanted: Sequence[tuple[int, int]], logits: np.ndarray[Any, Any]) -> None:
+        """Choose the tokens of constrained sequences, before any sequence moves on: only this can fail."""
+        for output, (seq_id, _) in enumerate(wanted):
+            sampler = self._samplers[seq_id]
+            if isinstance(sampler, ConstrainedSampler):
+                try:
+                    sampler.choose(logits[output])
+                except ConstraintFailed as failed:
+                    raise SequenceFailed(seq_id, failed.error) from failed
+
     def _load(self, path: Path) -> Any:
-        params = C.llama_model_default_params()
-        if self._numerics == "deterministic":
-            # Tiled and repacked kernels add in another order when there are more rows. ggml reads the variable once.
-            os.environ["GGML_CPU_TILED_MM"] = "0"
-            params.use_extra_bufts = False
+        if self._options.numerics == "deterministic":
+            os.environ["GGML_CPU_TILED_MM"] = "0"  # tiles for 8 rows add in another order; ggml reads it once
+        params = model_params(self._options)
         _last_errors.clear()
         model = C.llama_model_load_from_file(str(path).encode(), params)
         if not model:
@@ -352,18 +430,7 @@ class LlamaCppBackend:
         return model
 
     def _new_context(self, n_slots: int, n_ctx: int, n_threads: int) -> Any:
-        params = C.llama_context_default_params()
-        # A stream of cells for each slot: a tenth faster than one pool for all, and in deterministic mode a must, for
-        # in a pool the order of a sequence's cells depends on its company.
-        params.n_ctx = n_slots * n_ctx
-        params.kv_unified = False
-        if self._numerics == "deterministic":
-            params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            # With BF16 (not F16) attention takes the path that computes each row alone and adds up in float32.
-            params.type_k = params.type_v = _BF16
-        params.n_seq_max = n_slots
-        params.n_batch = params.n_ubatch = max(N_BATCH, n_slots)
-        params.n_threads = params.n_threads_batch = n_threads
+        params = context_params(self._options, n_slots=n_slots, n_ctx=n_ctx, n_threads=n_threads)
         params.abort_callback = self._abort_callback
         _last_errors.clear()
         ctx = C.llama_init_from_model(self._model, params)
@@ -374,13 +441,12 @@ class LlamaCppBackend:
             )
         return ctx
 
-    def _chat_template(self) -> Jinja2ChatFormatter | None:
-        source = C.llama_model_chat_template(self._model, None)
+    def _chat_template(self, source: str) -> Jinja2ChatFormatter | None:
         if not source:
             return None
         try:
             return Jinja2ChatFormatter(
-                source.decode(),
+                source,
                 eos_token=self._text_of(C.llama_vocab_eos(self._vocab)),
                 bos_token=self._text_of(C.llama_vocab_bos(self._vocab)),
             )
@@ -396,7 +462,8 @@ class LlamaCppBackend:
 
 
 def _why() -> str:
-    return _last_errors[-1] if _last_errors else "no reason given"
+    # The first line is the cause, those after it only say what could not be done because of it.
+    return _last_errors[0] if _last_errors else "no reason given"
 
 
 def _features() -> str:

@@ -23,14 +23,13 @@ from llama_cpp import llama_cpp as C
 from packtrain.broker.errors import InvalidRequest
 from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted
 from packtrain.workers.backends.llama_cpp_batch import Batch
+from packtrain.workers.backends.llama_cpp_params import embedding_params
 from packtrain.workers.engine.embedding import Vector, to_length_one
 from packtrain.workers.gguf import CACHELESS
+from packtrain.workers.load_options import EMBED_ROWS, LoadOptions, rows_to_embed
 
 logger = logging.getLogger(__name__)
 
-#: Rows of one step where a text may be cut. Each row takes a row of logits, which llama.cpp computes unasked: 4 bytes
-#: times the vocabulary, twice, so 256 rows of a vocabulary of 150,000 take 300 MB.
-ROWS = 256
 #: Texts that the test of company takes.
 NUM_TESTED = 4
 _ABORTED = 2  # llama_decode: the abort callback said stop
@@ -73,15 +72,9 @@ def embedding_shape(
     """
     if traits.pooling == _RANK:
         raise InvalidRequest(f"{name!r} ranks pairs of texts and makes no vectors; use an embedding model", model=name)
-    if C.llama_model_has_encoder(model):
-        raise InvalidRequest(
-            f"{name!r} has an encoder and a decoder, whose vectors are not supported; use an embedding model",
-            model=name,
-        )
     # Without a cache the positions may be a table of that many rows; reading past its end aborts the process.
     max_tokens = n_ctx if has_cache else min(n_ctx, traits.n_ctx_train)
-    is_whole = not (has_cache and traits.is_causal)
-    n_rows = max(ROWS, max_tokens) if is_whole else ROWS
+    n_rows = rows_to_embed(max_tokens, is_whole=not (has_cache and traits.is_causal))
     return EmbeddingShape(int(C.llama_model_n_embd_out(model)), max_tokens, n_rows, max(NUM_TESTED, n_slots))
 
 
@@ -90,8 +83,8 @@ class Embedder:
 
     Args:
         model: Loaded llama_model, shared with whoever else uses it.
+        options: As the model was loaded.
         pooling: enum llama_pooling_type; MEAN where the file names none.
-        kv_type: ggml type of the cache, None for llama.cpp's choice.
         company: Which texts are batched: `any`; `proven`: any if a test shows that company changes no bit; or `none`.
         abort_callback: Says when to break off; whoever owns it keeps it alive.
 
@@ -103,28 +96,16 @@ class Embedder:
         self,
         model: Any,
         shape: EmbeddingShape,
+        options: LoadOptions,
         *,
         pooling: int,
-        kv_type: int | None,
         n_threads: int,
         company: Literal["any", "proven", "none"],
         abort_callback: Any,
     ) -> None:
         self._shape = shape
         self._pooling = pooling if pooling in _POOLINGS else C.LLAMA_POOLING_TYPE_MEAN
-        params = C.llama_context_default_params()
-        params.embeddings = True
-        params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
-        params.n_ctx = max(shape.n_rows, shape.max_tokens)
-        params.n_batch = params.n_ubatch = shape.n_rows
-        params.n_seq_max = shape.max_texts
-        # One pool for all: it is emptied before each batch, so a text's cells lie in order whoever else is there, and
-        # only so sequences of unequal length are computed in one piece.
-        params.kv_unified = True
-        if kv_type is not None:
-            params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED
-            params.type_k = params.type_v = kv_type
-        params.n_threads = params.n_threads_batch = n_threads
+        params = embedding_params(options, shape, n_threads=n_threads)
         params.abort_callback = abort_callback
         self._ctx = C.llama_init_from_model(model, params)
         if not self._ctx:
@@ -151,6 +132,10 @@ class Embedder:
         if self.is_batched:
             return self._compute(inputs)
         return [vector for tokens in inputs for vector in self._compute([tokens])]
+
+    def set_threads(self, count: int) -> None:
+        """Compute with this many threads from the next batch on."""
+        C.llama_set_n_threads(self._ctx, count, count)
 
     def close(self) -> None:
         """Free the context."""
@@ -197,7 +182,7 @@ class Embedder:
     def _difference(self, n_vocab: int) -> str:
         """How a text's vector differs in company from alone; '' when it does not."""
         # From 64 rows on attention takes another kernel.
-        lengths = [min(length, self._shape.max_tokens) for length in (1, 2, ROWS // 8, ROWS // 4)]
+        lengths = [min(length, self._shape.max_tokens) for length in (1, 2, EMBED_ROWS // 8, EMBED_ROWS // 4)]
         assert len(lengths) == NUM_TESTED
         texts = [[(7919 * (i + 1) + 104_729 * n) % n_vocab for i in range(length)] for n, length in enumerate(lengths)]
         alone = [vector for text in texts for vector in self._compute([text])]

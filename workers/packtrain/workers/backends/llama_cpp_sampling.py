@@ -7,6 +7,10 @@ that resumes on another instance after i tokens draws what it would have drawn, 
 generator costs four C calls per token, about 9 us beside 90 us for the chain at a vocabulary of 49,000.
 
 Samplers stand after top-k wherever that keeps their meaning: top-p over a whole vocabulary costs 3,000 us per token.
+
+Under a constraint (`constraint.py`) the token is drawn as ever and only then checked; it is drawn again, among what is
+allowed, on a reject. That is the distribution of a draw among the allowed alone, if the second is independent of the
+first: it has a seed of its own.
 """
 
 from __future__ import annotations
@@ -20,12 +24,17 @@ from llama_cpp import llama_cpp as C
 
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import Sampled
+from packtrain.workers.backends.constraint import Constraint
 
 _MASK64 = 2**64 - 1
 #: llama.cpp takes this seed for "choose one at random".
 _RANDOM_SEED = 0xFFFFFFFF
 #: A temperature below this takes the most likely token: logits divided by 1e-40 are infinite, all of them alike.
 MIN_TEMPERATURE = 1e-6
+#: Makes another seed of a job's seed, for draws after a reject.
+_REDRAW = 0x5851F42D4C957F2D
+#: llama_token_data
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 def token_seed(seed: int, index: int) -> int:
@@ -101,17 +110,35 @@ class SamplerChain:
 
     def sample(self, ctx: Any, row: int) -> int:
         """The next token, from the logits of this row of the last batch."""
-        if self._draws:
-            if C.llama_sampler_chain_n(self._chain) > self._fixed:
-                C.llama_sampler_free(C.llama_sampler_chain_remove(self._chain, self._fixed))
-            self._add(C.llama_sampler_init_dist(token_seed(self._seed, self._index)))
+        self._seed_draw(self._seed)
         self._index += 1
         return int(C.llama_sampler_sample(self._chain, ctx, row))
+
+    def draw(self, ids: np.ndarray[Any, Any], logits: np.ndarray[Any, Any], *, is_redraw: bool) -> int:
+        """A token among `ids`, with these logits. Changes nothing: `accept` what becomes of it."""
+        self._seed_draw(self._seed ^ _REDRAW if is_redraw else self._seed)
+        candidates = np.empty(len(ids), _CANDIDATE)
+        candidates["id"], candidates["logit"], candidates["p"] = ids, logits, 0
+        array: Any = C.llama_token_data_array(size=len(ids), selected=-1, sorted=False)
+        array.data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(C.llama_token_data))
+        C.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def accept(self, token: int) -> None:
+        """A token of `draw`, or another one, has been said."""
+        self._index += 1
+        C.llama_sampler_accept(self._chain, token)
 
     def close(self) -> None:
         """Free the chain and its samplers."""
         C.llama_sampler_free(self._chain)
         self._chain = None
+
+    def _seed_draw(self, seed: int) -> None:
+        if self._draws:
+            if C.llama_sampler_chain_n(self._chain) > self._fixed:
+                C.llama_sampler_free(C.llama_sampler_chain_remove(self._chain, self._fixed))
+            self._add(C.llama_sampler_init_dist(token_seed(seed, self._index)))
 
     def _add(self, sampler: Any) -> None:
         C.llama_sampler_chain_add(self._chain, sampler)
@@ -127,6 +154,49 @@ def with_logprobs(logits: np.ndarray[Any, Any], token: int, num_top: int) -> Sam
         likeliest = np.argpartition(-logprobs, min(num_top, len(row) - 1))[:num_top]
         top = sorted(map(int, likeliest), key=lambda t: (-logprobs[t], t))
     return Sampled(token, float(logprobs[token]), tuple((t, float(logprobs[t])) for t in top))
+
+
+class ConstrainedSampler:
+    """The sampler of one sequence whose text must have a form. Owned by the engine thread.
+
+    Args:
+        chain: None takes the most likely token.
+    """
+
+    def __init__(self, chain: SamplerChain | None, constraint: Constraint, n_vocab: int) -> None:
+        self._chain = chain
+        self._constraint = constraint
+        self._every = np.arange(n_vocab, dtype=np.int32)
+        self._chosen: int | None = None
+
+    def choose(self, logits: np.ndarray[Any, Any]) -> None:
+        """Choose the next token, from these logits, (n_vocab) float32. Changes nothing, so it may be repeated.
+
+        Raises:
+            ConstraintFailed
+        """
+        token = self._draw(self._every, logits, is_redraw=False)
+        if not self._constraint.allows(token):
+            allowed = self._constraint.allowed()
+            token = self._draw(allowed, logits[allowed], is_redraw=True)
+        self._chosen = token
+
+    def take(self) -> int:
+        """The token chosen. It has been said now."""
+        token, self._chosen = self._chosen, None
+        assert token is not None, "nothing was chosen"
+        self._constraint.accept(token)
+        if self._chain:
+            self._chain.accept(token)
+        return token
+
+    def close(self) -> None:
+        """Free the chain."""
+        if self._chain:
+            self._chain.close()
+
+    def _draw(self, ids: np.ndarray[Any, Any], logits: np.ndarray[Any, Any], *, is_redraw: bool) -> int:
+        return self._chain.draw(ids, logits, is_redraw=is_redraw) if self._chain else int(ids[logits.argmax()])
 
 
 def _has_penalties(params: SamplingParams) -> bool:

@@ -16,19 +16,27 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import Message, Recipe, SamplingParams
+from packtrain.broker.errors import InvalidParameter, InvalidRequest
+from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.structured import FreeText
 from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Sampled, Shape, StepRows
+from packtrain.workers.chat.families import ChatFormat, detect
+from packtrain.workers.chat.infill import FimTokens
+from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.engine.embedding import Vector, to_length_one
 from packtrain.workers.receipts import Build
 
 END = 256
 N_DIMS = 8
+#: Its prompt backwards may hold the marks of Qwen: `>kniht<` in a prompt begins reasoning in the answer.
+FORMAT = detect("<think> <tool_call> tools")
+NO_SPECIAL_TEXTS = SpecialTexts(())
 
 
 @dataclass(slots=True)
@@ -64,6 +72,7 @@ class ScriptedBackend:
         self._row_s = row_s
         self.steps: list[list[StepRows]] = []
         self.embedded: list[list[Sequence[int]]] = []
+        self.threads: list[int] = []  # as they were set, one after the other
 
     @property
     def shape(self) -> Shape:
@@ -73,19 +82,39 @@ class ScriptedBackend:
     def build(self) -> Build:
         return Build("scripted", "", "")
 
-    def tokenize(self, text: str, *, is_rendered: bool) -> list[int]:
+    @property
+    def chat_format(self) -> ChatFormat:
+        return FORMAT
+
+    @property
+    def special_texts(self) -> SpecialTexts:
+        return NO_SPECIAL_TEXTS
+
+    @property
+    def fim_tokens(self) -> FimTokens | None:
+        return None
+
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
         return list(text.encode())
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        if any(m.role == "system" for m in messages):
+    def render_chat(self, variables: Mapping[str, Any]) -> str:
+        messages = variables["messages"]
+        if any(m["role"] == "system" for m in messages):
             raise InvalidRequest("the scripted model takes no system message; leave it out")
-        return messages[-1].content
+        return str(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
         return b"" if token == END else bytes([token])
 
     def is_end(self, token: int) -> bool:
         return token == END
+
+    def prepare(self, params: SamplingParams) -> None:
+        if not isinstance(params.response_format, FreeText):
+            raise InvalidParameter(
+                "response_format cannot be enforced: the scripted model says what it says; leave it out",
+                field="response_format",
+            )
 
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
         assert seq_id not in self._slots, f"slot {seq_id} is in use"
@@ -129,6 +158,9 @@ class ScriptedBackend:
         for tokens in inputs:
             self._make_trouble(bytes(tokens).decode(errors="replace"))
         return [_vector(tokens) for tokens in inputs]
+
+    def set_threads(self, count: int) -> None:
+        self.threads.append(count)
 
     def shutdown(self) -> None:
         self._slots.clear()

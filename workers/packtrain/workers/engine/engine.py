@@ -10,6 +10,7 @@ of `should_stop`. One step:
     5. embed what waits for that, at most one batch (embedding.py)
 
 A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
+When the backend can name the sequence that cannot go on, only that one is ended, and the step is planned anew.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from packtrain.broker.errors import JobFailed
+from packtrain.broker.errors import JobFailed, PacktrainError
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Logprob, TokenLogprob
-from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, StepRows
+from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
 from packtrain.workers.engine.reuse import Cache, Reuse, common_prefix, find_reuse
 from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, plan_serial_step, plan_step
@@ -60,17 +61,27 @@ class EngineStats:
 
 
 class Engine:
-    """Runs sequences on a backend. `submit`, `cancel`, `stop` and `stats` may be called from any thread.
+    """Runs sequences on a backend. `submit`, `cancel`, `stop`, `set_threads` and `stats` may be called from any thread.
 
     Args:
         backend: Loaded model; only this engine's thread steps it.
         clock: Monotonic seconds.
+        on_activity: Called from the engine thread when `is_busy` has changed; must not block.
     """
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float], prefill_budget: int = PREFILL_BUDGET) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], float],
+        prefill_budget: int = PREFILL_BUDGET,
+        on_activity: Callable[[], None] = lambda: None,
+    ) -> None:
         self._backend = backend
         self._clock = clock
         self._prefill_budget = prefill_budget
+        self._on_activity = on_activity
+        self._threads = self._threads_wanted = 0  # 0: as the backend was made
         self._can_share = backend.shape.can_share
         self._is_serial = backend.shape.recipe == "serial"
         self._slots = Slots(backend.shape.n_slots)
@@ -110,6 +121,10 @@ class Engine:
             self._is_stopping = True
             self._changed.notify()
 
+    def set_threads(self, count: int) -> None:
+        """Compute with this many threads from the next step on. Costs nothing, changes no answer."""
+        self._threads_wanted = count
+
     @property
     def stats(self) -> EngineStats:
         """Counters."""
@@ -137,8 +152,10 @@ class Engine:
         while True:
             with self._changed:
                 while not (self.is_busy or self._leaving or self._is_stopping):
+                    self._on_activity()
                     self._changed.wait()
                     self._beat = self._clock()
+                    self._on_activity()
                 if self._is_stopping:
                     break
             self.step()
@@ -154,6 +171,9 @@ class Engine:
     def step(self) -> None:
         """Read the inbox, fill slots, compute one step."""
         self._beat = self._clock()
+        if self._threads != self._threads_wanted:
+            self._threads = self._threads_wanted
+            self._backend.set_threads(self._threads)
         self._read_inbox()
         self._fill_slots()
         self._end_late()
@@ -257,6 +277,8 @@ class Engine:
     def _num_reusable(self, sequence: Sequence) -> int:
         """Cached tokens that another may begin with. Serial: only those computed as whole chunks of a prompt, for the
         same tokens computed one by one have other bits."""
+        if not self._can_share:
+            return 0
         if self._is_serial:
             return min(sequence.num_cached, self._whole_chunks(sequence.num_prompt))
         return sequence.num_cached
@@ -277,7 +299,7 @@ class Engine:
             self._save(target, highest.tokens, num_needed=1)
             self._slots.take(target)
             self._backend.move(highest.seq_id, target)
-            self._slots.give_back(highest.seq_id, highest.tokens[: highest.num_cached])
+            self._slots.give_back(highest.seq_id, [])  # a second copy of a live cache is not worth keeping
             highest.seq_id = target
 
     def _end_late(self) -> None:
@@ -291,21 +313,27 @@ class Engine:
             self._attempt(rows)
         except Interrupted:
             self._repair(rows)
+        except SequenceFailed as failed:
+            self._fail(failed, rows)
         except DecodeFailed as error:
             logger.warning("A step of %d sequences failed: %s", len(rows), error, extra={"event": "step.failed"})
+            ends = [row.sequence.num_cached + row.count for row in rows]
             self._repair(rows)
-            self._compute_one_by_one(rows)
+            self._compute_one_by_one(rows, ends)
 
-    def _compute_one_by_one(self, rows: Seq[Rows]) -> None:
+    def _compute_one_by_one(self, rows: Seq[Rows], ends: Seq[int]) -> None:
         failures: list[tuple[Rows, DecodeFailed]] = []
-        for row in rows:
-            # After a repair a sequence may have more to compute than was planned.
-            count = min(row.count, row.sequence.num_pending)
+        for row, end in zip(rows, ends, strict=True):
             try:
-                self._attempt([Rows(row.sequence, count)])
+                # After a repair a sequence may have more to compute than was planned, even all of it. It must get to
+                # where the step failed: else one that always fails there would send all others back again and again.
+                while row.sequence.num_cached < end:
+                    self._attempt([self._up_to(row.sequence, end)])
             except Interrupted:
                 self._repair([row, *(failed for failed, _ in failures)])
                 return
+            except SequenceFailed as failed:
+                self._fail(failed, [row])
             except DecodeFailed as error:
                 failures.append((row, error))
         if len(failures) == len(rows):  # one that succeeds shows that the model is well and the others are to blame
@@ -319,6 +347,19 @@ class Engine:
                 cause=str(cause),
             )
             self._end(row.sequence, End.FAILED, failure)
+
+    def _fail(self, failed: SequenceFailed, rows: Seq[Rows]) -> None:
+        """End the sequence that cannot go on; the others are as before this step."""
+        self._repair(rows)
+        (sequence,) = (row.sequence for row in rows if row.sequence.seq_id == failed.seq_id)
+        self._end(sequence, End.FAILED, failed.error)
+
+    def _up_to(self, sequence: Sequence, end: int) -> Rows:
+        """Rows of a step for this sequence alone, to `end` or on the way there."""
+        if self._is_serial:
+            (rows,) = plan_serial_step([sequence])
+            return rows
+        return Rows(sequence, min(end - sequence.num_cached, self._backend.shape.n_batch))
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [
@@ -364,7 +405,7 @@ class Engine:
             return End.STOP
         return End.LENGTH if sequence.num_output >= sequence.request.max_new else None
 
-    def _end(self, sequence: Sequence, end: End, error: JobFailed | None = None) -> None:
+    def _end(self, sequence: Sequence, end: End, error: PacktrainError | None = None) -> None:
         del self._live[sequence.request.job_id]
         self._backend.close(sequence.seq_id)
         left = self._leftover.pop(sequence.seq_id, None)  # it may end before it has begun

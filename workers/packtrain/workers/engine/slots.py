@@ -58,9 +58,9 @@ class Slots:
         return self._retained.pop(slot).tokens
 
     def give_back(self, slot: int, tokens: Sequence[int]) -> None:
-        """A slot is free again, and its cache holds these tokens."""
+        """A slot is free again, and its cache holds these tokens. One that holds next to nothing goes first."""
         self._time += 1
-        self._retained[slot] = Retained(list(tokens), self._time)
+        self._retained[slot] = Retained(list(tokens), self._time if len(tokens) >= MIN_SHARED else 0)
 
     def retained(self) -> dict[int, Retained]:
         """By free slot; not to be changed."""

@@ -1,0 +1,158 @@
+"""The turns of a chat and the tools a model may call, in OpenAI's shape.
+
+A model never runs a tool: it answers with a `ToolCall`, the caller runs it and sends the result as a turn of role
+`tool`. So a `ToolCall` of a result can stand in the next request as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+
+from packtrain.broker.fields import Input, Report, Text, check_json
+
+#: Bounds of one tool's description as JSON: real ones have some 1,000 characters and 6 levels.
+MAX_TOOL_CHARS, MAX_TOOL_DEPTH = 64 * 1024, 32
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
+
+
+class FunctionCall(Report):
+    """Which function, with what. A model may write arguments that are no valid JSON."""
+
+    name: Text
+    arguments: Text = Field("{}", description="a JSON object as text")
+
+
+class ToolCall(Report):
+    """A call that a model asks for."""
+
+    id: Annotated[Text, StringConstraints(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A piece of a tool call as it comes. The first piece has id and name, the arguments of all are joined."""
+
+    index: int  # of the call in the answer
+    arguments: str = ""
+    id: str = ""
+    name: str = ""
+
+
+def join_calls(deltas: Iterable[CallDelta]) -> tuple[ToolCall, ...]:
+    """The calls whose pieces these are, in order."""
+    first: dict[int, CallDelta] = {}
+    arguments: dict[int, str] = {}
+    for delta in deltas:
+        first.setdefault(delta.index, delta)
+        arguments[delta.index] = arguments.get(delta.index, "") + delta.arguments
+    return tuple(
+        ToolCall(id=first[index].id, function=FunctionCall(name=first[index].name, arguments=arguments[index] or "{}"))
+        for index in sorted(first)
+    )
+
+
+class Function(Input):
+    """What a model is told of a function."""
+
+    name: FunctionName
+    description: Text = ""
+    parameters: dict[str, Any] = Field(default_factory=dict, description="JSON schema of its arguments")
+    strict: bool | None = Field(None, description="taken for OpenAI's sake, changes nothing")
+
+    @field_validator("parameters")
+    @classmethod
+    def _bounded(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        check_json(parameters, max_chars=MAX_TOOL_CHARS, max_depth=MAX_TOOL_DEPTH)
+        return parameters
+
+
+class Tool(Input):
+    """A tool the model may call."""
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class NamedFunction(Input):
+    """A function by its name."""
+
+    name: FunctionName
+
+
+class NamedTool(Input):
+    """The one tool that has to be called."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+def _known_choice(choice: object) -> object:
+    function = choice.get("function") if isinstance(choice, Mapping) else None
+    is_named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
+    if is_named or isinstance(choice, NamedTool) or choice in ("auto", "none", "required"):
+        return choice
+    raise ValueError('is "auto", "none", "required" or {"type": "function", "function": {"name": ...}}')
+
+
+ToolChoice = Annotated[Literal["auto", "none", "required"] | NamedTool, BeforeValidator(_known_choice)]
+
+
+def _joined(content: object) -> object:
+    """Content parts as one text, a line each, as llama-server joins them."""
+    if not isinstance(content, list | tuple):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text":
+            raise ValueError(f"a content part of type {kind!r} is not supported; send text parts only")
+        texts.append(part.get("text"))
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError('a text part is like {"type": "text", "text": "Hi"}')
+    return "\n".join(texts)
+
+
+class Message(Input):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[Text, BeforeValidator(_joined)] = Field("", validate_default=False)
+    name: Annotated[Text, StringConstraints(max_length=256)] | None = None
+    tool_calls: tuple[ToolCall, ...] = Field((), max_length=128, description="of an assistant: what it asked for")
+    tool_call_id: Annotated[Text, StringConstraints(max_length=256)] | None = Field(
+        None, description="of a tool: which call this answers"
+    )
+    reasoning_content: Text = Field("", description="of an assistant: its reasoning, where the template takes it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        """OpenAI's clients send null for what a turn does not have, and no content beside tool calls."""
+        if not isinstance(fields, Mapping):
+            return fields
+        calls = fields.get("tool_calls")
+        optional = {"name", "tool_calls", "tool_call_id", "reasoning_content"} | ({"content"} if calls else set())
+        given = {key: value for key, value in fields.items() if value is not None or key not in optional}
+        if "content" not in given and not calls:
+            given["content"] = None
+        return given
+
+    @model_validator(mode="after")
+    def _role_fits(self) -> Self:
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a turn of role 'tool' needs tool_call_id, the id of the call it answers")
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content):
+            raise ValueError("only turns of role 'assistant' have tool_calls or reasoning_content")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Characters of it."""
+        calls = sum(len(call.function.name) + len(call.function.arguments) for call in self.tool_calls)
+        return len(self.content) + len(self.reasoning_content) + calls

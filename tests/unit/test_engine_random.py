@@ -1,0 +1,294 @@
+"""The engine under random arrivals, cancels, failures and interrupts: each answer is that of the job alone, to the bit.
+
+The model here keeps beside each cached token how it was computed, and gives a hash over these as its logprob. So a
+prefix taken from the wrong place, or cut into other chunks than the serial recipe allows, shows in the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from packtrain.broker.ids import JobId
+from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
+from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.engine.engine import MIN_LEFT_TO_MOVE, Engine, EngineBroken
+from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
+
+pytestmark = pytest.mark.unit
+
+MAX_NEW = 12
+N_CTX = 512
+
+
+class Exact(ScriptedBackend):
+    """A scripted model that knows how each token in its caches was computed, and whose steps break off on demand.
+
+    Args:
+        troubles: What becomes of the next steps: "" nothing, "fail" or "stop" after a part of the rows was written.
+    """
+
+    def __init__(self, n_slots: int, recipe: Recipe, *, can_share: bool, troubles: Sequence[str] = ()) -> None:
+        super().__init__(n_slots=n_slots, n_ctx=N_CTX, recipe=recipe)
+        self._shape = replace(self._shape, can_share=can_share, n_batch=N_CTX)
+        self._ways: list[list[tuple[int, int]]] = [[] for _ in range(n_slots)]
+        self._troubles = list(reversed(troubles))
+        self.before_step: Callable[[], None] = lambda: None
+
+    def cache(self, slot: int) -> list[int]:
+        return self._caches[slot]
+
+    def truncate(self, seq_id: int, num_cached: int) -> int:
+        if not self._shape.can_share and num_cached < len(self._caches[seq_id]):
+            num_cached = 0
+        del self._ways[seq_id][num_cached:]
+        return super().truncate(seq_id, num_cached)
+
+    def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
+        assert self._shape.can_share
+        assert source not in targets
+        super().copy(source, targets, num_tokens)
+        for target in targets:
+            self._ways[target] = self._ways[source][:num_tokens]
+
+    def move(self, source: int, target: int) -> None:
+        assert self._shape.can_share
+        super().move(source, target)
+        self._ways[target] = list(self._ways[source])
+
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+        self.before_step()
+        trouble = self._troubles.pop() if self._troubles else ""
+        if trouble:
+            for row in rows[: (len(rows) + 1) // 2]:
+                part = row.tokens[: (len(row.tokens) + 1) // 2]
+                self._caches[row.seq_id] += part
+                self._ways[row.seq_id] += [(-1, -1)] * len(part)
+            raise Interrupted if trouble == "stop" else DecodeFailed("scripted trouble")
+        for row in rows:
+            # Only the serial recipe computes other bits in other chunks.
+            way = (row.start, len(row.tokens)) if self._shape.recipe == "serial" else (0, 0)
+            self._ways[row.seq_id] += [way] * len(row.tokens)
+        sampled = super().step(rows, should_stop)
+        wanting = [row.seq_id for row in rows if row.wants_token]
+        return [replace(s, logprob=self._hash(seq_id)) for s, seq_id in zip(sampled, wanting, strict=True)]
+
+    def _hash(self, slot: int) -> float:
+        return float(-(hash((*self._caches[slot], *self._ways[slot])) % 2**50))
+
+
+@dataclass
+class Asked:
+    """A request and what came of it."""
+
+    request: SequenceRequest
+    told: list[tuple[int, float]] = field(default_factory=list)
+    ends: list[Ended] = field(default_factory=list)
+
+    def on_tokens(self, tokens: Tokens) -> None:
+        assert not self.ends
+        self.told += [(entry.token, entry.logprob) for entry in tokens.logprobs]
+
+
+def _request(name: str, prompt: bytes, max_new: int, resumed: Sequence[int], deadline: float | None) -> Asked:
+    asked: Asked
+    params = SamplingParams(logprobs=0)
+    request = SequenceRequest(
+        JobId(name), tuple(prompt), params, 1, max_new, lambda t: asked.on_tokens(t), lambda e: asked.ends.append(e),
+        tuple(resumed), deadline,
+    )  # fmt: skip
+    asked = Asked(request)
+    return asked
+
+
+@cache
+def _alone(prompt: bytes, recipe: Recipe, *, can_share: bool) -> tuple[tuple[int, float], ...]:
+    engine = Engine(Exact(1, recipe, can_share=can_share), clock=lambda: 0)
+    asked = _request("alone", prompt, MAX_NEW, (), None)
+    engine.submit(asked.request)
+    while engine.is_busy:
+        engine.step()
+    assert asked.ends[0].end in (End.STOP, End.LENGTH)
+    return tuple(asked.told)
+
+
+def _check_caches(engine: Engine, backend: Exact) -> None:
+    """What the engine believes of each slot is what its cache holds."""
+    for sequence in engine._live.values():
+        held = backend.cache(sequence.seq_id)
+        if sequence.has_begun:
+            assert held == sequence.tokens[: sequence.num_cached]
+        else:
+            left = engine._leftover[sequence.seq_id]
+            assert held[: len(left)] == left
+    for slot, kept in engine._slots.retained().items():
+        assert backend.cache(slot)[: len(kept.tokens)] == kept.tokens
+    slots = [s.seq_id for s in engine._live.values()] + list(engine._slots.retained())
+    assert sorted(slots) == list(range(backend.shape.n_slots))
+
+
+def _check_ranks(engine: Engine) -> None:
+    """Sequences that run and will for a while have neighbouring ids."""
+    live = list(engine._live.values())
+    if engine._waiting or not all(s.computed_at for s in live):
+        return
+    if len(live) > 1 and all(s.request.max_new - s.num_output >= MIN_LEFT_TO_MOVE for s in live):
+        event("ranks are closed")
+        assert sorted(s.seq_id for s in live) == list(range(len(live)))
+
+
+def _prompt(stem: int, length: int, own: int, *, fails: bool) -> bytes:
+    shared = bytes(97 + random.Random(stem * 1000 + i).randrange(26) for i in range(length))
+    return shared + b"#" * (own % 3) + str(own).encode() + (b"!fail" if fails else b"")
+
+
+def _run(backend: Exact, *prompts: bytes) -> list[Asked]:
+    engine = Engine(backend, clock=lambda: 0)
+    everything = [_request(f"j{number}", prompt, MAX_NEW, (), None) for number, prompt in enumerate(prompts)]
+    for asked in everything:
+        engine.submit(asked.request)
+    for _ in range(1000):
+        if not engine.is_busy:
+            return everything
+        engine.step()
+    raise AssertionError("the engine never came to an end")
+
+
+def test_where_nothing_can_be_shared_nothing_is_copied() -> None:
+    backend = Exact(4, "batched", can_share=False)
+    engine = Engine(backend, clock=lambda: 0)
+    for number in range(3):
+        pair = [_request(f"j{number}{n}", _prompt(number, 40, n, fails=False), 1 + 5 * n, (), None) for n in range(2)]
+        for asked in pair:
+            engine.submit(asked.request)
+            engine.step()
+        while engine.is_busy:
+            engine.step()  # `copy` and `move` of this model refuse
+
+    assert not any(kept.tokens for kept in engine._slots.retained().values())
+
+
+@pytest.mark.parametrize("recipe", ["batched", "serial"])
+def test_one_that_always_fails_holds_up_no_other_where_a_part_cannot_be_forgotten(recipe: Recipe) -> None:
+    """A repair sends each sequence back to its start; from there it must get past where the step failed."""
+    good, bad = _run(Exact(2, recipe, can_share=False), b"a fine one", b"y" * 300 + b"!fail")
+
+    assert (good.ends[0].end, bad.ends[0].end) == (End.STOP, End.FAILED)
+
+
+@pytest.mark.parametrize("can_share", [True, False])
+@pytest.mark.parametrize("failed_step", [1, 2, 3, 5])
+def test_after_a_failed_step_the_serial_recipe_cuts_the_prompt_as_ever(failed_step: int, can_share: bool) -> None:
+    prompt = _prompt(0, 260, 1, fails=False)
+    (asked,) = _run(Exact(1, "serial", can_share=can_share, troubles=[""] * failed_step + ["fail"]), prompt)
+
+    assert tuple(asked.told) == _alone(prompt, "serial", can_share=can_share)
+
+
+_SUBMIT = st.tuples(
+    st.just("submit"),
+    st.tuples(
+        st.integers(0, 1),  # stem
+        st.sampled_from([0, 5, 20, 40, 127, 128, 130, 260, 400]),  # tokens shared with others of that stem
+        st.integers(0, 12),
+        st.sampled_from([False] * 9 + [True]),
+        st.sampled_from([1, 3, MAX_NEW, MAX_NEW]),
+        st.sampled_from([0, 0, 0, 1, 5]),  # output that it resumes after
+        st.sampled_from([None, None, None, 2]),  # deadline
+    ),
+)
+_SCRIPT = st.lists(
+    st.one_of(
+        _SUBMIT,
+        _SUBMIT,
+        st.tuples(st.just("end"), st.tuples(st.integers(0, 20), st.sampled_from([End.CANCELLED, End.LOST]))),
+        st.tuples(st.just("step"), st.integers(1, 6)),
+        st.tuples(st.just("wait"), st.integers(1, 3)),
+    ),
+    min_size=8,
+    max_size=40,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    script=_SCRIPT,
+    n_slots=st.integers(1, 6),
+    recipe=st.sampled_from(["batched", "serial"]),
+    can_share=st.sampled_from([True, True, False]),
+    prefill_budget=st.sampled_from([1, 16, 128]),
+    troubles=st.lists(st.sampled_from([""] * 6 + ["fail", "stop"]), max_size=60),
+)
+def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
+    script: list[tuple[str, tuple[object, ...] | int]],
+    n_slots: int,
+    recipe: Recipe,
+    can_share: bool,
+    prefill_budget: int,
+    troubles: list[str],
+) -> None:
+    now = 0.0
+    backend = Exact(n_slots, recipe, can_share=can_share, troubles=troubles)
+    engine = Engine(backend, clock=lambda: now, prefill_budget=prefill_budget)
+    planned = False  # the engine's next step is its plan, not a repetition one by one
+
+    def before_step() -> None:
+        nonlocal planned
+        if planned and recipe == "batched" and can_share:
+            _check_ranks(engine)
+        planned = False
+
+    backend.before_step = before_step
+    everything: list[Asked] = []
+
+    def step() -> None:
+        nonlocal planned
+        planned = True
+        engine.step()
+        _check_caches(engine, backend)
+
+    try:
+        for action, value in script:
+            match action, value:
+                case "submit", (int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline):
+                    prompt = _prompt(stem, length, own, fails=fails)
+                    output = () if fails else _alone(prompt, recipe, can_share=can_share)
+                    resumed = [token for token, _ in output[: min(done, max_new)]]
+                    until = None if deadline is None else now + 2
+                    everything.append(_request(f"j{len(everything)}", prompt, max_new, resumed, until))
+                    engine.submit(everything[-1].request)
+                case "end", (int(number), End() as end):
+                    engine.cancel(JobId(f"j{number}"), end)
+                case "step", int(number):
+                    for _ in range(number):
+                        step()
+                case "wait", int(number):
+                    now += number
+        for _ in range(20_000):
+            if not engine.is_busy:
+                break
+            step()
+    except EngineBroken:
+        return  # too many that fail in a row: the process ends here
+    assert not engine.is_busy, "the engine never came to an end"
+
+    for asked in everything:
+        assert len(asked.ends) == 1
+        end = asked.ends[0].end
+        if b"!fail" in bytes(asked.request.prompt):
+            assert end in (End.FAILED, End.CANCELLED, End.LOST, End.EXPIRED)
+            continue
+        done = len(asked.request.resumed)
+        whole = _alone(bytes(asked.request.prompt), recipe, can_share=can_share)[: asked.request.max_new]
+        assert asked.told == list(whole[done : done + len(asked.told)])
+        if end in (End.STOP, End.LENGTH):
+            assert done + len(asked.told) == len(whole)
+        if end is End.FAILED:
+            assert "fail" in troubles
