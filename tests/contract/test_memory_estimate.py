@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 
 from packtrain.broker.ids import ModelId
@@ -19,8 +20,10 @@ from packtrain.broker.settings import Settings
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.catalog_config import FILE_NAME
+from packtrain.workers.gguf import read_header
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.load_options import LoadOptions, max_outputs
+from packtrain.workers.memory import estimate_memory
 from packtrain.workers.memory_book import LoadKey, MemoryBook, Readings
 from packtrain.workers.memory_probe import MemoryQuestion
 from packtrain.workers.memory_prober import MemoryProber
@@ -30,6 +33,7 @@ from tests.support.fleets import eventually
 from tests.support.gguf_files import write_gguf
 from tests.support.memory_measure import measure, taken
 from tests.support.sized_models import SHAPES, SizedModel
+from tests.support.tiny_bert import write_tiny_bert
 from tests.support.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.contract
@@ -89,6 +93,23 @@ def test_cache_type_changes_the_cache(tmp_path: Path) -> None:
     assert small is not None
     assert small.host("cache") * 32 == plain.host("cache") // 2 * 34
     assert small.host("weights") == plain.host("weights")
+
+
+def test_a_model_that_only_embeds_is_laid_out_as_it_is_loaded(tmp_path: Path) -> None:
+    """One cache for all slots or none, and the rows that its texts need: the formula and llama.cpp agree."""
+    bert = write_tiny_bert(tmp_path / "bert.gguf")
+    last = write_tiny_model(tmp_path / "last.gguf", pooling=gguf.PoolingType.LAST)
+    paths = (bert, last)
+
+    found = answers(*(MemoryQuestion(path=str(path), n_ctx=512, n_slots=6) for path in paths))
+
+    for path, memory in zip(paths, found, strict=True):
+        assert memory is not None
+        formula = estimate_memory(read_header(path), LoadOptions(), n_ctx=512, n_slots=6)
+        assert memory.source == "llama.cpp"
+        assert memory.host("cache") == formula.host("cache")
+        assert memory.logits_bytes == formula.logits_bytes
+        assert memory.host("compute") <= formula.host("compute")  # the formula is from above
 
 
 @pytest.mark.parametrize(("layers", "tensors"), [(True, 6), (1, 3), (False, 0)])

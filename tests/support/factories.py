@@ -20,8 +20,8 @@ COMPUTER = Computer(Build("scripted", "", ""), "0" * 64, "fast", "fast")
 
 
 def spec(text: str = "hello", *, model: str = MODEL, **fields: Any) -> JobSpec:
-    """A completion job."""
-    return JobSpec(kind="complete", model=model, prompt=text, **fields)
+    """A completion job, or one of another `kind` that takes a text."""
+    return JobSpec(**{"kind": "complete", "model": model, "prompt": text, **fields})
 
 
 def model_info(model: str = MODEL, **fields: Any) -> ModelInfo:

@@ -20,11 +20,21 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% end
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # llama.cpp's token types
 
 
-def write_tiny_model(path: Path, *, seed: int = 0, template: str = TEMPLATE, special: tuple[str, ...] = ()) -> Path:
+def write_tiny_model(
+    path: Path,
+    *,
+    seed: int = 0,
+    template: str = TEMPLATE,
+    special: tuple[str, ...] = (),
+    pooling: gguf.PoolingType | None = None,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> Path:
     """The model at `path`; the same seed gives the same weights. An empty template is left out.
 
     Args:
         special: Further control tokens, from id 261 on.
+        pooling: Makes it a model for embedding.
+        kind: Type of its matrices.
     """
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>", *special]
     kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL, *[_CONTROL] * len(special)]
@@ -50,9 +60,11 @@ def write_tiny_model(path: Path, *, seed: int = 0, template: str = TEMPLATE, spe
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     if template:
         writer.add_chat_template(template)
-    _add_weights(writer, len(tokens), np.random.default_rng(seed))
+    _add_weights(writer, len(tokens), np.random.default_rng(seed), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -60,9 +72,12 @@ def write_tiny_model(path: Path, *, seed: int = 0, template: str = TEMPLATE, spe
     return path
 
 
-def _add_weights(writer: gguf.GGUFWriter, n_vocab: int, rng: np.random.Generator) -> None:
+def _add_weights(
+    writer: gguf.GGUFWriter, n_vocab: int, rng: np.random.Generator, kind: gguf.GGMLQuantizationType
+) -> None:
     def add(name: str, *shape: int, scale: float = 0.12) -> None:
-        writer.add_tensor(name, (rng.standard_normal(shape) * scale).astype(np.float32))
+        weights = (rng.standard_normal(shape) * scale).astype(np.float32)
+        writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
 
     def add_ones(name: str) -> None:
         writer.add_tensor(name, np.ones(N_EMBD, np.float32))

@@ -69,6 +69,25 @@ def test_header_tells_the_shape_of_the_model(tmp_path: Path) -> None:
     assert (header.split_no, header.split_count) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes", "embeds_only", "has_cache"),
+    [
+        ("llama", {}, False, True),
+        ("bert", {}, True, False),
+        ("bert", {"bert__pooling_type": 4}, True, False),  # a reranker answers nothing either
+        ("qwen3", {"qwen3__pooling_type": 3}, True, True),
+        ("qwen3", {"qwen3__pooling_type": 0}, False, True),
+        ("qwen3", {"qwen3__pooling_type": 4}, False, True),
+    ],
+)
+def test_header_tells_what_only_embeds(
+    tmp_path: Path, architecture: str, changes: dict[str, Value], embeds_only: bool, has_cache: bool
+) -> None:
+    header = header_of(tmp_path, gguf_bytes(metadata(architecture, **changes)))
+
+    assert (header.embeds_only, header.has_cache) == (embeds_only, has_cache)
+
+
 def test_tensor_sums_count_blocks_and_not_padding(tmp_path: Path) -> None:
     tensors = [Tensor("a", (64, 8), "Q8_0"), Tensor("b", (3,)), Tensor("c", (256, 2), "Q4_K")]
 

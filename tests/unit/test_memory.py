@@ -187,3 +187,23 @@ def test_default_slots_are_the_most_whose_cache_fits_in_a_quarter(granted: int, 
 @pytest.mark.parametrize(("weights", "slots"), [(4800, 16), (4801, 8), (6001, 2), (6201, 1), (9000, 1)])
 def test_default_slots_leave_room_for_the_weights(weights: int, slots: int) -> None:
     assert default_slots(6400, 100, lambda n_slots: weights + n_slots * 100) == slots
+
+
+def test_a_model_without_a_cache_has_scratch_space_for_one_whole_text() -> None:
+    bert = replace(SMOLLM2, architecture="bert", n_ctx_train=2048)
+
+    memory = estimate_memory(bert, LoadOptions(), n_ctx=4096, n_slots=16)
+
+    assert estimate_kv_bytes_per_token(bert) == 0
+    assert (memory.host("weights"), memory.host("cache")) == (bert.tensor_bytes, 0)
+    assert memory.host("compute") == 4 * 2048 * (3 * 1536 + 4 * 576) + 2 * 2048 * 2048
+    assert memory.logits_bytes == 4 * 2048 * 49_152
+    assert memory.work_bytes == 2048 * 1536 // 32 * 34
+
+
+def test_a_model_that_only_embeds_has_one_cache_for_all_its_texts() -> None:
+    memory = estimate_memory(with_hints(pooling_type=3), LoadOptions(), n_ctx=4096, n_slots=16)
+
+    assert memory.host("cache") == 4096 * 23_040
+    assert memory.host("compute") == 4 * 256 * (49_152 + 2 * 576)
+    assert memory.logits_bytes == 4 * 256 * 49_152

@@ -91,8 +91,9 @@ def test_a_plain_chat_is_accepted_with_defaults() -> None:
         (chat(model="x" * 81), "model"),
         (chat(user="a b"), "user"),
         (chat(lane="fast"), "lane"),
-        (chat(kind="embed"), "kind"),
+        (chat(kind="sing"), "kind"),
         (chat(v=2), "v"),
+        (complete(kind="embed", dimensions=0), "dimensions"),
         (chat(expires_in_ms=0), "expires_in_ms"),
         (chat(messages="hello"), "messages"),
         (chat(messages=[{"role": "robot", "content": "x"}]), "messages.0.role"),
@@ -133,11 +134,31 @@ def test_a_wrong_field_is_refused_by_its_name(fields: dict[str, Any], field: str
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("fields", [chat(dimensions=3), complete(dimensions=3)])
+def test_only_a_vector_has_dimensions(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match="of kind 'embed'"):
+        parse_spec(fields)
+
+
+def test_a_text_to_embed_must_not_be_empty() -> None:
+    assert parse_spec(complete(kind="embed")).prompt == "hello"
+    with pytest.raises(PromptEmpty):
+        parse_spec(complete("", kind="embed"))
+
+
+def test_a_text_to_embed_has_no_prefix_to_reuse() -> None:
+    long = "x" * 2000
+
+    assert prefix_hashes(parse_spec(complete(long)))
+    assert prefix_hashes(parse_spec(complete(long, kind="embed"))) == ()
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         chat(prompt="and a prompt"),
         complete(messages=[{"role": "user", "content": "x"}]),
+        complete(kind="embed", messages=[{"role": "user", "content": "x"}]),
     ],
 )
 def test_messages_and_prompt_do_not_mix(fields: dict[str, Any]) -> None:
@@ -155,6 +176,7 @@ def test_messages_and_prompt_do_not_mix(fields: dict[str, Any]) -> None:
         (chat(tools=[tool()], tool_choice={"type": "function", "function": {"name": "other"}}), "none of the tools"),
         (chat(tools=[tool()], tool_choice="required", params={"ignore_eos": True}), "use only one"),
         (chat(suffix="x"), "no gap to fill"),
+        (complete(kind="embed", suffix="x"), "no gap to fill"),
         (chat(kind="count", prompt="x"), "not both"),
     ],
 )

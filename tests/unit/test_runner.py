@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from packtrain.broker import vectors
 from packtrain.broker.chat import join_calls
 from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
@@ -18,7 +21,7 @@ from packtrain.broker.messages import JobSpec, JobStatus
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
-from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.backends.scripted import N_DIMS, ScriptedBackend
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
@@ -26,6 +29,7 @@ from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.engine.text import TextStream
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
+from packtrain.workers.receipts import tokens_sha256
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner, seed_of
 from tests.support.clock import FakeClock
@@ -68,8 +72,8 @@ class Store(MemoryJobs):
 class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
-    def __init__(self, n_ctx: int, *, can_share: bool) -> None:
-        super().__init__(n_slots=2, n_ctx=n_ctx)
+    def __init__(self, n_ctx: int, *, can_share: bool, embeds_only: bool) -> None:
+        super().__init__(n_slots=2, n_ctx=n_ctx, embeds_only=embeds_only)
         self._shape = replace(self._shape, can_share=can_share)
         self.gate = threading.Event()
         self.gate.set()
@@ -85,10 +89,10 @@ class Gated(ScriptedBackend):
 class Instance:
     """All parts of an instance but Celery and its process."""
 
-    def __init__(self, n_ctx: int = 64, *, can_share: bool = True) -> None:
+    def __init__(self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
-        self.backend = Gated(n_ctx, can_share=can_share)
+        self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only)
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(
             self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
@@ -331,6 +335,84 @@ def test_an_engine_that_stands_still_is_not_vouched_for(instance: Instance) -> N
     instance.renewer.renew_once()
 
     assert [reaped.job_id for reaped in instance.store.reap()] == ["job"]
+
+
+def test_a_text_is_embedded_and_its_receipt_is_of_the_bytes_of_its_vector(instance: Instance) -> None:
+    instance.submit("hello", kind="embed")
+    shown = instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert shown is not None
+    assert (shown["end"], shown["tokens"]) == ("stop", 0)
+    assert outcome is not None
+    assert outcome.receipt is not None
+    assert (outcome.state, outcome.text, outcome.finish_reason) == (JobState.SUCCEEDED, "", None)
+    assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (5, 0)
+    assert len(vectors.from_wire(outcome.embedding)) == N_DIMS
+    assert outcome.receipt.output_sha256 == hashlib.sha256(base64.b64decode(outcome.embedding)).hexdigest()
+    assert outcome.receipt.prompt_sha256 == tokens_sha256(list(b"hello"))
+
+
+def test_a_text_may_fill_the_whole_context_but_no_more(instance: Instance) -> None:
+    instance.submit("x" * 64, kind="embed")
+    instance.runner.answer(ROUTE)
+    assert instance.status().state is JobState.SUCCEEDED
+
+    instance.store.submit(JobId("more"), spec("x" * 65, kind="embed"), max_waiting=10)
+    instance.runner.answer(ROUTE)
+    more = instance.store.status(JobId("more"))
+    assert more is not None
+    assert more.outcome is not None
+    assert more.outcome.error is not None
+    assert more.outcome.error["code"] == "prompt_too_long"
+    assert "65 tokens, 'tiny' embeds 64 at once; split it" in more.outcome.error["message"]
+
+
+def test_more_dimensions_than_there_are_is_refused(instance: Instance) -> None:
+    instance.submit(kind="embed", dimensions=N_DIMS + 1)
+    instance.runner.answer(ROUTE)
+
+    assert instance.error() == "invalid_parameter"
+
+
+def test_a_text_of_no_tokens_is_not_embedded(instance: Instance) -> None:
+    instance.submit("  ", kind="embed")
+    instance.runner.answer(ROUTE)
+
+    assert instance.error() == "prompt_empty"
+
+
+def test_a_text_whose_instance_was_lost_is_embedded_again(instance: Instance) -> None:
+    instance.submit(kind="embed")
+    first = instance.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert first is not None
+    instance.store.release(first.job_id, first.epoch)
+    instance.runner.answer(ROUTE)
+
+    assert (instance.status().state, instance.status().epoch) == (JobState.SUCCEEDED, 2)
+
+
+def test_a_model_for_embedding_refuses_to_answer_and_says_what_to_do() -> None:
+    instance = Instance(embeds_only=True)
+    instance.submit()
+    instance.runner.answer(ROUTE)
+
+    assert instance.error() == "invalid_request"
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert "'tiny' only makes vectors of texts (`embed`); ask another model" in str(outcome.error)
+    instance.close()
+
+
+def test_a_model_for_embedding_counts_tokens() -> None:
+    instance = Instance(embeds_only=True)
+    instance.submit(kind="count")
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert (outcome.state, outcome.usage.prompt_tokens) == (JobState.SUCCEEDED, 5)
+    instance.close()
 
 
 def test_a_job_whose_model_was_exchanged_under_it_fails_with_the_reason(instance: Instance) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
+from packtrain.broker import vectors
 from packtrain.broker.chat import FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidRequest
 from packtrain.broker.messages import Logprob, Outcome, TokenLogprob, Usage
@@ -49,6 +52,24 @@ def test_a_fast_answer_is_compared_by_its_text() -> None:
 
     assert found is not None
     assert (found.index, found.old.text, found.new.text) == (2, "cat", "dog")
+
+
+def test_vectors_part_at_the_first_dimension_that_differs() -> None:
+    old, new = (
+        Outcome(state=JobState.SUCCEEDED, embedding=vectors.to_wire(array("f", numbers).tobytes()))
+        for numbers in ([0.5, 0.25], [0.5, 0.125])
+    )
+
+    assert first_difference(old, old, is_deterministic=True) is None
+    for flag in (True, False):
+        found = first_difference(old, new, is_deterministic=flag)
+        assert found == Difference(1, Candidate(None, "0.25"), Candidate(None, "0.125"))
+
+
+def test_a_text_embedded_again_asks_for_no_logprobs() -> None:
+    again = request_again("j", spec(kind="embed", deterministic=True), answer(), model="tiny", on=None)
+
+    assert (again.kind, again.params.logprobs) == ("embed", None)
 
 
 def test_fast_answers_are_compared_in_all_their_parts() -> None:

@@ -85,11 +85,14 @@ class JobSpec(_Input):
     """What a client asks for."""
 
     v: Literal[1] = 1
-    kind: Literal["chat", "complete", "count"] = Field("chat", description="`count`: only count the prompt's tokens")
+    kind: Literal["chat", "complete", "embed", "count"] = Field(
+        "chat", description="`embed`: make a vector of the prompt; `count`: only count its tokens"
+    )
     model: SafeId
     messages: tuple[Message, ...] = Field((), max_length=4096, description="for kind `chat`")
-    prompt: Text = Field("", description="for kind `complete`: continued as it is, no template")
+    prompt: Text = Field("", description="for kind `complete`: continued as it is, no template; for `embed`: its text")
     suffix: Text = Field("", description="for kind `complete`: what stands behind the gap that is to be filled")
+    dimensions: int | None = Field(None, ge=1, le=65_536, description="for kind `embed`: keep the first so many")
     tools: tuple[Tool, ...] = Field((), max_length=128, description="functions the model may call")
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = Field(True, description="false: at most one call in an answer")
@@ -121,12 +124,16 @@ class JobSpec(_Input):
             raise ValueError(f"the prompt has {size} characters, at most {MAX_PROMPT_CHARS} are allowed")
         if self.kind == "chat" and self.prompt:
             raise ValueError("kind 'chat' takes `messages`, kind 'complete' takes `prompt`; do not mix them")
-        if self.kind == "complete" and self.messages:
-            raise ValueError("kind 'complete' takes `prompt`, kind 'chat' takes `messages`; do not mix them")
+        if self.kind in ("complete", "embed") and self.messages:
+            raise ValueError(f"kind {self.kind!r} takes `prompt`, kind 'chat' takes `messages`; do not mix them")
         if self.prompt and self.messages:
             raise ValueError("kind 'count' takes `messages` or `prompt`, not both")
         if self.suffix and self.messages:
             raise ValueError("`suffix` belongs to a `prompt`; a chat has no gap to fill")
+        if self.suffix and self.kind == "embed":
+            raise ValueError("kind 'embed' takes `prompt` alone; a vector has no gap to fill")
+        if self.kind != "embed" and self.dimensions is not None:
+            raise ValueError(f"kind {self.kind!r} has no `dimensions`, they are of kind 'embed'; leave them out")
         return self
 
     @model_validator(mode="after")
@@ -223,7 +230,10 @@ class TokenLogprob(Logprob):
 
 
 class Receipt(_Report):
-    """What exactly computed an answer. Hashes are SHA-256, of token ids as 32-bit little-endian integers."""
+    """What exactly computed an answer. Hashes are SHA-256, of token ids as 32-bit little-endian integers.
+
+    The output of an `embed` job is its vector, as 32-bit little-endian floats.
+    """
 
     model_sha256: str
     numerics: Numerics
@@ -254,6 +264,7 @@ class Outcome(_Report):
     logprobs: tuple[TokenLogprob, ...] = Field(
         (), description="of each output token, where the job asked for them; after a resume only of those since"
     )
+    embedding: str = Field("", description="of an `embed` job: base64 of 32-bit little-endian floats, length 1")
     receipt: Receipt | None = None
     batch_peak: int = Field(0, description="most sequences that shared one step with this job")
     node: str = ""
@@ -353,6 +364,7 @@ class ModelInfo(_Report):
     n_layer: int = 0
     n_head_kv: int = 0
     has_chat_template: bool = False
+    embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
     required_bytes: int = Field(0, description="of the machine's own memory, in all: measured, else estimated")

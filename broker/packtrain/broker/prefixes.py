@@ -16,8 +16,8 @@ SHORTEST = 256
 
 
 def prefix_hashes(spec: JobSpec) -> tuple[str, ...]:
-    """Hashes of the beginnings of the prompt, shortest first; () for a short one, and for one that is only counted."""
-    if spec.kind == "count":
+    """Hashes of the beginnings of the prompt, shortest first; () for a short one, and where nothing is kept."""
+    if spec.kind in ("count", "embed"):
         return ()
     tools = [tool.model_dump_json() for tool in spec.tools]  # templates put them before the turns
     turns = "\0".join((*tools, *(f"{m.role}\0{m.content}" for m in spec.messages)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 
 from packtrain.broker.errors import (
     BrokerUnavailable,
@@ -24,9 +25,9 @@ from packtrain.broker.messages import JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
 from packtrain.client.client import BLOCK_S
-from packtrain.client.reading import RETRY_S, Cursors, Patience, Window
+from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Window
 from packtrain.client.redis_transport import AsyncRedisTransport
-from packtrain.client.request import Prompt, build_spec, job_id_of
+from packtrain.client.request import Prompt, build_embed_spec, build_spec, job_id_of
 from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
 from packtrain.client.transport import AsyncTransport
 
@@ -189,20 +190,77 @@ class AsyncPacktrain:
     ) -> AsyncIterator[Result]:
         """As `Packtrain.map`."""
         window = Window(in_flight, raises=on_error == "raise", options=options)
-        rest = iter(prompts)
+        submits = (partial(self.submit, model, prompt, stream=False, **options) for prompt in prompts)
+        async for result in self._run_in_order(submits, window):
+            yield result
+
+    async def submit_embedding(
+        self,
+        model: str,
+        text: str,
+        *,
+        dimensions: int | None = None,
+        idempotency_key: str | None = None,
+        expires_in: float | None = None,
+        **options: Any,
+    ) -> AsyncJob:
+        """As `Packtrain.submit_embedding`."""
+        spec = build_embed_spec(model, text, dimensions=dimensions, expires_in=expires_in, options=options)
+        submitted = await self._transport.submit(job_id_of(spec, idempotency_key), spec)
+        return AsyncJob(self._transport, submitted.job_id)
+
+    @overload
+    async def embed(
+        self, model: str, texts: str, *, dimensions: int | None = None, timeout: float | None = None, **options: Any
+    ) -> list[float]: ...
+
+    @overload
+    async def embed(
+        self,
+        model: str,
+        texts: Iterable[str],
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> list[list[float]]: ...
+
+    async def embed(
+        self,
+        model: str,
+        texts: str | Iterable[str],
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> list[float] | list[list[float]]:
+        """As `Packtrain.embed`."""
+        window = Window(EMBED_IN_FLIGHT, raises=True, options=options)
+        each = iter([texts] if isinstance(texts, str) else texts)
+        submits = (partial(self.submit_embedding, model, text, dimensions=dimensions, **options) for text in each)
+        vectors = [list(r.embedding or ()) async for r in self._run_in_order(submits, window, timeout)]
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    async def _run_in_order(
+        self, submits: Iterator[Callable[[], Awaitable[AsyncJob]]], window: Window, timeout: float | None = None
+    ) -> AsyncIterator[Result]:
+        """Results in the order of `submits`, each called once the window has room for its job."""
+        begin = time.monotonic()
+        deadline = None if timeout is None else begin + timeout
         try:
             while True:
-                for prompt in islice(rest, window.room):
+                for submit in islice(submits, window.room):
                     try:
-                        window.add((await self.submit(model, prompt, stream=False, **options)).id)
+                        window.add((await submit()).id)
                     except InvalidRequest as error:
                         window.refuse(error)
                 if window.is_empty:
                     return
                 while not window.is_next_ready:
-                    async for event in read_events(self._transport, window.cursors, None, until_end=True):
+                    async for event in read_events(self._transport, window.cursors, deadline, until_end=True):
                         if event.end:
                             window.ended(event.job_id, await self._transport.status(event.job_id))
+                    window.check_time(timeout, time.monotonic() - begin)
                 yield window.take()
         finally:
             for job_id in window.cursors.after:

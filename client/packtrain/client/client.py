@@ -11,11 +11,12 @@ Sampling options are keyword arguments with the names of `SamplingParams`.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 
 from packtrain.broker.errors import (
     BrokerUnavailable,
@@ -31,12 +32,12 @@ from packtrain.broker.jobs import Event, routes_of
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
-from packtrain.client.reading import RETRY_S, Cursors, Patience, Window
+from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Window
 from packtrain.client.redis_transport import RedisTransport
-from packtrain.client.request import Prompt, build_spec, choice_seeds, job_id_of
+from packtrain.client.request import Prompt, build_embed_spec, build_spec, choice_seeds, job_id_of
 from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
 from packtrain.client.transport import Transport
-from packtrain.client.verify import Verification, first_difference, request_again
+from packtrain.client.verify import Verification, first_difference, request_again, unit_of
 
 BLOCK_S = 2.0
 
@@ -262,20 +263,90 @@ class Packtrain:
         Leaving the iteration early cancels what is in flight.
         """
         window = Window(in_flight, raises=on_error == "raise", options=options)
-        rest = iter(prompts)
+        submits = (partial(self.submit, model, prompt, stream=False, **options) for prompt in prompts)
+        yield from self._run_in_order(submits, window)
+
+    def submit_embedding(
+        self,
+        model: str,
+        text: str,
+        *,
+        dimensions: int | None = None,
+        idempotency_key: str | None = None,
+        expires_in: float | None = None,
+        **options: Any,
+    ) -> Job:
+        """Hand in one text to embed and return at once. The vector is `Job.result().embedding`.
+
+        Args:
+            dimensions: Keep only the first so many, stretched to length 1 again, for models trained for that.
+            options: `lane`, `user`, `deterministic`.
+
+        Other arguments and errors as of `submit`.
+        """
+        spec = build_embed_spec(model, text, dimensions=dimensions, expires_in=expires_in, options=options)
+        return Job(self._transport, self._transport.submit(job_id_of(spec, idempotency_key), spec).job_id)
+
+    @overload
+    def embed(
+        self, model: str, texts: str, *, dimensions: int | None = None, timeout: float | None = None, **options: Any
+    ) -> list[float]: ...
+
+    @overload
+    def embed(
+        self,
+        model: str,
+        texts: Iterable[str],
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> list[list[float]]: ...
+
+    def embed(
+        self,
+        model: str,
+        texts: str | Iterable[str],
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> list[float] | list[list[float]]:
+        """Vectors of texts, in their order, each of length 1; of a single text its vector alone.
+
+        Each text is a job of its own; a model embeds those that wait in batches.
+
+        Args:
+            timeout: Seconds for all of them; what is in flight is cancelled then. None waits as long as it takes.
+
+        Other arguments as of `submit_embedding`, errors as of it and of `Job.result`.
+        """
+        window = Window(EMBED_IN_FLIGHT, raises=True, options=options)
+        each = iter([texts] if isinstance(texts, str) else texts)
+        submits = (partial(self.submit_embedding, model, text, dimensions=dimensions, **options) for text in each)
+        vectors = [list(r.embedding or ()) for r in self._run_in_order(submits, window, timeout)]
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def _run_in_order(
+        self, submits: Iterator[Callable[[], Job]], window: Window, timeout: float | None = None
+    ) -> Iterator[Result]:
+        """Results in the order of `submits`, each called once the window has room for its job."""
+        begin = time.monotonic()
+        deadline = None if timeout is None else begin + timeout
         try:
             while True:
-                for prompt in islice(rest, window.room):
+                for submit in islice(submits, window.room):
                     try:
-                        window.add(self.submit(model, prompt, stream=False, **options).id)
+                        window.add(submit().id)
                     except InvalidRequest as error:
                         window.refuse(error)
                 if window.is_empty:
                     return
                 while not window.is_next_ready:
-                    for event in read_events(self._transport, window.cursors, None, until_end=True):
+                    for event in read_events(self._transport, window.cursors, deadline, until_end=True):
                         if event.end:
                             window.ended(event.job_id, self._transport.status(event.job_id))
+                    window.check_time(timeout, time.monotonic() - begin)
                 yield window.take()
         finally:
             for job_id in window.cursors.after:
@@ -307,8 +378,9 @@ class Packtrain:
         assert old is not None
         assert new is not None
         difference = first_difference(old, new, is_deterministic=spec.deterministic)
+        unit = unit_of(spec)
         return Verification(
-            job_id, again.id, spec.deterministic, old.receipt, new.receipt, new.node, new.instance, difference
+            job_id, again.id, spec.deterministic, old.receipt, new.receipt, new.node, new.instance, difference, unit
         )
 
     def jobs(self, limit: int = 20) -> list[JobStatus]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, InvalidRequest, UnknownJob
+from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, InvalidRequest, ResultTimeout, UnknownJob
 from packtrain.broker.ids import JobId, new_job_id
 from packtrain.broker.jobs import Event
 from packtrain.broker.messages import JobStatus
@@ -18,6 +18,8 @@ from packtrain.client.result import Result, result_of
 #: How long a reader waits for a broker that went away, seconds. A restart takes 2, a reboot of its host a minute.
 PATIENCE_S = 120.0
 RETRY_S = 0.5
+#: Texts that `embed` has submitted and not yet got back: four full batches of an instance of 16 slots.
+EMBED_IN_FLIGHT = 64
 
 
 class Cursors:
@@ -94,6 +96,15 @@ class Window:
         if status is None or status.outcome is None:
             raise UnknownJob(job_id=job_id)
         self._results[job_id] = result_of(job_id, status.outcome, raise_error=False)
+
+    def check_time(self, timeout_s: float | None, waited_s: float) -> None:
+        """How long all results together may be waited for, and have been; None: as long as it takes.
+
+        Raises:
+            ResultTimeout: Too long, and the next one is not there.
+        """
+        if timeout_s is not None and waited_s >= timeout_s and not self.is_next_ready:
+            raise ResultTimeout(job_id=self._order[0], timeout_s=timeout_s, state="unfinished")
 
     def take(self) -> Result:
         """The next result in order, or its error."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from packtrain.broker.chat import Message
@@ -19,11 +19,12 @@ Prompt = str | Sequence[Mapping[str, Any] | Message]
 
 #: Answers to one prompt at once.
 MAX_CHOICES = 128
+#: Options of every job.
+_ANY_KIND_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
 #: Options that are no sampling parameters.
-_SPEC_FIELDS = frozenset(
-    {"lane", "user", "deterministic", "meant_for", "suffix", "tools", "tool_choice", "parallel_tool_calls"}
-    | {"reasoning", "template_args"}
-)
+_SPEC_FIELDS = _ANY_KIND_FIELDS | {
+    *("suffix", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args")
+}
 #: Short for `response_format`.
 _FORMS = frozenset({"schema", "json", "grammar"})
 
@@ -62,15 +63,8 @@ def build_spec(
         raise InvalidParameter("raw takes a text as prompt, not messages; join them yourself or leave raw out")
     else:
         fields["messages"] = _turns(prompt)
-    if expires_in is not None:
-        if not math.isfinite(expires_in):
-            raise InvalidParameter(f"expires_in is {expires_in}; give seconds, or leave it out", field="expires_in")
-        fields["expires_in_ms"] = int(expires_in * 1000)
-    known = _SPEC_FIELDS | _FORMS | SamplingParams.model_fields.keys()
-    if unknown := sorted(set(options) - known):
-        raise InvalidParameter(
-            f"there is no option {unknown[0]!r}; options are {', '.join(sorted(known))}", field=unknown[0]
-        )
+    fields |= _expiry(expires_in)
+    _check_known(options, _SPEC_FIELDS | _FORMS | SamplingParams.model_fields.keys())
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
     fields["params"] = {name: options[name] for name in SamplingParams.model_fields.keys() & options.keys()}
     if forms := _forms(options):
@@ -78,6 +72,41 @@ def build_spec(
     if is_count:
         fields["kind"] = "count"
     return parse_spec(fields)
+
+
+def build_embed_spec(
+    model: str, text: str, *, dimensions: int | None, expires_in: float | None, options: Mapping[str, Any]
+) -> JobSpec:
+    """A checked request for the vector of one text.
+
+    Args:
+        dimensions: Keep only the first so many, stretched to length 1 again; None: all.
+        expires_in: As of `build_spec`.
+        options: `lane`, `user`, `deterministic`, `meant_for`.
+
+    Raises:
+        InvalidParameter, PromptEmpty
+    """
+    if not isinstance(text, str):
+        raise InvalidParameter(f"a text to embed is a str, not {type(text).__name__}; convert it", field="prompt")
+    _check_known(options, _ANY_KIND_FIELDS)
+    fields = {"kind": "embed", "model": model, "prompt": text, "stream": False, "dimensions": dimensions}
+    return parse_spec(fields | _expiry(expires_in) | dict(options))
+
+
+def _check_known(options: Mapping[str, Any], known: Set[str]) -> None:
+    if unknown := sorted(set(options) - known):
+        raise InvalidParameter(
+            f"there is no option {unknown[0]!r}; options are {', '.join(sorted(known))}", field=unknown[0]
+        )
+
+
+def _expiry(expires_in: float | None) -> dict[str, int]:
+    if expires_in is None:
+        return {}
+    if not math.isfinite(expires_in):
+        raise InvalidParameter(f"expires_in is {expires_in}; give seconds, or leave it out", field="expires_in")
+    return {"expires_in_ms": int(expires_in * 1000)}
 
 
 def _forms(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from packtrain.broker import vectors
 from packtrain.broker.chat import CallDelta, ToolCall
 from packtrain.broker.errors import JobFailed, PacktrainError
 from packtrain.broker.messages import Outcome, Receipt, Timings, TokenLogprob, Usage
@@ -26,6 +27,7 @@ class Result:
     instance: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()  # of each output token, with `logprobs=` in the request
     receipt: Receipt | None = None  # what exactly computed it
+    embedding: tuple[float, ...] | None = None  # of an `embed` job: a vector of length 1
     error: PacktrainError | None = None  # only from `map(..., on_error="return")`
     reasoning: str = ""  # what the model thought before it answered, where its family marks it
     tool_calls: tuple[ToolCall, ...] = ()  # what it asks for; they can stand in the next request as they are
@@ -76,6 +78,7 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         outcome.instance,
         outcome.logprobs,
         outcome.receipt,
+        vectors.from_wire(outcome.embedding) if outcome.embedding else None,
         error,
         outcome.reasoning,
         outcome.tool_calls,

@@ -1,4 +1,4 @@
-"""Verify: run a job again from its record and compare, token by token.
+"""Verify: run a job again from its record and compare, token by token; vectors number by number.
 
 The new run takes the old one's request, seed and numerics, on any instance or on one that is named. For a deterministic
 job both must be equal in every token when both numerics classes are equal; in different classes they may differ, and
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from packtrain.broker import vectors
 from packtrain.broker.errors import InvalidRequest
 from packtrain.broker.messages import JobSpec, Outcome, Receipt
 from packtrain.broker.states import JobState
@@ -29,7 +31,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where two answers part: `index` counts tokens of a deterministic job, characters of a fast one."""
+    """Where two answers part: `index` counts what `Verification.unit` says."""
 
     index: int
     old: Candidate
@@ -48,6 +50,7 @@ class Verification:
     node: str  # where it ran again
     instance: str
     difference: Difference | None
+    unit: Literal["token", "character", "dimension"] = "token"  # that the difference counts
 
     @property
     def is_equal(self) -> bool:
@@ -73,7 +76,8 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
         raise InvalidRequest(f"job {job_id} has not ended or its record is gone; only an answer can be verified")
     if outcome.state is not JobState.SUCCEEDED:
         raise InvalidRequest(f"job {job_id} ended as {outcome.state}; only a whole answer can be verified")
-    update: dict[str, object] = {"seed": outcome.seed, "logprobs": NUM_TOP if spec.deterministic else None}
+    ranks = spec.deterministic and spec.kind != "embed"
+    update: dict[str, object] = {"seed": outcome.seed, "logprobs": NUM_TOP if ranks else None}
     if outcome.finish_reason == "length":  # it may have filled its slot, and the next one may be larger
         update["max_tokens"] = outcome.usage.completion_tokens
     params = spec.params.model_copy(update=update)
@@ -82,14 +86,25 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
     )
 
 
+def unit_of(spec: JobSpec) -> Literal["token", "character", "dimension"]:
+    """What the index of a difference counts."""
+    if spec.kind == "embed":
+        return "dimension"
+    return "token" if spec.deterministic else "character"
+
+
 def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> Difference | None:
     """Where the answers part; None when they are equal."""
+    if old.embedding or new.embedding:
+        before, after = vectors.from_wire(old.embedding), vectors.from_wire(new.embedding)
+        index = _parting(before, after)
+        return None if index is None else Difference(index, _number_at(before, index), _number_at(after, index))
     if not is_deterministic:
-        before, now = _said(old), _said(new)
-        index = _parting(before, now)
+        said, now = _said(old), _said(new)
+        index = _parting(said, now)
         if index is None:
             return None
-        return Difference(index, _text_at(before, index), _text_at(now, index))
+        return Difference(index, _text_at(said, index), _text_at(now, index))
     index = _parting(old.tokens, new.tokens)
     if index is None:
         return None
@@ -124,3 +139,7 @@ def _at(tokens: Sequence[int], index: int) -> int | None:
 
 def _text_at(text: str, index: int) -> Candidate:
     return Candidate(None, text[index : index + 24])
+
+
+def _number_at(vector: Sequence[float], index: int) -> Candidate:
+    return Candidate(None, repr(vector[index]) if index < len(vector) else "")

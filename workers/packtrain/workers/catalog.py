@@ -192,6 +192,7 @@ class _Building:
             n_layer=header.n_layer,
             n_head_kv=max(header.kv_heads),
             has_chat_template=header.has_chat_template,
+            embeds_only=header.embeds_only,
             n_ctx=n_ctx,
             n_slots=n_slots,
             required_bytes=memory(n_slots).required_bytes,

@@ -31,6 +31,24 @@ MAX_PARTS = 99_999  # the five digits of `-00001-of-00003.gguf`
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NOT_MODELS = ("adapter", "mmproj", "imatrix")
 
+#: Architectures for which llama.cpp makes no cache (`llama_model::create_memory`): they look at a whole text at once.
+CACHELESS = frozenset(
+    {
+        *(
+            "bert",
+            "nomic-bert",
+            "nomic-bert-moe",
+            "jina-bert-v2",
+            "jina-bert-v3",
+            "neo-bert",
+            "modern-bert",
+            "eurobert",
+        ),
+        *("gemma-embedding", "llama-embed", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1"),
+    }
+)
+_POOLINGS = (1, 2, 3)  # enum llama_pooling_type: mean, the first token, the last token
+
 PerLayer = int | tuple[int, ...]  # one number for all layers, or one for each
 
 
@@ -64,6 +82,16 @@ class GgufHeader:
     def is_model(self) -> bool:
         """False for what lies beside models: projectors, adapters, importance matrices."""
         return self.kind == "model"
+
+    @property
+    def has_cache(self) -> bool:
+        """False for models that hold nothing between two steps, and so cannot go on with a text."""
+        return self.architecture not in CACHELESS
+
+    @property
+    def embeds_only(self) -> bool:
+        """True for a model that makes vectors of texts and generates none: the file says how to pool."""
+        return not self.has_cache or self.hints.get("pooling_type") in _POOLINGS
 
     @property
     def kv_heads(self) -> tuple[int, ...]:

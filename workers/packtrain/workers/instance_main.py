@@ -36,6 +36,7 @@ from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.celery_worker import HubBeat, run_worker
+from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
@@ -104,6 +105,7 @@ class Instance:
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
         store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
         self._engine = Engine(backend, clock=time.monotonic, on_activity=lambda: news.put(""))
+        self._embeds_only = backend.shape.embeds_only
         self._recipe = backend.shape.recipe
         computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe)
         self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
@@ -149,7 +151,7 @@ class Instance:
         self._renewer.stop()
 
     def warm_up(self) -> None:
-        """Start the engine and decode one token, so that the first job does not pay for page faults and graphs.
+        """Start the engine and compute one token, so that the first job does not pay for page faults and graphs.
 
         Raises:
             ModelLoadFailed: Not even that could be computed.
@@ -157,8 +159,12 @@ class Instance:
         self._engine_thread.start()
         self._set_state(InstanceState.WARMING)
         ends: SimpleQueue[Ended] = SimpleQueue()
-        request = SequenceRequest(JobId("warm-up"), (1,), SamplingParams(temperature=0), 0, 1, lambda _: None, ends.put)
-        self._engine.submit(request)
+        job_id, prompt = JobId("warm-up"), (1,)
+        if self._embeds_only:
+            self._engine.submit(EmbedRequest(job_id, prompt, None, ends.put))
+        else:
+            greedy = SamplingParams(temperature=0)
+            self._engine.submit(SequenceRequest(job_id, prompt, greedy, 0, 1, lambda _: None, ends.put))
         if error := ends.get().error:
             raise ModelLoadFailed(f"{self._config.model!r} is loaded but computes nothing: {error}")
 

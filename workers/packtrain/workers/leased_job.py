@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from packtrain.broker import jobs
-from packtrain.broker.chat import join_calls
+from packtrain.broker import jobs, vectors
+from packtrain.broker.chat import ToolCall, join_calls
 from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
@@ -152,11 +152,10 @@ class LeasedJob:
         error = {End.CANCELLED: jobs.CANCELLED, End.EXPIRED: jobs.EXPIRED}.get(ended.end, ended.error)
         first = self._first_token_at
         calls = join_calls(call for part in self._parts for call in part.calls)
-        stopped: Literal["stop", "tool_calls"] = "tool_calls" if calls else "stop"
         return Outcome(
             state=state,
             text="".join(part.content for part in self._parts),
-            finish_reason=(stopped if ended.end is End.STOP else "length") if state is JobState.SUCCEEDED else None,
+            finish_reason=self._finish_reason(ended, calls),
             reasoning="".join(part.reasoning for part in self._parts),
             tool_calls=calls,
             usage=Usage(
@@ -170,9 +169,19 @@ class LeasedJob:
             seed=self.seed,
             tokens=tuple(self._tokens) if self.spec.deterministic else (),
             logprobs=tuple(self._logprobs),
-            receipt=computer.receipt(threads=threads, seed=self.seed, prompt=self.prompt, output=self._tokens),
+            embedding=vectors.to_wire(ended.embedding),
+            receipt=computer.receipt(
+                threads=threads, seed=self.seed, prompt=self.prompt, output=ended.embedding or self._tokens
+            ),
             batch_peak=ended.batch_peak,
             node=node,
             instance=instance,
             error=error.to_wire() if error else None,
         )
+
+    def _finish_reason(self, ended: Ended, calls: Sequence[ToolCall]) -> Literal["stop", "length", "tool_calls"] | None:
+        if _STATES[ended.end] is not JobState.SUCCEEDED or self.spec.kind == "embed":
+            return None
+        if ended.end is End.LENGTH:
+            return "length"
+        return "tool_calls" if calls else "stop"

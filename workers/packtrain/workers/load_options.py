@@ -27,6 +27,9 @@ N_BATCH = 512
 MIN_OUTPUTS = 16
 #: ... and for each slot: the token that follows, and three guessed ones to check.
 OUTPUTS_PER_SLOT = 4
+#: Rows of one step of a text to embed that may be cut. Each row takes a row of logits, which llama.cpp computes
+#: unasked: 4 bytes times the vocabulary, twice, so 256 rows of a vocabulary of 150,000 take 300 MB.
+EMBED_ROWS = 256
 
 
 def rows_per_step(n_slots: int) -> int:
@@ -37,6 +40,16 @@ def rows_per_step(n_slots: int) -> int:
 def max_outputs(n_slots: int) -> int:
     """Most rows of one step that may have logits. One more and llama.cpp ends the process (GGML_ASSERT)."""
     return min(rows_per_step(n_slots), max(MIN_OUTPUTS, OUTPUTS_PER_SLOT * n_slots))
+
+
+def rows_to_embed(max_tokens: int, *, is_whole: bool) -> int:
+    """Most rows of one step that embeds.
+
+    Args:
+        max_tokens: Of one text.
+        is_whole: No text may be cut: each of its tokens looks at all others.
+    """
+    return max(EMBED_ROWS, max_tokens) if is_whole else EMBED_ROWS
 
 
 def _number_or_all(value: object) -> object:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from packtrain.broker.messages import BufferMemory, ModelMemory
 from packtrain.workers.ggml_types import GGML_TYPES
 from packtrain.workers.gguf import GgufHeader
-from packtrain.workers.load_options import N_BATCH, KvType, LoadOptions, max_outputs, rows_per_step
+from packtrain.workers.load_options import N_BATCH, KvType, LoadOptions, max_outputs, rows_per_step, rows_to_embed
 
 SLOT_STEPS = (16, 8, 4, 2, 1)
 #: Share of a node's budget that the KV of one instance may take by default: the rest is for weights and neighbours.
@@ -120,27 +120,35 @@ def estimate_slot_bytes(header: GgufHeader, n_ctx: int, kv_type: KvType = "f16")
 def estimate_memory(header: GgufHeader, options: LoadOptions, *, n_ctx: int, n_slots: int) -> ModelMemory:
     """What an instance takes, all of it counted in the machine's own memory.
 
+    A model that only embeds has one cache for all texts of a batch; without a cache it takes a text in one piece. What
+    a generator that also embeds takes for that comes on top, when it does.
+
     Args:
         header: Header of the whole model, see `gguf.merge_parts` where it is split.
         n_ctx: Context of one slot, tokens.
         n_slots: Sequences at once.
     """
+    n_rows, n_outputs, n_caches, n_cells = rows_per_step(n_slots), max_outputs(n_slots), n_slots, n_ctx
+    if header.embeds_only:
+        max_tokens = n_ctx if header.has_cache else min(n_ctx, header.n_ctx_train)
+        n_rows = n_outputs = rows_to_embed(max_tokens, is_whole=not header.has_cache)
+        n_caches, n_cells = 1, max(n_rows, max_tokens)
     compute = estimate_compute_bytes(
         header,
-        n_ctx,
-        n_ubatch=rows_per_step(n_slots),
-        n_outputs=max_outputs(n_slots),
+        n_cells,
+        n_ubatch=n_rows,
+        n_outputs=n_outputs if header.has_cache else 0,  # BERT and its kin compute no logits, but have room for them
         flash_attention=options.flash_attention is not False,
     )
     buffer = BufferMemory(
         weights=header.tensor_bytes,
-        cache=n_slots * estimate_slot_bytes(header, n_ctx, options.kv_type_used),
+        cache=n_caches * estimate_slot_bytes(header, n_cells, options.kv_type_used),
         compute=compute,
     )
     return ModelMemory(
         process_bytes=PROCESS_BYTES + VOCAB_ENTRY_BYTES * header.n_vocab,
-        logits_bytes=FLOAT_BYTES * max_outputs(n_slots) * header.n_vocab,
-        work_bytes=estimate_work_bytes(header, rows_per_step(n_slots)),
+        logits_bytes=FLOAT_BYTES * n_outputs * header.n_vocab,
+        work_bytes=estimate_work_bytes(header, n_rows),
         buffers=(buffer,),
     )
 
@@ -173,6 +181,8 @@ def _row_bytes(elements: int, kv_type: KvType) -> int:
 
 def _attention_layers(header: GgufHeader) -> list[int]:
     """KV heads of each layer that holds KV."""
+    if not header.has_cache:
+        return []
     layers = list(header.kv_heads)
     layers = layers[: max(0, len(layers) - header.hints.get("attention.shared_kv_layers", 0))]
     interval = header.hints.get("full_attention_interval", 0) or 1

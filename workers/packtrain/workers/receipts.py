@@ -49,8 +49,12 @@ class Computer:
         parts = (self.build.library, self.build.features, self.build.flags, self.model_sha256, self.recipe)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
-    def receipt(self, *, threads: int, seed: int, prompt: Sequence[int], output: Sequence[int]) -> Receipt:
-        """For one answer."""
+    def receipt(self, *, threads: int, seed: int, prompt: Sequence[int], output: Sequence[int] | bytes) -> Receipt:
+        """For one answer.
+
+        Args:
+            output: Token ids, or the bytes of a vector.
+        """
         return Receipt(
             model_sha256=self.model_sha256,
             numerics=self.numerics,
@@ -62,8 +66,12 @@ class Computer:
             threads=threads,
             seed=seed,
             prompt_sha256=tokens_sha256(prompt),
-            output_sha256=tokens_sha256(output),
+            output_sha256=_output_sha256(output),
         )
+
+
+def _output_sha256(output: Sequence[int] | bytes) -> str:
+    return hashlib.sha256(output).hexdigest() if isinstance(output, bytes) else tokens_sha256(output)
 
 
 def tokens_sha256(tokens: Iterable[int]) -> str:

@@ -18,13 +18,21 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
-from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty, PromptTooLong
+from packtrain.broker.errors import (
+    InvalidParameter,
+    InvalidRequest,
+    JobFailed,
+    PacktrainError,
+    PromptEmpty,
+    PromptTooLong,
+)
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.preparing import Prepared, prepare
+from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
 from packtrain.workers.engine.text import TextStream
@@ -145,11 +153,12 @@ class Runner:
 
     def _start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
         """Submit the job to the engine; the error when it cannot even start."""
+        is_embed = job.spec.kind == "embed"
         try:
             prepared = self._prepare(job)
             job.read_by(prepared.parser)
             self._backend.prepare(prepared.params)
-            resumed = self._resume(job) if claim.epoch > 1 else ()
+            resumed = self._resume(job) if claim.epoch > 1 and not is_embed else ()
         except PacktrainError as error:
             return error
         except RedisError as error:  # of the resume; the job is as good as ever
@@ -164,8 +173,12 @@ class Runner:
         if job.spec.kind == "count":
             job.on_end(Ended(End.STOP))
             return None
-        room = self._backend.shape.n_ctx - len(prompt)
         remaining_ms = claim.remaining_ms
+        deadline = None if remaining_ms is None else self._clock() + remaining_ms / 1000
+        if is_embed:
+            self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
+            return None
+        room = self._backend.shape.n_ctx - len(prompt)
         self._engine.submit(
             SequenceRequest(
                 job_id=job.job_id,
@@ -176,20 +189,38 @@ class Runner:
                 on_tokens=job.on_tokens,
                 on_end=job.on_end,
                 resumed=resumed,
-                deadline=None if remaining_ms is None else self._clock() + remaining_ms / 1000,
+                deadline=deadline,
             )
         )
         return None
 
     def _prepare(self, job: LeasedJob) -> Prepared:
-        prepared = prepare(job.spec, job.job_id, self._backend)
+        spec, limit = job.spec, self._backend.shape.n_ctx - 1
+        is_embed = spec.kind == "embed"
+        if is_embed:
+            limit = self._room_to_embed(spec)
+        elif self._backend.shape.embeds_only and spec.kind != "count":
+            raise InvalidRequest(
+                f"{self._model!r} only makes vectors of texts (`embed`); ask another model, see `packtrain models`",
+                model=self._model,
+            )
+        prepared = prepare(spec, job.job_id, self._backend)
         num_tokens = len(prepared.tokens)
         if not num_tokens:  # a template or tokenizer may make nothing of something
             raise PromptEmpty()
-        limit = self._backend.shape.n_ctx - 1
-        if num_tokens > limit and job.spec.kind != "count":
-            raise PromptTooLong(model=self._model, num_tokens=num_tokens, limit=limit)
+        if num_tokens > limit and spec.kind != "count":
+            raise PromptTooLong(model=self._model, num_tokens=num_tokens, limit=limit, embeds=is_embed)
         return prepared
+
+    def _room_to_embed(self, spec: JobSpec) -> int:
+        """Most tokens of a text to embed."""
+        shape = self._backend.embedding
+        if spec.dimensions is not None and spec.dimensions > shape.n_dims:
+            raise InvalidParameter(
+                f"dimensions = {spec.dimensions}: vectors of {self._model!r} have {shape.n_dims}; ask for fewer",
+                field="dimensions",
+            )
+        return shape.max_tokens
 
     def _resume(self, job: LeasedJob) -> tuple[int, ...]:
         """Output of earlier leases, from the stream: readers have it, so this lease goes on after it."""

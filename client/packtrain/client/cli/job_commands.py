@@ -1,4 +1,4 @@
-"""`packtrain run` and `packtrain jobs`."""
+"""`packtrain run`, `packtrain embed` and `packtrain jobs`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(run)
     app.command()(count)
+    app.command()(embed)
     app.command()(verify)
     jobs = typer.Typer(help="List, show and cancel jobs.", invoke_without_command=True)
     jobs.callback()(list_jobs)
@@ -111,6 +112,33 @@ def count(
     with Packtrain() as fleet:
         tokens = fleet.count_tokens(model, text, raw=raw)
     _write(json.dumps({"model": model, "tokens": tokens}) + "\n" if as_json else f"{tokens}\n")
+
+
+def embed(
+    model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
+    text: Annotated[str | None, typer.Argument(help="What to embed; left out or '-': read from stdin.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", "-d", help="Keep the first so many; default: all.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Only where company and restarts change no bit of the vector.")
+    ] = False,
+) -> None:
+    """Print the vector of a text, of length 1, as JSON. Ctrl-C cancels the job."""
+    with Packtrain() as fleet:
+        job = fleet.submit_embedding(
+            model, _prompt(text), dimensions=dimensions, expires_in=timeout, deterministic=deterministic
+        )
+        try:
+            with _waiting(fleet, job):
+                result = job.result()
+        except KeyboardInterrupt:
+            job.cancel()
+            raise
+    facts = _result_json(result)
+    shown = ("job_id", "usage", "timings", "batch_peak", "node", "instance", "receipt")
+    _write(json.dumps({"embedding": result.embedding, **{name: facts[name] for name in shown}}) + "\n")
 
 
 def list_jobs(
@@ -239,7 +267,7 @@ def _watch(fleet: Packtrain, job: Job, status: Status, done: threading.Event) ->
 
 def _result_json(result: Result) -> dict[str, Any]:
     fields = asdict(result)
-    del fields["error"]
+    del fields["error"], fields["embedding"]
     return fields | {
         "usage": result.usage.model_dump(),
         "timings": result.timings.model_dump(),

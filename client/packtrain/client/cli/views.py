@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from packtrain.broker import vectors
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import InstanceState
 from packtrain.client.verify import Candidate, Verification
@@ -43,6 +44,8 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
         out.print(f"error: {status.outcome.error['message']}", markup=False)
     if status.outcome and status.outcome.text:
         out.print(status.outcome.text)
+    if status.outcome and status.outcome.embedding:
+        out.print(f"a vector of {len(vectors.from_wire(status.outcome.embedding))} dimensions, see --json")
     for call in status.outcome.tool_calls if status.outcome else ():
         out.print(f"calls {call.function.name} with {call.function.arguments}", markup=False)
 
@@ -60,7 +63,7 @@ def show_verification(found: Verification, *, as_json: bool) -> None:
     out.print(f"{said}: run again as {found.new_job_id} by {found.instance} on {found.node}")
     out.print(f"numerics class {classes[0] if found.is_same_class else ' and then '.join(classes)}")
     if part := found.difference:
-        unit = "token" if found.is_deterministic else "character"
+        unit = found.unit
         out.print(f"first difference at {unit} {part.index}: {_candidate(part.old)} became {_candidate(part.new)}")
         if not found.is_deterministic:
             out.print("it ran in fast numerics, where company may change an answer; submit with deterministic=True")
@@ -127,7 +130,7 @@ def nodes_table(rows: Sequence[NodeBeat]) -> Table:
 
 def models_table(rows: Sequence[ModelInfo]) -> Table:
     """Models: what each is and needs."""
-    table = _new("MODEL", "TYPE", "PARAMETERS", "QUANT", "WEIGHTS", "NEEDS", "CONTEXT", "SLOTS", "TRAINED", "CHAT")
+    table = _new("MODEL", "TYPE", "PARAMETERS", "QUANT", "WEIGHTS", "NEEDS", "CONTEXT", "SLOTS", "TRAINED", "DOES")
     for row in rows:
         if row.alias_of:
             table.add_row(row.id, f"= {row.alias_of}", *[""] * 8)
@@ -135,9 +138,15 @@ def models_table(rows: Sequence[ModelInfo]) -> Table:
         table.add_row(
             row.id, row.architecture, f"{row.parameters / 1e6:,.0f} M", row.quantization, size(row.weights_bytes),
             size(row.required_bytes), str(row.n_ctx), str(row.n_slots), str(row.n_ctx_train),
-            "yes" if row.has_chat_template else "no",
+            _does(row),
         )  # fmt: skip
     return table
+
+
+def _does(row: ModelInfo) -> str:
+    if row.embeds_only:
+        return "embed"
+    return "chat" if row.has_chat_template else "complete"
 
 
 def console() -> Console:

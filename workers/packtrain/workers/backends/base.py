@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.chat.families import ChatFormat
@@ -45,6 +47,17 @@ class Shape:
     n_vocab: int
     recipe: Recipe = "fast"
     can_share: bool = True  # whether `copy` works: a part of a sequence can be kept without the rest
+    embeds_only: bool = False  # no sequence can be opened; only `embed` works
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingShape:
+    """Sizes of what `embed` takes and gives."""
+
+    n_dims: int  # of a vector
+    max_tokens: int  # of one text
+    n_rows: int  # tokens of one batch; a longer text is computed alone
+    max_texts: int  # of one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +179,29 @@ class Backend(Protocol):
 
         Raises:
             DecodeFailed, Interrupted, SequenceFailed
+        """
+        ...
+
+    @property
+    def embedding(self) -> EmbeddingShape:
+        """What `embed` takes. May be called from any thread.
+
+        Raises:
+            InvalidRequest: This model makes no vectors.
+        """
+        ...
+
+    def embed(
+        self, inputs: Sequence[Sequence[int]], should_stop: Callable[[], bool]
+    ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """The vector of each text, (n_dims,) and of length 1, apart from all slots. Blocks.
+
+        Args:
+            inputs: Within the bounds of `embedding`: as many as one batch takes, or one that is longer.
+            should_stop: Asked many times.
+
+        Raises:
+            DecodeFailed, Interrupted: Nothing has to be repaired.
         """
         ...
 

@@ -1,5 +1,8 @@
 """llama.cpp as a backend: one model and one context with a cache for all slots, through the low-level API.
 
+A second context on the same model, for embedding, is made when the first text asks for it. A model that was made for
+nothing else (BERT and its kin, or a file that says how to pool) has only that one.
+
 `llama_cpp.Llama` runs one sequence at a time behind a lock; here every call is `llama_decode` on a batch of many. Two
 rules keep C from ending the process: everything is checked in Python before it crosses (rows, token ids, positions),
 and the whole backend lives in an instance process of its own, for what remains (GGML_ASSERT is SIGABRT).
@@ -19,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # ggml reads these once: no debugger may be forked onto a dying process that still holds gigabytes.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -31,10 +34,19 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Recipe, SamplingParams
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, SequenceFailed, Shape, StepRows
+from packtrain.workers.backends.base import (
+    DecodeFailed,
+    EmbeddingShape,
+    Interrupted,
+    Sampled,
+    SequenceFailed,
+    Shape,
+    StepRows,
+)
 from packtrain.workers.backends.constraint import Compiler, ConstraintFailed
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
+from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedding_shape, read_traits
 from packtrain.workers.backends.llama_cpp_params import context_params, model_params, numeric_flags
 from packtrain.workers.backends.llama_cpp_sampling import (
     ConstrainedSampler,
@@ -46,10 +58,13 @@ from packtrain.workers.backends.llama_cpp_selftest import self_test
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.engine.embedding import Vector
 from packtrain.workers.load_options import LoadOptions, max_outputs
 from packtrain.workers.receipts import Build
 
 logger = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
 
 _WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 _ABORTED = 2  # llama_decode: the abort callback said stop
@@ -85,7 +100,7 @@ class LlamaCppBackend:
             the kernels that compute each row alone, and proves it before it is ready.
 
     Raises:
-        ModelLoadFailed: llama.cpp refused the file or the memory; its own words are in the message.
+        ModelLoadFailed: llama.cpp refused the file or the memory, its own words are in the message; or it only ranks.
     """
 
     def __init__(
@@ -113,12 +128,6 @@ class LlamaCppBackend:
         check_model(self._model, model)
         self._vocab = C.llama_model_get_vocab(self._model)
         n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
-        self._ctx = self._new_context(n_slots, n_ctx, n_threads)
-        self._memory = C.llama_get_memory(self._ctx)
-        if not self._memory:
-            raise ModelLoadFailed(f"{model!r} is no text generator (it has no cache); use it for embeddings only")
-        n_batch = int(C.llama_n_batch(self._ctx))
-        self._batch = Batch(n_batch)
         self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
         template = (C.llama_model_chat_template(self._model, None) or b"").decode("utf-8", "replace")
         self._template = self._chat_template(template)
@@ -128,13 +137,31 @@ class LlamaCppBackend:
         self._special_texts = SpecialTexts(special.values())
         marks = self._chat_format.marks
         self._marks = {t for t, text in special.items() if text in marks} - set(self._end_tokens)
-        self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         self._compiler = Compiler(n_vocab, self.piece, self._end_tokens)
+        self._n_threads = n_threads
+        self._traits = read_traits(self._model)
+        self._embedder: Embedder | None = None
+        # Of an embedder this is only a look at whether it has a cache.
+        sizes = (1, 1) if self._traits.is_embedder else (n_slots, n_ctx)
+        self._ctx = self._new_context(*sizes, n_threads)
+        self._memory = C.llama_get_memory(self._ctx)
+        self._embeds_only = not self._memory or self._traits.is_embedder
+        try:
+            self._embedding: EmbeddingShape | InvalidRequest = embedding_shape(
+                self._model, model, self._traits, n_ctx=n_ctx, n_slots=n_slots, has_cache=bool(self._memory)
+            )
+        except InvalidRequest as error:
+            self._embedding = error
+        if self._embeds_only:
+            C.llama_free(self._ctx)
+            self._ctx = None
+            self._shape = _in_a_thread_that_ends(lambda: self._load_embedder(n_slots, n_ctx, n_vocab))
+            return
+        n_batch = int(C.llama_n_batch(self._ctx))
+        self._batch = Batch(n_batch)
+        self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if options.numerics == "deterministic":
-            # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed, and once there
-            # are more of them than cores it no longer spins at barriers, which halves the speed (46 for 90 tokens/s).
-            with ThreadPoolExecutor(1) as tester:
-                self._shape = replace(self._shape, recipe=tester.submit(self._proven_recipe).result())
+            self._shape = replace(self._shape, recipe=_in_a_thread_that_ends(self._proven_recipe))
 
     @property
     def shape(self) -> Shape:
@@ -199,10 +226,25 @@ class LlamaCppBackend:
     def is_end(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self._vocab, token))
 
+    @property
+    def embedding(self) -> EmbeddingShape:
+        if isinstance(self._embedding, InvalidRequest):
+            raise InvalidRequest(self._embedding.message, **self._embedding.data)
+        return self._embedding
+
+    def embed(self, inputs: Sequence[Sequence[int]], should_stop: Callable[[], bool]) -> list[Vector]:
+        if self._embedder is None:
+            # A sign of life for whoever asks, but not to be broken off: it would begin anew at the next text.
+            self._should_stop = lambda: should_stop() and False
+            self._embedder = self._new_embedder(can_batch=self._shape.recipe != "serial")
+        self._should_stop = should_stop
+        return self._embedder.embed(inputs)
+
     def prepare(self, params: SamplingParams) -> None:
         self._compiler.prepare(params)
 
     def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
+        assert not self._embeds_only, f"{self._name} opens no sequence"
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
         if params.logprobs is not None:
@@ -307,14 +349,21 @@ class LlamaCppBackend:
         return np.ctypeslib.as_array(pointer, shape=(num_outputs, self._shape.n_vocab))
 
     def set_threads(self, count: int) -> None:
-        C.llama_set_n_threads(self._ctx, count, count)
+        self._n_threads = count  # of an embedder that is yet to come
+        if self._ctx:
+            C.llama_set_n_threads(self._ctx, count, count)
+        if self._embedder:
+            self._embedder.set_threads(count)
 
     def shutdown(self) -> None:
         for sampler in self._samplers.values():
             if sampler:
                 sampler.close()
         self._samplers.clear()
-        C.llama_free(self._ctx)
+        if self._embedder:
+            self._embedder.close()
+        if self._ctx:
+            C.llama_free(self._ctx)
         C.llama_model_free(self._model)
 
     def _ask_whether_to_stop(self, should_stop: Callable[[], bool] | None) -> None:
@@ -325,6 +374,34 @@ class LlamaCppBackend:
         if (should_stop is not None) != self._asks:
             self._asks = should_stop is not None
             C.llama_set_abort_callback(self._ctx, self._abort_callback if self._asks else _NEVER, None)
+
+    def _new_embedder(self, *, can_batch: bool = True) -> Embedder:
+        is_deterministic = self._options.numerics == "deterministic"
+        return Embedder(
+            self._model,
+            self.embedding,
+            self._options,
+            pooling=self._traits.pooling,
+            n_threads=self._n_threads,
+            company=("proven" if can_batch else "none") if is_deterministic else "any",
+            abort_callback=self._abort_callback,
+        )
+
+    def _load_embedder(self, n_slots: int, n_ctx: int, n_vocab: int) -> Shape:
+        """The shape of a model that embeds only, once it can.
+
+        Raises:
+            ModelLoadFailed: It cannot.
+        """
+        try:
+            self._embedder = self._new_embedder()
+        except (InvalidRequest, DecodeFailed) as error:
+            raise ModelLoadFailed(f"{self._name!r} cannot be loaded for embedding: {error}") from error
+        recipe: Recipe = "fast"
+        if self._options.numerics == "deterministic":
+            recipe = "batched" if self._embedder.is_batched else "serial"
+        n_rows = self.embedding.n_rows
+        return Shape(n_slots, n_ctx, n_rows, n_vocab, recipe, can_share=False, embeds_only=True)
 
     def _can_share(self) -> bool:
         """Whether a part of a sequence may be kept. Recurrent and sliding-window layers forget what came before."""
@@ -397,6 +474,13 @@ class LlamaCppBackend:
     def _text_of(self, token: int) -> str:
         text = C.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
         return str((text or b"").decode("utf-8", "replace"))
+
+
+def _in_a_thread_that_ends(compute: Callable[[], _R]) -> _R:
+    """Compute before the engine's thread does. OpenMP keeps a team of threads for each thread that ever computed, and
+    once there are more of them than cores it no longer spins at barriers: 46 tokens/s where there had been 90."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(compute).result()
 
 
 def _why() -> str:

@@ -44,16 +44,23 @@ class Batch:
         """Empty it."""
         self.struct.n_tokens = 0
 
-    def add(self, tokens: Sequence[int], start: int, seq_id: int, *, wants_logits: bool) -> int:
-        """Append tokens of one sequence at positions [start, start + len(tokens)); the row of the last one."""
+    def add(
+        self, tokens: Sequence[int], start: int, seq_id: int, *, wants_logits: bool = False, wants_all: bool = False
+    ) -> int:
+        """Append tokens of one sequence at positions [start, start + len(tokens)); the row of the last one.
+
+        Args:
+            wants_logits: The last one has an output.
+            wants_all: Each of them has.
+        """
         begin = self.struct.n_tokens
         end = begin + len(tokens)
         assert end <= self.capacity, f"{end} rows in a batch of {self.capacity}"
         self._token[begin:end] = tokens
         self._pos[begin:end] = np.arange(start, start + len(tokens), dtype=np.int32)
         self._seq[begin:end] = seq_id
-        self._logits[begin:end] = 0
-        self._logits[end - 1] = wants_logits
+        self._logits[begin:end] = wants_all
+        self._logits[end - 1] = wants_logits or wants_all
         self.struct.n_tokens = end
         return int(end - 1)
 

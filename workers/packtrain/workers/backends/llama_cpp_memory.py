@@ -23,7 +23,8 @@ from llama_cpp import llama_cpp as C
 
 from packtrain.broker.errors import ModelLoadFailed
 from packtrain.broker.messages import BufferMemory, ModelMemory
-from packtrain.workers.backends.llama_cpp_params import context_params, model_params
+from packtrain.workers.backends.llama_cpp_embedding import embedding_shape, read_traits
+from packtrain.workers.backends.llama_cpp_params import context_params, embedding_params, model_params
 from packtrain.workers.gguf import read_header
 from packtrain.workers.load_options import LoadOptions, max_outputs, rows_per_step
 from packtrain.workers.memory import FLOAT_BYTES, estimate_work_bytes
@@ -54,13 +55,23 @@ def estimate_by_no_alloc(
     Raises:
         ModelLoadFailed: llama.cpp refuses the model or the options, or its answer cannot be read here.
         ModelFileInvalid: The header of the file is wrong.
+        InvalidRequest: It is a model for embedding that makes no vectors.
     """
     C.llama_log_set(_silence, ctypes.c_void_p(0))
     C.llama_backend_init()
     model = C.llama_model_load_from_file(str(path).encode(), model_params(options, no_alloc=True))
     if not model:
         raise ModelLoadFailed(f"llama.cpp cannot lay out {path.name}; load it to see why")
-    ctx = C.llama_init_from_model(model, context_params(options, n_slots=n_slots, n_ctx=n_ctx, n_threads=1))
+    header = read_header(path)
+    if header.embeds_only:
+        shape = embedding_shape(
+            model, path.name, read_traits(model), n_ctx=n_ctx, n_slots=n_slots, has_cache=header.has_cache
+        )
+        params, n_rows, n_outputs = embedding_params(options, shape, n_threads=1), shape.n_rows, shape.n_rows
+    else:
+        params = context_params(options, n_slots=n_slots, n_ctx=n_ctx, n_threads=1)
+        n_rows, n_outputs = rows_per_step(n_slots), max_outputs(n_slots)
+    ctx = C.llama_init_from_model(model, params)
     if not ctx:
         raise ModelLoadFailed(f"llama.cpp cannot lay out {n_slots} slots of {n_ctx} tokens; load it to see why")
     buffers = breakdown(ctx)
@@ -72,8 +83,8 @@ def estimate_by_no_alloc(
     return ModelMemory(
         source="llama.cpp",
         process_bytes=resident_bytes(),
-        logits_bytes=FLOAT_BYTES * max_outputs(n_slots) * n_vocab,
-        work_bytes=estimate_work_bytes(read_header(path), rows_per_step(n_slots)),
+        logits_bytes=FLOAT_BYTES * n_outputs * n_vocab,
+        work_bytes=estimate_work_bytes(header, n_rows),
         buffers=buffers,
     )
 

@@ -1,6 +1,6 @@
 """Parameters for llama.cpp from our own options: the one place that says how a model and its context are made.
 
-The instance and the memory estimate both use these two functions, so what is estimated is what is loaded.
+The instance and the memory estimate both use these functions, so what is estimated is what is loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_cpp import llama_cpp as C
 
+from packtrain.workers.backends.base import EmbeddingShape
 from packtrain.workers.load_options import LoadOptions, max_outputs, rows_per_step
 
 _KV_TYPES = {
@@ -68,6 +69,27 @@ def context_params(options: LoadOptions, *, n_slots: int, n_ctx: int, n_threads:
     params.n_batch = params.n_ubatch = rows_per_step(n_slots)
     params.n_outputs_max = max_outputs(n_slots)
     params.n_threads = params.n_threads_batch = n_threads
+    _set_numerics(params, options)
+    return params
+
+
+def embedding_params(options: LoadOptions, shape: EmbeddingShape, *, n_threads: int) -> Any:
+    """`llama_context_params` for hidden states of all rows, which are pooled outside of it."""
+    params = C.llama_context_default_params()
+    params.embeddings = True
+    params.pooling_type = C.LLAMA_POOLING_TYPE_NONE
+    params.n_ctx = max(shape.n_rows, shape.max_tokens)
+    params.n_batch = params.n_ubatch = shape.n_rows
+    params.n_seq_max = shape.max_texts
+    # One pool for all: it is emptied before each batch, so a text's cells lie in order whoever else is there, and
+    # only so sequences of unequal length are computed in one piece.
+    params.kv_unified = True
+    params.n_threads = params.n_threads_batch = n_threads
+    _set_numerics(params, options)
+    return params
+
+
+def _set_numerics(params: Any, options: LoadOptions) -> None:
     params.type_k = params.type_v = _KV_TYPES[options.kv_type_used]
     if options.numerics == "deterministic":
         params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -75,7 +97,6 @@ def context_params(options: LoadOptions, *, n_slots: int, n_ctx: int, n_threads:
         params.flash_attn_type = (
             C.LLAMA_FLASH_ATTN_TYPE_ENABLED if options.flash_attention else C.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
-    return params
 
 
 def numeric_flags(options: LoadOptions) -> str:

@@ -7,26 +7,33 @@ so every answer belongs visibly to its own prompt. Words in the prompt make trou
     !crash   the process dies by SIGABRT, as ggml does
     !hang    the step never returns
     !long    the answer is repeated until the slot is full
+
+The vector of a text is made of its hash. `!fail`, `!crash` and `!hang` work there, too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from packtrain.broker.errors import InvalidParameter, InvalidRequest
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.broker.structured import FreeText
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, Shape, StepRows
+from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.engine.embedding import Vector, to_length_one
 from packtrain.workers.receipts import Build
 
 END = 256
+N_DIMS = 8
 #: Its prompt backwards may hold the marks of Qwen: `>kniht<` in a prompt begins reasoning in the answer.
 FORMAT = detect("<think> <tool_call> tools")
 NO_SPECIAL_TEXTS = SpecialTexts(())
@@ -47,14 +54,24 @@ class ScriptedBackend:
     """
 
     def __init__(
-        self, *, n_slots: int = 4, n_ctx: int = 512, step_s: float = 0, row_s: float = 0, recipe: Recipe = "batched"
+        self,
+        *,
+        n_slots: int = 4,
+        n_ctx: int = 512,
+        step_s: float = 0,
+        row_s: float = 0,
+        recipe: Recipe = "batched",
+        embeds_only: bool = False,
     ) -> None:
-        self._shape = Shape(n_slots, n_ctx, n_batch=max(64, n_slots), n_vocab=END + 1, recipe=recipe)
+        n_batch = max(64, n_slots)
+        self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab=END + 1, recipe=recipe, embeds_only=embeds_only)
+        self._embedding = EmbeddingShape(N_DIMS, n_ctx, n_batch, n_slots)
         self._caches: list[list[int]] = [[] for _ in range(n_slots)]
         self._slots: dict[int, _Open] = {}
         self._step_s = step_s
         self._row_s = row_s
         self.steps: list[list[StepRows]] = []
+        self.embedded: list[list[Sequence[int]]] = []
         self.threads: list[int] = []  # as they were set, one after the other
 
     @property
@@ -128,14 +145,19 @@ class ScriptedBackend:
             assert row.start == len(cache), f"slot {row.seq_id} has a gap: {row.start} after {len(cache)}"
             cache += row.tokens
         for row in rows:
-            prompt = self._prompt(row.seq_id)
-            if "!fail" in prompt:
-                raise DecodeFailed("scripted failure")
-            if "!crash" in prompt:
-                os.abort()
-            while "!hang" in prompt:
-                time.sleep(0.05)
+            self._make_trouble(self._prompt(row.seq_id))
         return [self._sampled(row.seq_id) for row in rows if row.wants_token]
+
+    @property
+    def embedding(self) -> EmbeddingShape:
+        return self._embedding
+
+    def embed(self, inputs: Sequence[Sequence[int]], should_stop: Callable[[], bool]) -> list[Vector]:
+        self.embedded.append(list(inputs))
+        self._pass_time(self._step_s + self._row_s * sum(map(len, inputs)), should_stop)
+        for tokens in inputs:
+            self._make_trouble(bytes(tokens).decode(errors="replace"))
+        return [_vector(tokens) for tokens in inputs]
 
     def set_threads(self, count: int) -> None:
         self.threads.append(count)
@@ -149,6 +171,15 @@ class ScriptedBackend:
             if should_stop():
                 raise Interrupted
             time.sleep(min(left, 0.01))
+
+    @staticmethod
+    def _make_trouble(prompt: str) -> None:
+        if "!fail" in prompt:
+            raise DecodeFailed("scripted failure")
+        if "!crash" in prompt:
+            os.abort()
+        while "!hang" in prompt:
+            time.sleep(0.05)
 
     def _prompt(self, seq_id: int) -> str:
         return bytes(self._caches[seq_id][: self._slots[seq_id].num_prompt]).decode(errors="replace")
@@ -165,3 +196,8 @@ class ScriptedBackend:
         if "!long" in prompt:
             return answer[produced % len(answer)]
         return answer[produced] if produced < len(answer) else END
+
+
+def _vector(tokens: Sequence[int]) -> Vector:
+    digest = hashlib.sha256(repr(tuple(tokens)).encode()).digest()
+    return to_length_one(np.frombuffer(digest, "<u4", N_DIMS) / 2**31 - 1)

@@ -1,7 +1,8 @@
 """Scripted models as files, so that tests and benchmarks run whole fleets without weights.
 
 A file `<name>.scripted.json` in a model folder is a model: {"n_slots": 4, "n_ctx": 512, "step_ms": 0, "row_ms": 0,
-"required_mib": 1, "load_ms": 0, "fails": ""}. Only an agent started with PACKTRAIN_SCRIPTED=1 looks for them.
+"required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false}. Only an agent started with PACKTRAIN_SCRIPTED=1
+looks for them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class ScriptedModel(BaseModel):
     row_ms: float = 0
     load_ms: float = 0
     required_mib: int = 1
+    embeds_only: bool = False
     keep_alive_s: float = 300
     fails: str = ""  # not empty: the load fails with this reason
     not_deterministic: str = ""  # not empty: why it cannot be deterministic
@@ -50,6 +52,7 @@ def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, P
                 file=path.name,
                 architecture="scripted",
                 has_chat_template=True,
+                embeds_only=script.embeds_only,
                 n_ctx=script.n_ctx,
                 n_slots=script.n_slots,
                 required_bytes=script.required_mib * MIB,
@@ -73,4 +76,5 @@ def load_scripted(path: Path, *, n_slots: int, n_ctx: int, numerics: Numerics = 
         step_s=script.step_ms / 1000,
         row_s=script.row_ms / 1000,
         recipe="fast" if numerics == "fast" else "batched",
+        embeds_only=script.embeds_only,
     )

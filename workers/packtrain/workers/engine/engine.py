@@ -7,6 +7,7 @@ of `should_stop`. One step:
     2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds
     3. end what is past its deadline
     4. plan rows, compute them, give each new token to its sequence
+    5. embed what waits for that, at most one batch (embedding.py)
 
 A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
 When the backend can name the sequence that cannot go on, only that one is ended, and the step is planned anew.
@@ -25,6 +26,7 @@ from packtrain.broker.errors import JobFailed, PacktrainError
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Logprob, TokenLogprob
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
+from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
 from packtrain.workers.engine.reuse import Cache, Reuse, common_prefix, find_reuse
 from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
@@ -86,16 +88,17 @@ class Engine:
         self._live: dict[JobId, Sequence] = {}
         self._leftover: dict[int, list[int]] = {}  # what the caches of taken slots hold until their sequence begins
         self._waiting: deque[SequenceRequest] = deque()
+        self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
         self._arrivals = 0
         self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
         self._beat = clock()
         # The inbox is all that other threads touch.
         self._changed = threading.Condition()
-        self._new: list[SequenceRequest] = []
+        self._new: list[SequenceRequest | EmbedRequest] = []
         self._leaving: dict[JobId, End] = {}
         self._is_stopping = False
 
-    def submit(self, request: SequenceRequest) -> None:
+    def submit(self, request: SequenceRequest | EmbedRequest) -> None:
         """Run a request. Its `on_end` is called exactly once, sooner or later."""
         with self._changed:
             if not self._is_stopping:
@@ -126,19 +129,19 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters."""
         return EngineStats(
-            self._steps,
+            self._steps + self._embeds.num_batches,
             self._tokens_out,
             self._tokens_reused,
-            self._batch_peak,
+            max(self._batch_peak, self._embeds.batch_peak),
             len(self._live),
-            len(self._waiting),
+            len(self._waiting) + len(self._embeds),
             self._beat,
         )
 
     @property
     def is_busy(self) -> bool:
         """True while any request is in a slot or waits for one."""
-        return bool(self._live or self._waiting or self._new)
+        return bool(self._live or self._waiting or self._embeds or self._new)
 
     def run(self) -> None:
         """The engine thread: step while there is work, sleep while there is none, until `stop`.
@@ -148,7 +151,7 @@ class Engine:
         """
         while True:
             with self._changed:
-                while not (self._new or self._leaving or self._live or self._waiting or self._is_stopping):
+                while not (self.is_busy or self._leaving or self._is_stopping):
                     self._on_activity()
                     self._changed.wait()
                     self._beat = self._clock()
@@ -156,8 +159,9 @@ class Engine:
                 if self._is_stopping:
                     break
             self.step()
-        unstarted = [*self._waiting, *self._new]
+        unstarted = [*self._waiting, *self._embeds, *self._new]
         self._waiting.clear()
+        self._embeds.clear()
         self._new.clear()
         for request in unstarted:
             request.on_end(Ended(End.RELEASED))
@@ -177,6 +181,10 @@ class Engine:
         self._begin_new()
         if rows := self._plan():
             self._compute(rows)
+        if self._embeds:
+            self._embeds.step(self._prefill_budget if self._live else None, self._stop_for)
+            if self._embeds.is_broken:
+                raise EngineBroken(f"more than {MAX_FAILURES_IN_A_ROW} texts in a row could not be embedded")
 
     def _plan(self) -> list[Rows]:
         live = [s for s in self._live.values() if s.has_begun]
@@ -188,7 +196,9 @@ class Engine:
         with self._changed:
             new, self._new = self._new, []
             leaving, self._leaving = self._leaving, {}
-        self._waiting.extend(new)
+        self._waiting.extend(r for r in new if isinstance(r, SequenceRequest))
+        self._embeds.extend(r for r in new if isinstance(r, EmbedRequest))
+        self._embeds.leave(leaving)
         for job_id, end in leaving.items():
             if sequence := self._live.get(job_id):
                 self._end(sequence, end)
@@ -415,10 +425,12 @@ class Engine:
 
     def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool]:
         """Whether to break off a step: only one with a prefill is long enough to be worth it."""
-        prefilling = [r.sequence.request for r in rows if r.count > 1]
-        deadlines = [request.deadline for request in prefilling if request.deadline is not None]
+        return self._stop_for([r.sequence.request for r in rows if r.count > 1])
+
+    def _stop_for(self, requests: Seq[SequenceRequest | EmbedRequest]) -> Callable[[], bool]:
+        deadlines = [request.deadline for request in requests if request.deadline is not None]
         first_deadline = min(deadlines, default=None)
-        ids = {request.job_id for request in prefilling}
+        ids = {request.job_id for request in requests}
 
         def should_stop() -> bool:
             self._beat = self._clock()

@@ -50,6 +50,7 @@ class Ended:
     batch_peak: int = 0
     num_reused: int = 0  # prompt tokens that were copied from another slot's cache and not computed
     error: PacktrainError | None = None
+    embedding: bytes = b""  # of an embed request: 32-bit little-endian floats
 
 
 @dataclass(frozen=True, slots=True)
