@@ -279,13 +279,16 @@ def test_a_broken_model_file_is_reported_by_name_and_the_agent_lives(real: Fleet
 def test_a_tool_that_must_be_called_is_called_with_arguments_of_its_schema(real: Fleet) -> None:
     parameters = {
         "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "maximum": 7}},
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "days": {"type": "integer", "minimum": 1, "maximum": 7},
+        },
         "required": ["city", "days"],
     }
     tool = {"type": "function", "function": {"name": "forecast", "parameters": parameters}}
 
     result = real.client.generate(
-        MODEL, "How will the weather be in Oslo?", tools=[tool], tool_choice="required", max_tokens=100,
+        MODEL, "How will the weather be in Oslo?", tools=[tool], tool_choice="required", max_tokens=100, temperature=0,
         parallel_tool_calls=False,
     )  # fmt: skip
 

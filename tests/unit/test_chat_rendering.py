@@ -232,7 +232,10 @@ def test_a_forced_call_is_an_object_of_that_tool() -> None:
 
     assert forced_call_schema(spec.tools, spec.tool_choice, parallel=True) == {
         "type": "object",
-        "properties": {"name": {"const": "weather"}, "arguments": {"type": "object", "properties": {}}},
+        "properties": {
+            "name": {"const": "weather"},
+            "arguments": {"type": "object", "properties": {}, "additionalProperties": False},
+        },
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
@@ -254,6 +257,7 @@ def test_references_of_a_tool_to_itself_lead_to_where_they_are_now() -> None:
     assert arguments == {
         "type": "object",
         "properties": {"root": {"$ref": "#/$defs/1.node"}, "$ref": {"type": "string"}},
+        "additionalProperties": False,
     }
     assert schema["$defs"] == {
         "1": arguments,

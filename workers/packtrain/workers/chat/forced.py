@@ -15,6 +15,8 @@ from packtrain.broker.chat import NamedTool, Tool, ToolChoice
 
 #: Most calls in one forced answer: without a bound a small model would list calls until its slot is full.
 MAX_FORCED_CALLS = 8
+#: Keywords that may bring names of their own.
+_OTHER_NAMES = frozenset({"allOf", "anyOf", "oneOf", "$ref", "patternProperties"})
 _NAMED = re.compile(r"#/(?:\$defs|definitions)/([^/]+)")
 
 
@@ -51,6 +53,9 @@ def _call(tool: Tool, prefix: str, defs: dict[str, Any]) -> dict[str, Any]:
             defs[f"{prefix}.{name}"] = _renamed(schema, prefix)
     rest = {key: value for key, value in own.items() if key not in ("$defs", "definitions", "$schema", "$id")}
     arguments = _renamed(rest, prefix)
+    if "properties" in arguments and not arguments.keys() & _OTHER_NAMES:
+        # JSON schema allows further names where nothing is said; a function has no further arguments.
+        arguments = {"additionalProperties": False, **arguments}
     if '"$ref": "#"' in json.dumps(own):  # it holds itself
         defs[prefix] = arguments
     return {
