@@ -36,6 +36,7 @@ from packtrain.workers.engine.sequence import SequenceRequest, Tokens
 from packtrain.workers.load_options import LoadOptions
 
 FILE_TYPES = {"F16": 1, "Q8_0": 7, "Q4_0": 2, "Q4_K": 15}  # enum llama_ftype
+ALL = (*FILE_TYPES, "mixture-F16", "mixture-Q4_K")
 NUM_JOBS, NUM_SLOTS, N_CTX, NUM_NEW = 24, 16, 1024, 24
 Answer = list[tuple[int, float | None]]
 
@@ -132,7 +133,12 @@ def write_mixture(path: Path) -> None:
     writer.add_vocab_size(n_vocab)
     writer.add_expert_count(n_experts)
     writer.add_expert_used_count(2)
-    writer.add_tokenizer_model("none")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"t{number}" for number in range(3, n_vocab))])
+    writer.add_token_scores([0.0] * n_vocab)
+    writer.add_token_types([2, 3, 3, *[1] * (n_vocab - 3)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
     writer.add_file_type(FILE_TYPES["F16"])
 
     def add(name: str, *shape: int, scale: float = 0.08, dtype: type = np.float16) -> None:
@@ -167,15 +173,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="GGUF file")
     parser.add_argument("--numerics", choices=["fast", "deterministic"], default="deterministic")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", default=",".join(ALL), help="some of these, separated by commas")
     options = parser.parse_args()
     print("| weights | recipe | equal tokens | equal logprobs |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         mixture = Path(folder) / "mixture-F16.gguf"
         write_mixture(mixture)
-        for name, file_type in FILE_TYPES.items():
-            requantise(options.model, Path(folder) / f"{name}.gguf", file_type)
-        requantise(mixture, Path(folder) / "mixture-Q4_K.gguf", FILE_TYPES["Q4_K"])
-        for path in sorted(Path(folder).glob("*.gguf")):
+        for name in options.weights.split(","):
+            path = Path(folder) / f"{name}.gguf"
+            if name != mixture.stem:
+                source = mixture if name.startswith("mixture") else options.model
+                requantise(source, path, FILE_TYPES[name.removeprefix("mixture-")])
             recipe, tokens, logprobs = measure(path, options.numerics, options.threads)
             print(f"| {path.stem} | {recipe} | {tokens} of {NUM_JOBS} | {logprobs} of {NUM_JOBS} |", flush=True)
 
