@@ -18,7 +18,7 @@ def report() -> dict[str, Any]:
 
     from packtrain.broker.settings import load_settings
     from packtrain.workers.agent import memory_budget
-    from packtrain.workers.backends.llama_cpp_backend import supports_rpc, system_info
+    from packtrain.workers.backends.llama_cpp_library import supports_rpc, system_info
     from packtrain.workers.memory_book import MemoryBook
     from packtrain.workers.node_catalog import GgufCatalog
 

@@ -14,25 +14,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
-import platform
-import re
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-# ggml reads these once: no debugger may be forked onto a dying process that still holds gigabytes.
-os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-
 import numpy as np
-from llama_cpp import __version__ as llama_cpp_version
 from llama_cpp import llama_cpp as C
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic
+from packtrain.broker.errors import InvalidRequest, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.backends.base import (
     DecodeFailed,
@@ -43,11 +34,13 @@ from packtrain.workers.backends.base import (
     Shape,
     StepRows,
 )
-from packtrain.workers.backends.constraint import Compiler, ConstraintFailed
+from packtrain.workers.backends.constraint import ConstraintFailed
 from packtrain.workers.backends.llama_cpp_batch import Batch
-from packtrain.workers.backends.llama_cpp_checks import check_cells, check_model
+from packtrain.workers.backends.llama_cpp_checks import check_cells
 from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedding_shape, read_traits
-from packtrain.workers.backends.llama_cpp_params import context_params, model_params, numeric_flags
+from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors, last_error
+from packtrain.workers.backends.llama_cpp_model import LlamaCppModel
+from packtrain.workers.backends.llama_cpp_params import context_params
 from packtrain.workers.backends.llama_cpp_sampling import (
     ConstrainedSampler,
     SamplerChain,
@@ -55,39 +48,19 @@ from packtrain.workers.backends.llama_cpp_sampling import (
     with_logprobs,
 )
 from packtrain.workers.backends.llama_cpp_selftest import self_test
-from packtrain.workers.chat.families import ChatFormat, detect
-from packtrain.workers.chat.infill import FimTokens
-from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.engine.embedding import Vector
 from packtrain.workers.load_options import LoadOptions, max_outputs
-from packtrain.workers.receipts import Build
 
 logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
-_WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
 _NEVER = C.ggml_abort_callback()  # a null pointer
 
-_last_errors: deque[str] = deque(maxlen=8)
 
-
-@C.llama_log_callback  # type: ignore[untyped-decorator]
-def _on_log(level: int, text: bytes, _user: Any) -> None:
-    """Keep llama.cpp's errors for our own messages; drop its chatter, which would be 200 lines per load."""
-    line = text.decode("utf-8", "replace").strip()
-    if line and level == _ERROR:
-        _last_errors.append(line)
-        logger.warning("llama.cpp: %s", line, extra={"event": "llama.error"})
-
-
-C.llama_log_set(_on_log, ctypes.c_void_p(0))
-C.llama_backend_init()
-
-
-class LlamaCppBackend:
+class LlamaCppBackend(LlamaCppModel):
     """A `Backend` on a GGUF file. See `base.Backend` for what may be called from which thread.
 
     Args:
@@ -113,31 +86,16 @@ class LlamaCppBackend:
         n_threads: int,
         options: LoadOptions = LoadOptions(),  # noqa: B008  frozen
     ) -> None:
-        self._name = model
-        self._options = options
         self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
         self._num_logprobs: dict[int, int] = {}
-        self._pieces: dict[int, bytes] = {}
         self._should_stop: Callable[[], bool] = lambda: False
         self._asks = True
         # ctypes drops a callback with its last reference while C still holds the pointer.
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
         check_cells(n_slots, n_ctx)
-        self._model = self._load(path)
-        check_model(self._model, model)
-        self._vocab = C.llama_model_get_vocab(self._model)
-        n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
-        self._end_tokens = [t for t in range(n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
-        template = (C.llama_model_chat_template(self._model, None) or b"").decode("utf-8", "replace")
-        self._template = self._chat_template(template)
-        self._chat_format = detect(template)
-        controls = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
-        special = {t: self._text_of(t) for t in range(n_vocab) if C.llama_vocab_get_attr(self._vocab, t) & controls}
-        self._special_texts = SpecialTexts(special.values())
-        marks = self._chat_format.marks
-        self._marks = {t for t, text in special.items() if text in marks} - set(self._end_tokens)
-        self._compiler = Compiler(n_vocab, self.piece, self._end_tokens)
+        super().__init__(path, model=model, options=options)
+        n_vocab = self._n_vocab
         self._n_threads = n_threads
         self._traits = read_traits(self._model)
         self._embedder: Embedder | None = None
@@ -166,65 +124,6 @@ class LlamaCppBackend:
     @property
     def shape(self) -> Shape:
         return self._shape
-
-    @property
-    def build(self) -> Build:
-        return Build(f"llama-cpp-python {llama_cpp_version}", _features(), numeric_flags(self._options))
-
-    @property
-    def chat_format(self) -> ChatFormat:
-        return self._chat_format
-
-    @property
-    def special_texts(self) -> SpecialTexts:
-        return self._special_texts
-
-    @property
-    def fim_tokens(self) -> FimTokens | None:
-        prefix, suffix = int(C.llama_vocab_fim_pre(self._vocab)), int(C.llama_vocab_fim_suf(self._vocab))
-        middle = int(C.llama_vocab_fim_mid(self._vocab))
-        if prefix < 0 or suffix < 0:
-            return None
-        begin = (int(C.llama_vocab_bos(self._vocab)),) if C.llama_vocab_get_add_bos(self._vocab) else ()
-        return FimTokens(prefix, suffix, middle if middle >= 0 else None, begin)
-
-    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
-        data = text.encode()
-        capacity = len(data) + 8
-        buffer = (C.llama_token * capacity)()
-        # A rendered chat brings its special tokens as text; a plain prompt may not smuggle any in.
-        is_whole = not is_rendered and not is_part
-        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, is_whole, is_rendered)
-        assert count >= 0, f"{-count} tokens from {len(data)} bytes"
-        return list(buffer[:count])
-
-    def render_chat(self, variables: Mapping[str, Any]) -> str:
-        if self._template is None:
-            raise InvalidRequest(
-                f"{self._name!r} has no usable chat template; send a plain prompt (kind 'complete') instead"
-            )
-        try:
-            rendered = self._template(**variables)
-        except Exception as error:  # the template is code from the model file: it may raise anything
-            raise InvalidParameter(
-                f"the chat template of {self._name!r} refuses these messages ({error}); change their roles or order"
-            ) from error
-        return str(rendered.prompt)
-
-    def piece(self, token: int) -> bytes:
-        if not 0 <= token < self._shape.n_vocab:  # resumed from another file of that name; C would end the process
-            return b""
-        if token not in self._pieces:
-            buffer, is_shown = ctypes.create_string_buffer(64), token in self._marks
-            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
-            if size < 0:
-                buffer = ctypes.create_string_buffer(-size)
-                size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
-            self._pieces[token] = buffer.raw[:size]
-        return self._pieces[token]
-
-    def is_end(self, token: int) -> bool:
-        return bool(C.llama_vocab_is_eog(self._vocab, token))
 
     @property
     def embedding(self) -> EmbeddingShape:
@@ -318,7 +217,7 @@ class LlamaCppBackend:
         if code == _ABORTED:
             raise Interrupted
         if code != 0:
-            raise DecodeFailed(f"llama_decode returned {code}" + (f": {_last_errors[-1]}" if _last_errors else ""))
+            raise DecodeFailed(f"llama_decode returned {code}" + (f": {error}" if (error := last_error()) else ""))
         return self._sample(wanted)
 
     def _sample(self, wanted: Sequence[tuple[int, int]]) -> list[Sampled]:
@@ -434,46 +333,17 @@ class LlamaCppBackend:
                 except ConstraintFailed as failed:
                     raise SequenceFailed(seq_id, failed.error) from failed
 
-    def _load(self, path: Path) -> Any:
-        if self._options.numerics == "deterministic":
-            os.environ["GGML_CPU_TILED_MM"] = "0"  # tiles for 8 rows add in another order; ggml reads it once
-        params = model_params(self._options)
-        _last_errors.clear()
-        model = C.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise ModelLoadFailed(f"llama.cpp cannot load {path.name}: {_why()}; see `packtrain models` for its file")
-        return model
-
     def _new_context(self, n_slots: int, n_ctx: int, n_threads: int) -> Any:
         params = context_params(self._options, n_slots=n_slots, n_ctx=n_ctx, n_threads=n_threads)
         params.abort_callback = self._abort_callback
-        _last_errors.clear()
+        forget_errors()
         ctx = C.llama_init_from_model(self._model, params)
         if not ctx:
             raise ModelLoadFailed(
-                f"llama.cpp cannot make a context of {n_slots} slots of {n_ctx} tokens: {_why()}; "
+                f"llama.cpp cannot make a context of {n_slots} slots of {n_ctx} tokens: {first_error()}; "
                 "set fewer slots or a smaller context in packtrain.toml"
             )
         return ctx
-
-    def _chat_template(self, source: str) -> Jinja2ChatFormatter | None:
-        if not source:
-            return None
-        try:
-            return Jinja2ChatFormatter(
-                source,
-                eos_token=self._text_of(C.llama_vocab_eos(self._vocab)),
-                bos_token=self._text_of(C.llama_vocab_bos(self._vocab)),
-            )
-        except Exception as error:  # code from the model file again
-            logger.warning(
-                "The chat template of %s is unusable: %s", self._name, error, extra={"event": "template.bad"}
-            )
-            return None
-
-    def _text_of(self, token: int) -> str:
-        text = C.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
-        return str((text or b"").decode("utf-8", "replace"))
 
 
 def _in_a_thread_that_ends(compute: Callable[[], _R]) -> _R:
@@ -481,24 +351,3 @@ def _in_a_thread_that_ends(compute: Callable[[], _R]) -> _R:
     once there are more of them than cores it no longer spins at barriers: 46 tokens/s where there had been 90."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(compute).result()
-
-
-def _why() -> str:
-    # The first line is the cause, those after it only say what could not be done because of it.
-    return _last_errors[0] if _last_errors else "no reason given"
-
-
-def _features() -> str:
-    """`system_info` without what is off."""
-    found = re.findall(r"(\w+) = 1\b", system_info())
-    return " ".join([platform.machine(), *found])
-
-
-def supports_rpc() -> bool:
-    """True when the library was built with -DGGML_RPC=ON."""
-    return bool(C.llama_supports_rpc())
-
-
-def system_info() -> str:
-    """CPU features that the library was built with and found."""
-    return str(C.llama_print_system_info().decode()).strip()

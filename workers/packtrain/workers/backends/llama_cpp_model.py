@@ -1,0 +1,153 @@
+"""A model file that llama.cpp has loaded: its vocabulary, its chat template, its build. What it computes is in
+llama_cpp_backend.py; nothing here needs a context."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import __version__ as llama_cpp_version
+from llama_cpp import llama_cpp as C
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
+from packtrain.workers.backends.constraint import Compiler
+from packtrain.workers.backends.llama_cpp_checks import check_model
+from packtrain.workers.backends.llama_cpp_library import features, first_error, forget_errors
+from packtrain.workers.backends.llama_cpp_params import model_params, numeric_flags
+from packtrain.workers.chat.families import ChatFormat, detect
+from packtrain.workers.chat.infill import FimTokens
+from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.receipts import Build
+
+logger = logging.getLogger(__name__)
+
+
+class LlamaCppModel:
+    """The half of a `Backend` that is about text. See `base.Backend` for what may be called from which thread.
+
+    Args:
+        path: GGUF file; of a split model, its first part.
+        model: Id, for messages.
+        options: Those that tell on the weights: GPU layers, numerics and the like.
+
+    Raises:
+        ModelLoadFailed: llama.cpp refused the file, its own words are in the message.
+    """
+
+    def __init__(self, path: Path, *, model: str, options: LoadOptions) -> None:
+        self._name = model
+        self._options = options
+        self._pieces: dict[int, bytes] = {}
+        self._model = _load(path, options)
+        check_model(self._model, model)
+        self._vocab = C.llama_model_get_vocab(self._model)
+        self._n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
+        self._end_tokens = [t for t in range(self._n_vocab) if C.llama_vocab_is_eog(self._vocab, t)]
+        template = (C.llama_model_chat_template(self._model, None) or b"").decode("utf-8", "replace")
+        self._template = self._chat_template(template)
+        self._chat_format = detect(template)
+        controls = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
+        special = {
+            t: self._text_of(t) for t in range(self._n_vocab) if C.llama_vocab_get_attr(self._vocab, t) & controls
+        }
+        self._special_texts = SpecialTexts(special.values())
+        marks = self._chat_format.marks
+        self._marks = {t for t, text in special.items() if text in marks} - set(self._end_tokens)
+        self._compiler = Compiler(self._n_vocab, self.piece, self._end_tokens)
+
+    @property
+    def build(self) -> Build:
+        return Build(f"llama-cpp-python {llama_cpp_version}", features(), numeric_flags(self._options))
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        return self._chat_format
+
+    @property
+    def special_texts(self) -> SpecialTexts:
+        return self._special_texts
+
+    @property
+    def fim_tokens(self) -> FimTokens | None:
+        prefix, suffix = int(C.llama_vocab_fim_pre(self._vocab)), int(C.llama_vocab_fim_suf(self._vocab))
+        middle = int(C.llama_vocab_fim_mid(self._vocab))
+        if prefix < 0 or suffix < 0:
+            return None
+        begin = (int(C.llama_vocab_bos(self._vocab)),) if C.llama_vocab_get_add_bos(self._vocab) else ()
+        return FimTokens(prefix, suffix, middle if middle >= 0 else None, begin)
+
+    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+        data = text.encode()
+        capacity = len(data) + 8
+        buffer = (C.llama_token * capacity)()
+        # A rendered chat brings its special tokens as text; a plain prompt may not smuggle any in.
+        is_whole = not is_rendered and not is_part
+        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, is_whole, is_rendered)
+        assert count >= 0, f"{-count} tokens from {len(data)} bytes"
+        return list(buffer[:count])
+
+    def render_chat(self, variables: Mapping[str, Any]) -> str:
+        if self._template is None:
+            raise InvalidRequest(
+                f"{self._name!r} has no usable chat template; send a plain prompt (kind 'complete') instead"
+            )
+        try:
+            rendered = self._template(**variables)
+        except Exception as error:  # the template is code from the model file: it may raise anything
+            raise InvalidParameter(
+                f"the chat template of {self._name!r} refuses these messages ({error}); change their roles or order"
+            ) from error
+        return str(rendered.prompt)
+
+    def piece(self, token: int) -> bytes:
+        if not 0 <= token < self._n_vocab:  # resumed from another file of that name; C would end the process
+            return b""
+        if token not in self._pieces:
+            buffer, is_shown = ctypes.create_string_buffer(64), token in self._marks
+            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
+            if size < 0:
+                buffer = ctypes.create_string_buffer(-size)
+                size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
+            self._pieces[token] = buffer.raw[:size]
+        return self._pieces[token]
+
+    def is_end(self, token: int) -> bool:
+        return bool(C.llama_vocab_is_eog(self._vocab, token))
+
+    def _chat_template(self, source: str) -> Jinja2ChatFormatter | None:
+        if not source:
+            return None
+        try:
+            return Jinja2ChatFormatter(
+                source,
+                eos_token=self._text_of(C.llama_vocab_eos(self._vocab)),
+                bos_token=self._text_of(C.llama_vocab_bos(self._vocab)),
+            )
+        except Exception as error:  # code from the model file again
+            logger.warning(
+                "The chat template of %s is unusable: %s", self._name, error, extra={"event": "template.bad"}
+            )
+            return None
+
+    def _text_of(self, token: int) -> str:
+        text = C.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
+        return str((text or b"").decode("utf-8", "replace"))
+
+
+def _load(path: Path, options: LoadOptions) -> Any:
+    if options.numerics == "deterministic":
+        os.environ["GGML_CPU_TILED_MM"] = "0"  # tiles for 8 rows add in another order; ggml reads it once
+    params = model_params(options)
+    forget_errors()
+    model = C.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise ModelLoadFailed(
+            f"llama.cpp cannot load {path.name}: {first_error()}; see `packtrain models` for its file"
+        )
+    return model
