@@ -1,6 +1,7 @@
 """What llama.cpp's steps give on this machine, with neither queue nor scheduling: the ceiling of the engine.
 
-Prefill rows per second, and tokens per second when 1, 4 and 16 sequences decode in one batch, greedy.
+Prefill rows per second, and tokens per second when 1, 4 and 16 sequences decode in one batch, greedy; and what it
+costs when 8 sequences are no neighbours.
 
     python benchmarks/steps.py --model ~/.cache/packtrain/models/smollm2.gguf
 """
@@ -25,6 +26,9 @@ SLOTS = 16
 PROMPT = 40  # rows of each prompt
 STEPS = 24
 GREEDY = SamplingParams(temperature=0)
+DECODES = {
+    "1": range(1), "4": range(4), "16": range(16), "8 neighbours": range(8), "8 in every other slot": range(0, 16, 2),
+}  # fmt: skip
 
 
 def prefill(backend: LlamaCppBackend) -> tuple[dict[int, int], float]:
@@ -40,13 +44,14 @@ def prefill(backend: LlamaCppBackend) -> tuple[dict[int, int], float]:
     return dict(enumerate(tokens)), SLOTS * PROMPT / (time.perf_counter() - begin)
 
 
-def decode(backend: LlamaCppBackend, last: dict[int, int], sequences: int) -> float:
-    """Tokens per second when the first `sequences` slots decode together."""
+def decode(backend: LlamaCppBackend, last: dict[int, int], slots: range) -> float:
+    """Tokens per second when these slots decode together."""
     begin = time.perf_counter()
     for step in range(STEPS):
-        rows = [StepRows(s, PROMPT + step, [last[s]], True) for s in range(sequences)]
-        last.update(enumerate(s.token for s in backend.step(rows, lambda: False)))
-    return sequences * STEPS / (time.perf_counter() - begin)
+        rows = [StepRows(s, PROMPT + step, [last[s]], True) for s in slots]
+        tokens = (sampled.token for sampled in backend.step(rows, lambda: False))
+        last.update(zip(slots, tokens, strict=True))
+    return len(slots) * STEPS / (time.perf_counter() - begin)
 
 
 def main() -> None:
@@ -61,10 +66,10 @@ def main() -> None:
     )  # fmt: skip
     rates: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
-        for sequences in (1, 4, 16):
+        for name, slots in DECODES.items():
             last, rows_per_s = prefill(backend)
             rates.setdefault("prefill, rows/s", []).append(rows_per_s)
-            rates.setdefault(f"decode {sequences:2}, tokens/s", []).append(decode(backend, last, sequences))
+            rates.setdefault(f"decode {name}, tokens/s", []).append(decode(backend, last, slots))
             for seq_id in range(SLOTS):
                 backend.close(seq_id)
     print("| steps alone | median (lowest - highest) |\n|---|---|")
