@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Mapping
 
+from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import JobId, ModelId, Route
-from packtrain.broker.jobs import Chunk, Event, Submitted
+from packtrain.broker.jobs import Submitted
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
 from packtrain.broker.states import JobState

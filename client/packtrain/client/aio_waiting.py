@@ -9,8 +9,8 @@ from concurrent.futures import Executor
 from functools import partial
 from itertools import islice
 
+from packtrain.broker.chunks import Event
 from packtrain.broker.errors import BrokerUnavailable, InvalidRequest
-from packtrain.broker.jobs import Event
 from packtrain.client.reading import RETRY_S, Cursors, Patience, Window, block_s_until
 from packtrain.client.result import Result
 from packtrain.client.threads import Twin

@@ -7,9 +7,9 @@ from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Self
 
+from packtrain.broker.chunks import Event
 from packtrain.broker.errors import BrokerUnavailable, UnknownJob
 from packtrain.broker.ids import JobId
-from packtrain.broker.jobs import Event
 from packtrain.broker.messages import JobStatus
 from packtrain.broker.states import JobState
 from packtrain.client.reading import Cursors, is_over
@@ -70,7 +70,7 @@ class Job:
         return (delta.text for delta in self.deltas() if delta.text)
 
     def deltas(self) -> Iterator[AnswerDelta]:
-        """As `stream`, with reasoning and tool calls: each item has a bit more of one or several of them."""
+        """As `stream`, with reasoning, tool calls and logprobs: each item has a bit more of one or several of them."""
         status = self.status()
         if status.state.is_terminal and not self._transport.events({self.id: "0"}, block_s=0):
             yield delta_of(self.result())  # its stream has expired, an hour after the end; its record lives for a day
@@ -129,6 +129,5 @@ def _read_or_cancel(job: Job) -> Generator[str]:
 
 def delta_in(event: Event) -> AnswerDelta | None:
     """What an event adds to the answer; None: nothing that is shown."""
-    if event.text or event.reasoning or event.calls:
-        return AnswerDelta(event.text, event.reasoning, event.calls)
-    return None
+    delta = AnswerDelta(event.text, event.reasoning, event.calls, event.logprobs)
+    return None if delta == AnswerDelta() else delta

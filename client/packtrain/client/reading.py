@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 
+from packtrain.broker.chunks import Event
 from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, InvalidRequest, ResultTimeout, UnknownJob
 from packtrain.broker.ids import JobId, new_job_id
-from packtrain.broker.jobs import Event
 from packtrain.broker.messages import JobStatus
 from packtrain.client.result import Result, result_of
 

@@ -10,10 +10,11 @@ from redis.exceptions import RedisError
 
 from packtrain.broker import keys
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
+from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
 from packtrain.broker.errors import SetupError, UnknownModel
 from packtrain.broker.ids import JobId, ModelId, Route
-from packtrain.broker.jobs import Event, Submitted
+from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry

@@ -43,6 +43,8 @@ class AnswerDelta:
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    #: Of its tokens, with `logprobs=` in the request. Tokens come at once, their text may come with a later delta.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def delta_of(result: Result) -> AnswerDelta:
@@ -51,7 +53,7 @@ def delta_of(result: Result) -> AnswerDelta:
         CallDelta(index, call.function.arguments, call.id, call.function.name)
         for index, call in enumerate(result.tool_calls)
     )
-    return AnswerDelta(result.text, result.reasoning, calls)
+    return AnswerDelta(result.text, result.reasoning, calls, result.logprobs)
 
 
 def finished(status: JobStatus, timeout_s: float | None) -> Result:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from packtrain.broker.chunks import Event
 from packtrain.broker.ids import JobId, ModelId, Route
-from packtrain.broker.jobs import Event, Submitted
+from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import JobState
 

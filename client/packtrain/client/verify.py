@@ -151,9 +151,8 @@ def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> D
     if index is None:
         return None
     seen = {}
-    place = index - (len(new.tokens) - len(new.logprobs))  # tokens from before a resume have none
-    if 0 <= place < len(new.logprobs):
-        entry = new.logprobs[place]
+    if index < len(new.logprobs):
+        entry = new.logprobs[index]
         seen = {top.token: Candidate(top.token, top.text, top.logprob) for top in entry.top}
         seen[entry.token] = Candidate(entry.token, entry.text, entry.logprob)
     return Difference(index, _candidate(_at(old.tokens, index), seen), _candidate(_at(new.tokens, index), seen))

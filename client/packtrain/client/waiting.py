@@ -8,9 +8,9 @@ from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
+from packtrain.broker.chunks import Event
 from packtrain.broker.errors import BrokerUnavailable, InvalidRequest, TryLater, UnknownJob
 from packtrain.broker.ids import JobId
-from packtrain.broker.jobs import Event
 from packtrain.client.reading import RETRY_S, Cursors, Patience, Window, block_s_until
 from packtrain.client.result import Result
 from packtrain.client.transport import Transport
