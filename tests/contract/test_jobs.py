@@ -15,10 +15,11 @@ from redis import Redis
 
 from packtrain.broker import errors, keys
 from packtrain.broker.chat import CallDelta
+from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, Chunk, EmitReply, JobStore
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Cause, JobSpec, Outcome
+from packtrain.broker.messages import Cause, JobSpec, Logprob, Outcome, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
@@ -285,6 +286,20 @@ class JobStoreContract:
             ("Hi", "So.", (begun,)),
             ("", "", (more,)),
         ]
+
+    def test_logprobs_stand_beside_their_tokens_to_the_last_bit(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        top = (Logprob(token=7, text="\u00e9", logprob=-1 / 3), Logprob(token=8, text='"\n', logprob=-2e-300))
+        first, second = (
+            TokenLogprob(token=7, text="\u00e9", logprob=-1 / 3, top=top),
+            TokenLogprob(token=8, logprob=-0.0),
+        )
+
+        store.emit([(job_id, epoch, Chunk(0, "\u00e9", (7,), logprobs=(first,))), (job_id, epoch, Chunk(1, "b", (9,)))])
+        store.finish(job_id, epoch, DONE, Chunk(2, "", (8, 7), logprobs=(second, first)))
+
+        events = store.events({job_id: "0"})
+        assert [e.logprobs for e in events] == [(first,), (), (second, first), ()]
 
     def test_a_chunk_sent_twice_stands_once(self, store: JobStore) -> None:
         job_id, epoch = submit(store), claim(store)[1]

@@ -205,6 +205,19 @@ def test_an_answer_comes_in_its_parts(fleet: Fleet) -> None:
     assert join_calls(call for delta in deltas for call in delta.calls) == result.tool_calls
 
 
+def test_a_stream_has_the_logprobs_of_its_tokens_when_asked_for(fleet: Fleet) -> None:
+    job = fleet.client.submit("slow", "likely", logprobs=2)
+    deltas = list(job.deltas())
+    result = job.result()
+
+    told = [entry for delta in deltas for entry in delta.logprobs]
+    assert len(deltas) > 1
+    assert "".join(entry.text for entry in told) == result.text == "ylekil"
+    assert tuple(told) == result.logprobs
+    assert all(entry.top for entry in told)
+    assert not any(delta.logprobs for delta in fleet.client.submit("slow", "unasked").deltas())
+
+
 def test_a_tool_call_can_be_answered_with_the_call_as_it_came(fleet: Fleet) -> None:
     asked = fleet.client.generate("echo", PARTS[::-1], tools=TOOLS)
     turns: list[Any] = [

@@ -14,10 +14,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from packtrain.broker import vectors
 from packtrain.broker.chat import join_calls
+from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import JobId, Route
-from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
+from packtrain.broker.jobs import Claim, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobSpec, JobStatus
+from packtrain.broker.messages import JobSpec, JobStatus, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
@@ -492,6 +493,30 @@ def test_a_job_resumes_within_any_part_of_its_answer(roomy: Instance, place: int
     assert "".join(event.text for event in events) == outcome.text
     assert "".join(event.reasoning for event in events) == outcome.reasoning
     assert join_calls(call for event in events for call in event.calls) == outcome.tool_calls
+
+
+def test_a_job_that_goes_on_keeps_the_logprobs_of_its_first_tokens(roomy: Instance) -> None:
+    spec = JobSpec(kind="complete", model=MODEL, prompt="hello", params={"logprobs": 2, "temperature": 0})
+    roomy.store.submit(JobId("job"), spec, max_waiting=10)
+    claim = roomy.store.claim((ROUTE,), INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    earlier = [TokenLogprob(token=token, text=chr(token), logprob=-0.25) for token in b"ol"]
+    lease = LeasedJob(claim, spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    for index, entry in enumerate(earlier):
+        lease.on_tokens(Tokens(index, entry.text, (entry.token,), (entry,)))
+    chunk, _ = lease.take()
+    assert chunk is not None
+    roomy.store.emit([(claim.job_id, claim.epoch, chunk)])
+    roomy.store.release(claim.job_id, claim.epoch)
+    roomy.runner.answer(ROUTE)
+
+    outcome = roomy.status().outcome
+    assert outcome is not None
+    assert "".join(chr(entry.token) for entry in outcome.logprobs) == outcome.text == "olleh"
+    assert outcome.logprobs[:2] == tuple(earlier)
+    assert [len(entry.top) for entry in outcome.logprobs[2:]] == [1, 1, 1]  # the scripted model knows only its own
+    events = roomy.store.events({claim.job_id: "0"})
+    assert tuple(entry for event in events for entry in event.logprobs) == outcome.logprobs
 
 
 def test_a_cancelled_job_keeps_what_was_held_back(roomy: Instance) -> None:

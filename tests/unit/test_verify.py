@@ -105,17 +105,6 @@ def test_an_answer_that_filled_its_slot_is_compared_at_its_length() -> None:
     assert request_again("j", spec(), stopped, model="tiny", on=None).params.max_tokens is None
 
 
-def test_a_new_run_that_was_resumed_names_the_logprobs_of_the_right_token() -> None:
-    new = answer(1, 2, 3)
-    resumed = new.model_copy(update={"logprobs": new.logprobs[1:]})
-
-    assert first_difference(answer(1, 9, 3), resumed, is_deterministic=True) == Difference(
-        1, Candidate(9, "<9>", -1.5), Candidate(2, "<2>", -0.5)
-    )
-    found = first_difference(answer(9, 2, 3), resumed, is_deterministic=True)
-    assert found == Difference(0, Candidate(9), Candidate(1))
-
-
 @pytest.mark.parametrize("state", [s for s in JobState if s.is_terminal and s is not JobState.SUCCEEDED])
 def test_only_a_whole_answer_is_verified(state: JobState) -> None:
     with pytest.raises(InvalidRequest, match=state.value):

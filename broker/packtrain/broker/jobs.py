@@ -8,14 +8,13 @@ can do no harm when it comes back, and a job ends exactly once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
-from packtrain.broker.chat import CallDelta
+from packtrain.broker.chunks import Chunk, Event, to_entry
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
@@ -55,31 +54,6 @@ class Claim:
     spec_json: str
     route: Route  # that the job waited on
     unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens for the stream of a job. Text may lag behind tokens: held back for stop strings and split characters."""
-
-    index: int  # of its first token in the answer
-    text: str
-    tokens: tuple[int, ...]
-    reasoning: str = ""
-    calls: tuple[CallDelta, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry of a job's stream: tokens, or the end."""
-
-    job_id: JobId
-    id: str  # Redis stream id: give it back to resume after it
-    text: str = ""
-    index: int = 0
-    tokens: tuple[int, ...] = ()
-    reasoning: str = ""
-    calls: tuple[CallDelta, ...] = ()
-    end: JobState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +228,7 @@ def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
     return Call(
         "emit",
         (keys.job(job_id), keys.out(job_id)),
-        (epoch, chunk.index + len(chunk.tokens), chunk.index, *_fields(chunk)),
+        (epoch, chunk.index + len(chunk.tokens), *to_entry(chunk)),
         lambda reply: EmitReply(int(reply)),
     )
 
@@ -273,7 +247,7 @@ def renew(held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> Call[dict[JobI
 
 def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> Call[bool]:
     """Call of finish.lua."""
-    chunk: Sequence[str | int] = (last.index, *_fields(last)) if last else ()
+    chunk = to_entry(last) if last else ()
     return Call(
         "finish",
         (keys.job(job_id), keys.out(job_id)),
@@ -341,15 +315,6 @@ def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
     )
 
 
-def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Event:
-    """A stream entry as an `Event`."""
-    if "end" in fields:
-        return Event(job_id, entry_id, end=JobState(fields["end"]))
-    tokens = tuple(int(token) for token in fields["k"].split(",")) if fields["k"] else ()
-    calls = tuple(CallDelta(*piece) for piece in json.loads(fields["c"])) if "c" in fields else ()
-    return Event(job_id, entry_id, fields["t"], int(fields["i"]), tokens, fields.get("r", ""), calls)
-
-
 def ended(state: JobState, error: errors.PacktrainError) -> Outcome:
     """The outcome of a job that ends without a result."""
     return Outcome(state=state, error=error.to_wire())
@@ -383,12 +348,6 @@ def dead(cause: Cause) -> Outcome:
         tail=cause.tail,
     )
     return ended(JobState.DEAD, error)
-
-
-def _fields(chunk: Chunk) -> tuple[str, str, str, str]:
-    """A chunk as a stream entry has it: text, tokens, reasoning, pieces of tool calls."""
-    calls = json.dumps([(c.index, c.arguments, c.id, c.name) for c in chunk.calls]) if chunk.calls else ""
-    return chunk.text, ",".join(map(str, chunk.tokens)), chunk.reasoning, calls
 
 
 def _json(state: JobState, error: errors.PacktrainError) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
+from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
 from packtrain.broker.prefixes import prefix_hashes
@@ -37,7 +38,7 @@ class _Record:
     finished_ms: int | None = None
     cause: Cause | None = None
     outcome: Outcome | None = None
-    events: list[jobs.Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     @property
     def route(self) -> Route:
@@ -114,7 +115,7 @@ class MemoryJobs:
                 record.spec.model_dump_json(), record.route,
             )  # fmt: skip
 
-    def emit(self, chunks: Sequence[tuple[JobId, int, jobs.Chunk]]) -> list[jobs.EmitReply]:
+    def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
         with self._changed:
             return [self._emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks]
 
@@ -131,7 +132,7 @@ class MemoryJobs:
                     news[job_id] = "cancel"
             return news
 
-    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: jobs.Chunk | None = None) -> bool:
+    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
         with self._changed:
             record = self._records.get(job_id)
             if record and record.epoch == epoch and record.state is outcome.state:
@@ -215,8 +216,8 @@ class MemoryJobs:
                 outcome=record.outcome,
             )  # fmt: skip
 
-    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
-        def found() -> list[jobs.Event]:
+    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
+        def found() -> list[Event]:
             return [
                 event
                 for job_id, last in after.items()
@@ -275,7 +276,7 @@ class MemoryJobs:
         record = self._records.get(job_id)
         return record if record and record.epoch == epoch and record.state is JobState.RUNNING else None
 
-    def _emit(self, job_id: JobId, epoch: int, chunk: jobs.Chunk) -> jobs.EmitReply:
+    def _emit(self, job_id: JobId, epoch: int, chunk: Chunk) -> jobs.EmitReply:
         record = self._owned(job_id, epoch)
         if record is None:
             return jobs.EmitReply.LOST
@@ -286,12 +287,12 @@ class MemoryJobs:
             record.next_index = chunk.index + len(chunk.tokens)
         return jobs.EmitReply.CANCEL if record.cancel else jobs.EmitReply.OK
 
-    def _append(self, job_id: JobId, record: _Record, chunk: jobs.Chunk) -> None:
+    def _append(self, job_id: JobId, record: _Record, chunk: Chunk) -> None:
         if record.first_token_ms is None:
             record.first_token_ms = self._now_ms()
         event_id = str(len(record.events) + 1)
         record.events.append(
-            jobs.Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens, chunk.reasoning, chunk.calls)
+            Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens, chunk.reasoning, chunk.calls, chunk.logprobs)
         )
         self._changed.notify_all()
 
@@ -307,5 +308,5 @@ class MemoryJobs:
 
     def _settle(self, job_id: JobId, record: _Record, outcome: Outcome) -> None:
         record.state, record.outcome, record.finished_ms = outcome.state, outcome, self._now_ms()
-        record.events.append(jobs.Event(job_id, str(len(record.events) + 1), end=outcome.state))
+        record.events.append(Event(job_id, str(len(record.events) + 1), end=outcome.state))
         self._changed.notify_all()

@@ -261,9 +261,7 @@ class Outcome(_Report):
     timings: Timings = Timings()
     seed: int | None = None
     tokens: tuple[int, ...] = Field((), description="of the output; only of deterministic jobs, for `packtrain verify`")
-    logprobs: tuple[TokenLogprob, ...] = Field(
-        (), description="of each output token, where the job asked for them; after a resume only of those since"
-    )
+    logprobs: tuple[TokenLogprob, ...] = Field((), description="of each output token, where the job asked for them")
     embedding: str = Field("", description="of an `embed` job: base64 of 32-bit little-endian floats, length 1")
     receipt: Receipt | None = None
     batch_peak: int = Field(0, description="most sequences that shared one step with this job")

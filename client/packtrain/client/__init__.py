@@ -43,8 +43,10 @@ from packtrain.broker.messages import (
     Usage,
 )
 from packtrain.broker.states import InstanceState, JobState
-from packtrain.client.aio import AsyncJob, AsyncPacktrain, AsyncTextStream
-from packtrain.client.client import Job, Packtrain, TextStream
+from packtrain.client.aio import AsyncPacktrain
+from packtrain.client.aio_job import AsyncJob, AsyncTextStream
+from packtrain.client.client import Packtrain
+from packtrain.client.job import Job, TextStream
 from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.verify import Verification
 

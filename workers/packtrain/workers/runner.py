@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
+from packtrain.broker.chunks import Event
 from packtrain.broker.errors import (
     InvalidParameter,
     InvalidRequest,
@@ -224,11 +225,11 @@ class Runner:
 
     def _resume(self, job: LeasedJob) -> tuple[int, ...]:
         """Output of earlier leases, from the stream: readers have it, so this lease goes on after it."""
-        tokens: list[int] = []
-        last = "0"
-        while events := self._store.events({job.job_id: last}):
-            tokens += (token for event in events for token in event.tokens)
-            last = events[-1].id
+        told: list[Event] = []
+        while events := self._store.events({job.job_id: told[-1].id if told else "0"}):
+            told += events
+        tokens = [token for event in told for token in event.tokens]
+        logprobs = [entry for event in told for entry in event.logprobs]
         n_vocab = self._backend.shape.n_vocab
         if strange := next((token for token in tokens if not 0 <= token < n_vocab), None):
             raise JobFailed(
@@ -239,7 +240,7 @@ class Runner:
             )
         # The stream holds the parts of the answer; its parser needs the text they were made of, as the engine gave it.
         text = TextStream(job.spec.params.stop)
-        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens), tokens)
+        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens), tokens, logprobs)
         return tuple(tokens)
 
 

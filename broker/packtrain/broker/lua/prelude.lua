@@ -15,16 +15,14 @@ local function ready_key(route, lane)
   return READY_PREFIX .. route .. ':' .. string.sub(lane, 1, 1)
 end
 
--- Add a chunk to a stream: index of its first token, text, token ids; reasoning and tool calls where it has any.
-local function append(out, index, text, tokens, reasoning, calls)
+-- Add a chunk to a stream (see chunks.py): reasoning, tool calls and logprobs only where it has any.
+local function append(out, index, text, tokens, reasoning, calls, logprobs)
   local fields = {'i', index, 't', text, 'k', tokens}
-  if reasoning ~= '' then
-    fields[#fields + 1] = 'r'
-    fields[#fields + 1] = reasoning
-  end
-  if calls ~= '' then
-    fields[#fields + 1] = 'c'
-    fields[#fields + 1] = calls
+  for name, value in pairs({r = reasoning, c = calls, l = logprobs}) do
+    if value ~= '' then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
   end
   redis.call('XADD', out, '*', unpack(fields))
 end
