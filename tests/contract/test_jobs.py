@@ -624,6 +624,20 @@ class TestRedisJobs(JobStoreContract):
         assert [event.text for event in store.events({job_id: "0"})] == ["a"]
         assert redis.ttl(keys.out(job_id)) > 0
 
+    def test_a_job_written_before_there_were_routes_waits_on_its_models_own(
+        self, store: JobStore, redis: Redis
+    ) -> None:
+        moved, cancelled, late = submit(store), submit(store), submit(store, spec(expires_in_ms=50))
+        for job_id in (moved, cancelled, late):
+            redis.hdel(keys.job(job_id), "route")
+        time.sleep(0.06)
+        store.cancel(cancelled)
+        claim(store)
+
+        assert {(r.job_id, r.route) for r in store.reap(INSTANCE)} == {(moved, ROUTE), (late, ROUTE)}
+        assert store.waiting() == {ROUTE: 1}
+        assert claim(store)[0] == moved
+
     def test_a_claim_says_which_routes_have_more_jobs_than_bells(self, store: JobStore, redis: Redis) -> None:
         for number in range(6):
             submit(store, spec(deterministic=number % 2 == 0))

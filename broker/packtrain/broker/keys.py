@@ -32,6 +32,8 @@ from typing import Final
 
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 
+#: Another one wherever data of an earlier version can no longer be read. A field that is only added is no such change:
+#: the scripts say what a record without it means (`place_of` in prelude.lua).
 SCHEMA_VERSION: Final = "1"
 
 JOB_PREFIX: Final = "pt:job:"

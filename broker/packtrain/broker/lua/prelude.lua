@@ -15,6 +15,12 @@ local function ready_key(route, lane)
   return READY_PREFIX .. route .. ':' .. string.sub(lane, 1, 1)
 end
 
+-- The route and lane that a job waits on. One written before there were routes waits on its model's own.
+local function place_of(id)
+  local f = redis.call('HMGET', JOB_PREFIX .. id, 'route', 'lane', 'model')
+  return f[1] or f[3], f[2]
+end
+
 -- Add a chunk to a stream: index of its first token, text, token ids; reasoning and tool calls where it has any.
 local function append(out, index, text, tokens, reasoning, calls)
   local fields = {'i', index, 't', text, 'k', tokens}
@@ -39,11 +45,11 @@ end
 -- Put a running job back at its old place in the queue.
 local function requeue(id)
   local job = JOB_PREFIX .. id
-  local f = redis.call('HMGET', job, 'route', 'lane', 'order')
+  local route, lane = place_of(id)
   unlease(id)
   redis.call('HSET', job, 'state', 'QUEUED')
-  redis.call('ZADD', ready_key(f[1], f[2]), f[3], id)
-  redis.call('SADD', WAITING, f[1])
+  redis.call('ZADD', ready_key(route, lane), redis.call('HGET', job, 'order'), id)
+  redis.call('SADD', WAITING, route)
 end
 
 -- End a job for good: state, outcome, the last event of its stream, and a lifetime for what is left.
