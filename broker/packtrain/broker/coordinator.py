@@ -13,7 +13,7 @@ from typing import Protocol
 
 from packtrain.broker import placement
 from packtrain.broker.celery_app import MAX_BELLS
-from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, new_instance_id
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, new_instance_id
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
 from packtrain.broker.placement import Load, Plan, Snapshot, Unload
@@ -77,6 +77,7 @@ class Coordinator:
         snapshot = self._look()
         if reap:
             self._strand(snapshot)
+            self._begin_anew(snapshot)
         self._ring_lost_bells(snapshot)
         plan = placement.plan(snapshot)
         self._carry_out(plan, snapshot, term)
@@ -107,6 +108,20 @@ class Coordinator:
         serving = {route: placement.serving(route, snapshot) for route in snapshot.waiting}
         if serving and (failed := self._jobs.strand(serving)):
             logger.warning("Failed %d jobs meant for somebody gone", failed, extra={"event": "jobs.stranded"})
+
+    def _begin_anew(self, snapshot: Snapshot) -> None:
+        """Let go of tokens of a numerics class that is gone: nobody would go on with them, so others begin anew."""
+        classes = {
+            route: placement.numerics_classes(route, snapshot) for route in snapshot.waiting if is_deterministic(route)
+        }
+        if not any(classes.values()):
+            return
+        for begun in self._jobs.begin_anew(classes):
+            logger.warning(
+                "Job %s begins anew: no instance has the numerics class of its tokens", begun.job_id,
+                extra={"event": "job.anew", "job": begun.job_id},
+            )  # fmt: skip
+            self._bells.ring(begun.route)
 
     def _ring_lost_bells(self, snapshot: Snapshot) -> None:
         """Jobs that outnumber their doorbells on two ticks in a row have lost some.

@@ -11,7 +11,8 @@
     ├── TryLater                  send the same request again later
     │   ├── QueueFull             too many jobs wait for this model
     │   ├── BrokerUnavailable     Redis cannot be reached
-    │   └── ResultTimeout         the job goes on; only this wait has ended
+    │   ├── ResultTimeout         the job goes on; only this wait has ended
+    │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
     ├── JobError                  the job has ended without a result
     │   ├── JobFailed             the engine could not finish it
     │   ├── JobCancelled          somebody cancelled it
@@ -185,6 +186,19 @@ class ResultTimeout(TryLater, TimeoutError):
             job_id=job_id,
             timeout_s=timeout_s,
             state=state,
+        )
+
+
+class AnswerBegunAnew(TryLater):
+    """A deterministic job lost its instance, and no other of its numerics class is left to go on with its tokens."""
+
+    code = "answer_begun_anew"
+
+    def __init__(self, *, job_id: str) -> None:
+        super().__init__(
+            f"the answer of job {job_id} begins anew in another numerics class, and what was read of it is void; read "
+            "the job again from the beginning, or wait for its result (`Packtrain.stream` has cancelled it: ask again)",
+            job_id=job_id,
         )
 
 

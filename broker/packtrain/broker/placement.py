@@ -176,6 +176,14 @@ def serving(route: Route, now: Snapshot) -> set[str]:
     return {i.instance for i in instances} | nodes
 
 
+def numerics_classes(route: Route, now: Snapshot) -> set[str]:
+    """Classes that a waiting job of this route can be computed in, when that is certain; empty while one comes up."""
+    instances = [i for i in now.instances if _serves(i, route) and not i.state.is_terminal]
+    if any(not i.numerics_class for i in instances):
+        return set()
+    return {i.numerics_class for i in instances if i.state is not InstanceState.DRAINING}
+
+
 def _serves(instance: InstanceBeat, route: Route) -> bool:
     fits = instance.numerics == "deterministic" or not is_deterministic(route)
     return instance.model == model_of(route) and fits

@@ -25,7 +25,7 @@ from packtrain.broker.messages import JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
 from packtrain.client.client import BLOCK_S
-from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Window
+from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Reader, Window
 from packtrain.client.redis_transport import AsyncRedisTransport
 from packtrain.client.request import Prompt, build_embed_spec, build_spec, job_id_of
 from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
@@ -73,13 +73,14 @@ class AsyncJob:
 
     async def deltas(self) -> AsyncIterator[AnswerDelta]:
         """As `Job.deltas`."""
+        reader = Reader(self.id)
         status = await self.status()
         if status.state.is_terminal and not await self._transport.events({self.id: "0"}, block_s=0):
             yield delta_of(await self.result())
             return
         async for event in read_events(self._transport, Cursors([self.id]), None):
-            if event.text or event.reasoning or event.calls:
-                yield AnswerDelta(event.text, event.reasoning, event.calls)
+            if delta := reader.take(event):
+                yield delta
             if event.end and event.end is not JobState.SUCCEEDED:
                 await self.result()
 

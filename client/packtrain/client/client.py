@@ -32,7 +32,7 @@ from packtrain.broker.jobs import Event, routes_of
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
-from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Window
+from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Reader, Window
 from packtrain.client.redis_transport import RedisTransport
 from packtrain.client.request import Prompt, build_embed_spec, build_spec, choice_seeds, job_id_of
 from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
@@ -92,18 +92,20 @@ class Job:
 
         Raises:
             PacktrainError: How the job ended, when it did not succeed; after all its text.
+            AnswerBegunAnew: The answer comes again from its beginning: read it anew. Only of deterministic jobs.
         """
         return (delta.text for delta in self.deltas() if delta.text)
 
     def deltas(self) -> Iterator[AnswerDelta]:
         """As `stream`, with reasoning and tool calls: each item has a bit more of one or several of them."""
+        reader = Reader(self.id)
         status = self.status()
         if status.state.is_terminal and not self._transport.events({self.id: "0"}, block_s=0):
             yield delta_of(self.result())  # its stream has expired, an hour after the end; its record lives for a day
             return
         for event in read_events(self._transport, Cursors([self.id]), None):
-            if event.text or event.reasoning or event.calls:
-                yield AnswerDelta(event.text, event.reasoning, event.calls)
+            if delta := reader.take(event):
+                yield delta
             if event.end and event.end is not JobState.SUCCEEDED:
                 self.result()
 

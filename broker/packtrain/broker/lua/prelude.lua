@@ -42,14 +42,19 @@ local function unlease(id)
   if owner then redis.call('SREM', HELD_PREFIX .. owner, id) end
 end
 
--- Put a running job back at its old place in the queue.
+-- Put a running job back at its old place in the queue. A deterministic one that has tokens is noted with their class.
 local function requeue(id)
   local job = JOB_PREFIX .. id
   local route, lane = place_of(id)
   unlease(id)
   redis.call('HSET', job, 'state', 'QUEUED')
-  redis.call('ZADD', ready_key(route, lane), redis.call('HGET', job, 'order'), id)
+  local f = redis.call('HMGET', job, 'order', 'tokens', 'class')
+  redis.call('ZADD', ready_key(route, lane), f[1], id)
   redis.call('SADD', WAITING, route)
+  if f[2] and f[3] then
+    redis.call('HSET', BEGUN, id, f[3])
+    redis.call('PEXPIRE', BEGUN, QUEUED_TTL_MS)
+  end
 end
 
 -- End a job for good: state, outcome, the last event of its stream, and a lifetime for what is left.
@@ -58,6 +63,7 @@ local function settle(id, state, outcome)
   unlease(id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HDEL', MEANT, id)
+  redis.call('HDEL', BEGUN, id)
   redis.call('HSET', job, 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)
