@@ -13,7 +13,7 @@ from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.jobs import Chunk
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, NodeCommand
-from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB
+from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB, OFFER_WAIT_MS
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import InstanceState, JobState
 from tests.support.clock import FakeClock
@@ -277,6 +277,42 @@ def test_jobs_for_a_model_too_large_fail_at_once() -> None:
     assert status.outcome is not None
     assert status.outcome.error is not None
     assert status.outcome.error["code"] == "model_too_large"
+
+
+def test_jobs_for_a_model_that_no_node_offers_fail_after_a_while_and_later_ones_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fleet = Fleet(models=())
+    (job_id,) = fleet.submit()
+    fleet.tick(3)
+    waiting = fleet.jobs.status(job_id)
+    fleet.clock.advance(OFFER_WAIT_MS)
+    fleet.tick()
+    failed = fleet.jobs.status(job_id)
+    fleet.jobs.submit(JobId("late"), spec(), max_waiting=10)
+    fleet.tick()
+    late = fleet.jobs.status(JobId("late"))
+
+    assert waiting is not None
+    assert waiting.state is JobState.QUEUED
+    for status in (failed, late):
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert status.outcome.error["code"] == "model_gone"
+    assert [getattr(record, "event", "") for record in caplog.records].count("model.missing") == 1
+
+
+def test_a_new_leadership_gives_nodes_their_time_again() -> None:
+    fleet = Fleet(models=())
+    (job_id,) = fleet.submit()
+    fleet.tick()
+    fleet.clock.advance(OFFER_WAIT_MS)
+    fleet.coordinator.tick(TERM + 2)
+
+    status = fleet.jobs.status(job_id)
+    assert status is not None
+    assert status.state is JobState.QUEUED
 
 
 def test_a_rejection_that_meets_no_job_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -307,6 +307,7 @@ CODES = {
     "model_too_large": errors.ModelTooLarge,
     "not_deterministic": errors.NotDeterministic,
     "model_load_failed": errors.ModelLoadFailed,
+    "model_gone": errors.ModelGone,
     "setup_error": errors.SetupError,
 }
 
@@ -320,6 +321,7 @@ EXAMPLES: list[PacktrainError] = [
     errors.BrokerUnavailable(url="redis://h", reason="refused"),
     errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
     errors.AnswerBegunAnew(job_id="j1"),
+    errors.ModelGone(model="m", waited_s=600, known=["b", "a"]),
     errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
     errors.NotDeterministic(model="m", reason="its kernels"),
     errors.JobDead(attempts=3, instance="m-1", cause="was killed by SIGABRT", signal="SIGABRT", tail=["bye"]),

@@ -20,6 +20,7 @@
     │   └── JobDead               its instance died under it too often
     ├── ModelError                the operator must change the model or the node
     │   ├── ModelFileInvalid      the GGUF file is broken or hostile
+    │   ├── ModelGone             no live node has offered it for a while
     │   ├── ModelTooLarge         no node could hold it even when empty
     │   └── ModelLoadFailed       the load was tried and failed
     └── SetupError                this machine needs a change first
@@ -267,6 +268,22 @@ class ModelFileInvalid(ModelError):
     def __init__(self, *, path: str, reason: str) -> None:
         super().__init__(
             f"{path} is not a usable GGUF file: {reason}; download it again or remove it", path=path, reason=reason
+        )
+
+
+class ModelGone(ModelError):
+    """No live node has offered the model for so long that its jobs wait no more."""
+
+    code = "model_gone"
+
+    def __init__(self, *, model: str, waited_s: float, known: list[str]) -> None:
+        offered = ", ".join(sorted(known)[:12]) or "none"
+        super().__init__(
+            f"no live node has offered the model {model!r} for {waited_s:.0f} s; offered now: {offered}. Start the "
+            "node that has its GGUF file, or put the file into a model folder of a node, and submit again",
+            model=model,
+            waited_s=waited_s,
+            known=sorted(known),
         )
 
 
