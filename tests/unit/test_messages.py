@@ -296,6 +296,7 @@ CODES = {
     "queue_full": errors.QueueFull,
     "broker_unavailable": errors.BrokerUnavailable,
     "result_timeout": errors.ResultTimeout,
+    "answer_begun_anew": errors.AnswerBegunAnew,
     "job_error": errors.JobError,
     "job_failed": errors.JobFailed,
     "job_cancelled": errors.JobCancelled,
@@ -306,6 +307,7 @@ CODES = {
     "model_too_large": errors.ModelTooLarge,
     "not_deterministic": errors.NotDeterministic,
     "model_load_failed": errors.ModelLoadFailed,
+    "model_gone": errors.ModelGone,
     "setup_error": errors.SetupError,
 }
 
@@ -318,6 +320,8 @@ EXAMPLES: list[PacktrainError] = [
     errors.QueueFull(model="m", waiting=3, limit=2, retry_after_s=1.5),
     errors.BrokerUnavailable(url="redis://h", reason="refused"),
     errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
+    errors.AnswerBegunAnew(job_id="j1"),
+    errors.ModelGone(model="m", waited_s=600, known=["b", "a"]),
     errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
     errors.NotDeterministic(model="m", reason="its kernels"),
     errors.JobDead(attempts=3, instance="m-1", cause="was killed by SIGABRT", signal="SIGABRT", tail=["bye"]),

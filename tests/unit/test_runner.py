@@ -18,7 +18,7 @@ from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import Claim, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobSpec, JobStatus, TokenLogprob
+from packtrain.broker.messages import JobSpec, JobStatus, Numerics, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
@@ -90,7 +90,9 @@ class Gated(ScriptedBackend):
 class Instance:
     """All parts of an instance but Celery and its process."""
 
-    def __init__(self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False) -> None:
+    def __init__(
+        self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False, numerics: Numerics = "fast"
+    ) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
         self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only)
@@ -103,7 +105,8 @@ class Instance:
         self.runner = Runner(
             self.store, self.backend, self.engine, self.publisher, self.renewer,
             model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
-            numerics="fast", ring=lambda model: self.rung.append(model), clock=self.seconds,
+            numerics=numerics, numerics_class=COMPUTER.numerics_class,
+            ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
         self._engine_thread = threading.Thread(target=self.engine.run, daemon=True)
@@ -220,6 +223,26 @@ def test_a_job_resumes_after_what_readers_have(instance: Instance) -> None:
     events = instance.store.events({first.job_id: "0"})
     assert instance.text() == "olleh"
     assert "".join(event.text for event in events) == "olleh"
+    assert bytes(token for event in events for token in event.tokens) == b"olleh"
+
+
+def test_a_deterministic_job_of_another_class_is_never_resumed_and_begins_anew_when_that_is_gone() -> None:
+    instance = Instance(numerics="deterministic")
+    instance.submit("hello", deterministic=True)
+    first = instance.store.claim((DETERMINISTIC,), INSTANCE, NODE, lease_ms=LEASE_MS, numerics_class="another")
+    assert first is not None
+    instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol?", tuple(b"ol?")))])
+    instance.store.release(first.job_id, first.epoch)
+
+    assert instance.runner.answer(DETERMINISTIC) is None
+    assert instance.status().state is JobState.QUEUED
+    assert instance.store.begin_anew({DETERMINISTIC: {COMPUTER.numerics_class}})
+    instance.runner.answer(DETERMINISTIC)
+    instance.close()
+
+    events = instance.store.events({first.job_id: "0"})
+    assert instance.text() == "olleh"
+    assert events[0].index == 0
     assert bytes(token for event in events for token in event.tokens) == b"olleh"
 
 

@@ -415,6 +415,7 @@ class InstanceBeat(_Report):
     n_ctx: int = 0
     numerics: Numerics = "fast"
     recipe: Recipe | None = Field(None, description="what it does for its numerics; null: not loaded yet")
+    numerics_class: str = Field("", description="as in its receipts; empty: not loaded yet")
     reserved_bytes: int = 0
     resident_bytes: int = 0
     slots_used: int = 0

@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         le=30 * 86_400,
         description="how long a job's record stays after its end, seconds",
     )
+    offer_wait_s: float = Field(
+        600, gt=0, description="how long jobs wait for a model that no live node offers, seconds; then they fail"
+    )
     events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")
     drain_s: float = Field(30, ge=0, description="how long running jobs may finish when an instance drains, seconds")

@@ -240,6 +240,7 @@ class Agent:
         update: dict[str, object] = {
             "state": state,
             "recipe": report.recipe,
+            "numerics_class": report.numerics_class,
             "slots_used": report.slots_used,
             "steps": report.steps,
             "batch_peak": report.batch_peak,

@@ -63,6 +63,7 @@ class Runner:
         node: NodeId,
         lease_ms: int,
         numerics: Numerics,
+        numerics_class: str,
         ring: Callable[[Route], None],
         clock: Callable[[], float],
     ) -> None:
@@ -79,6 +80,7 @@ class Runner:
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
+        self._numerics_class = numerics_class
         self._ring = ring
         self._clock = clock
         self._is_draining = threading.Event()
@@ -119,7 +121,12 @@ class Runner:
         try:
             prefixes = {prefix for held in tuple(self._prefixes) for prefix in held}
             return self._store.claim(
-                self._routes, self._instance, self._node, lease_ms=self._lease_ms, prefixes=sorted(prefixes)
+                self._routes,
+                self._instance,
+                self._node,
+                lease_ms=self._lease_ms,
+                numerics_class=self._numerics_class,
+                prefixes=sorted(prefixes),
             )
         except RedisError as error:
             logger.warning("Could not claim: %s", error, extra={"event": "claim.failed"})
