@@ -338,6 +338,24 @@ class TestLlamaCpp(BackendContract):
 
         assert impatient.asked < calm.asked
 
+    @pytest.mark.parametrize("function", ["llama_state_seq_get_data", "llama_state_seq_set_data"])
+    def test_a_copy_or_move_that_fails_leaves_its_source_as_it_was(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch, function: str
+    ) -> None:
+        expected = answer(backend, 6)
+        slot = Slot(backend, seq_id=1)
+        begun = slot.run(2)
+        with monkeypatch.context() as broken:
+            broken.setattr(f"llama_cpp.llama_cpp.{function}", lambda *_: 0)
+            with pytest.raises(DecodeFailed):
+                backend.copy(1, [0], 5)
+            with pytest.raises(DecodeFailed):
+                backend.move(1, 0)
+        backend.truncate(0, 0)
+
+        assert begun + slot.run(4) == expected
+        assert answer(backend, 6, seq_id=0) == expected
+
     def test_another_seed_gives_other_tokens(self, backend: Backend) -> None:
         assert answer(backend, params=WARM, seed=5) != answer(backend, params=WARM, seed=6)
 

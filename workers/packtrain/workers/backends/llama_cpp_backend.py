@@ -195,9 +195,13 @@ class LlamaCppBackend(LlamaCppModel):
 
     def _state_of(self, seq_id: int) -> Any:
         size = C.llama_state_seq_get_size(self._ctx, seq_id)
-        state = (ctypes.c_uint8 * size)()
+        try:
+            state = (ctypes.c_uint8 * size)()
+        except MemoryError as error:
+            raise DecodeFailed(f"no memory for the {size} bytes that slot {seq_id} holds") from error
         written = C.llama_state_seq_get_data(self._ctx, state, size, seq_id)
-        assert written == size, f"{written} of {size} bytes"
+        if written != size:
+            raise DecodeFailed(f"{written} of {size} bytes could be read of the cache of slot {seq_id}")
         return state
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
