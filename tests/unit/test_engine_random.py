@@ -33,13 +33,24 @@ class Exact(ScriptedBackend):
 
     Args:
         troubles: What becomes of the next steps: "" nothing, "fail" or "stop" after a part of the rows was written.
+        copy_troubles: Whether the next copies and moves fail, and leave garbage.
     """
 
-    def __init__(self, n_slots: int, recipe: Recipe, *, can_share: bool, troubles: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        recipe: Recipe,
+        *,
+        can_share: bool,
+        troubles: Sequence[str] = (),
+        copy_troubles: Sequence[bool] = (),
+    ) -> None:
         super().__init__(n_slots=n_slots, n_ctx=N_CTX, recipe=recipe)
         self._shape = replace(self._shape, can_share=can_share, n_batch=N_CTX)
         self._ways: list[list[tuple[int, int]]] = [[] for _ in range(n_slots)]
         self._troubles = list(reversed(troubles))
+        self._copy_troubles = list(reversed(copy_troubles))
+        self.num_failed_copies = 0
         self.before_step: Callable[[], None] = lambda: None
 
     def cache(self, slot: int) -> list[int]:
@@ -54,14 +65,24 @@ class Exact(ScriptedBackend):
     def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
         assert self._shape.can_share
         assert source not in targets
+        assert len(self._caches[source]) >= num_tokens
+        self._trouble_copies(targets)
         super().copy(source, targets, num_tokens)
         for target in targets:
             self._ways[target] = self._ways[source][:num_tokens]
 
     def move(self, source: int, target: int) -> None:
         assert self._shape.can_share
+        self._trouble_copies([target])
         super().move(source, target)
         self._ways[target] = list(self._ways[source])
+
+    def _trouble_copies(self, targets: Sequence[int]) -> None:
+        if self._copy_troubles and self._copy_troubles.pop():
+            for target in targets:
+                self._caches[target], self._ways[target] = [0] * 3, [(-1, -1)] * 3
+            self.num_failed_copies += 1
+            raise DecodeFailed("scripted trouble with a copy")
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self.before_step()
@@ -138,6 +159,8 @@ def _check_ranks(engine: Engine) -> None:
     """Sequences that run and will for a while have neighbouring ids."""
     live = list(engine._live.values())
     if engine._waiting or not all(s.computed_at for s in live):
+        return
+    if any(s.is_stuck for s in live):
         return
     if len(live) > 1 and all(s.request.max_new - s.num_output >= MIN_LEFT_TO_MOVE for s in live):
         event("ranks are closed")
@@ -225,6 +248,7 @@ _SCRIPT = st.lists(
     can_share=st.sampled_from([True, True, False]),
     prefill_budget=st.sampled_from([1, 16, 128]),
     troubles=st.lists(st.sampled_from([""] * 6 + ["fail", "stop"]), max_size=60),
+    copy_troubles=st.lists(st.booleans(), max_size=20),
 )
 def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     script: list[tuple[str, tuple[object, ...] | int]],
@@ -233,9 +257,10 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     can_share: bool,
     prefill_budget: int,
     troubles: list[str],
+    copy_troubles: list[bool],
 ) -> None:
     now = 0.0
-    backend = Exact(n_slots, recipe, can_share=can_share, troubles=troubles)
+    backend = Exact(n_slots, recipe, can_share=can_share, troubles=troubles, copy_troubles=copy_troubles)
     engine = Engine(backend, clock=lambda: now, prefill_budget=prefill_budget)
     planned = False  # the engine's next step is its plan, not a repetition one by one
 
@@ -278,6 +303,8 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     except EngineBroken:
         return  # too many that fail in a row: the process ends here
     assert not engine.is_busy, "the engine never came to an end"
+    if backend.num_failed_copies:
+        event("copies failed")
 
     for asked in everything:
         assert len(asked.ends) == 1

@@ -160,13 +160,20 @@ class Backend(Protocol):
         ...
 
     def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
-        """Make the caches of `targets` equal to the first `num_tokens` of that of `source`. Needs `shape.can_share`."""
+        """Make the caches of `targets` equal to the first `num_tokens` of that of `source`. Needs `shape.can_share`.
+
+        Raises:
+            DecodeFailed: The targets may hold anything: `truncate` them to nothing. The source is as before.
+        """
         ...
 
     def move(self, source: int, target: int) -> None:
         """Let the sequence in slot `source` go on in the free slot `target`, with its sampler and a copy of its cache.
 
         Needs `shape.can_share`. Slot `source` is free afterwards and keeps its cache.
+
+        Raises:
+            DecodeFailed: The sequence goes on in `source`. Slot `target` may hold anything, as after `copy`.
         """
         ...
 

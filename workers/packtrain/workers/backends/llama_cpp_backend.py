@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from llama_cpp import llama_cpp as C
 
-from packtrain.broker.errors import InvalidRequest, ModelLoadFailed, NotDeterministic
+from packtrain.broker.errors import InvalidRequest, JobFailed, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.backends.base import (
     DecodeFailed,
@@ -119,7 +120,10 @@ class LlamaCppBackend(LlamaCppModel):
         self._batch = Batch(n_batch)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if options.numerics == "deterministic":
-            self._shape = replace(self._shape, recipe=_in_a_thread_that_ends(self._proven_recipe))
+            try:
+                self._shape = replace(self._shape, recipe=_in_a_thread_that_ends(self._proven_recipe))
+            except (DecodeFailed, SequenceFailed) as failed:
+                raise ModelLoadFailed(f"{model!r} is loaded but computes nothing: {failed}") from failed
 
     @property
     def shape(self) -> Shape:
@@ -195,9 +199,13 @@ class LlamaCppBackend(LlamaCppModel):
 
     def _state_of(self, seq_id: int) -> Any:
         size = C.llama_state_seq_get_size(self._ctx, seq_id)
-        state = (ctypes.c_uint8 * size)()
+        try:
+            state = (ctypes.c_uint8 * size)()
+        except MemoryError as error:
+            raise DecodeFailed(f"no memory for the {size} bytes that slot {seq_id} holds") from error
         written = C.llama_state_seq_get_data(self._ctx, state, size, seq_id)
-        assert written == size, f"{written} of {size} bytes"
+        if written != size:
+            raise DecodeFailed(f"{written} of {size} bytes could be read of the cache of slot {seq_id}")
         return state
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
@@ -225,16 +233,15 @@ class LlamaCppBackend(LlamaCppModel):
         if not wanted:
             return []
         logits = self.logits(len(wanted))
+        greedy = logits.argmax(axis=1)  # 5 us a row of 49,152; a greedy chain takes 99
+        self._check(wanted, logits[np.arange(len(wanted)), greedy])
         self._choose(wanted, logits)
-        is_greedy = [self._samplers[seq_id] is None for seq_id, _ in wanted]
-        greedy = logits.argmax(axis=1) if any(is_greedy) else None  # 15 us a row, a greedy chain takes 99
         sampled = []
         for output, (seq_id, row) in enumerate(wanted):
             sampler = self._samplers[seq_id]
             if isinstance(sampler, ConstrainedSampler):
                 token = sampler.take()
             elif sampler is None:
-                assert greedy is not None
                 token = int(greedy[output])
             else:
                 token = sampler.sample(self._ctx, row)
@@ -322,6 +329,18 @@ class LlamaCppBackend(LlamaCppModel):
         if reason := self_test(self, "serial"):
             raise NotDeterministic(model=self._name, reason=reason)
         return "serial"
+
+    def _check(self, wanted: Sequence[tuple[int, int]], highest: np.ndarray[Any, Any]) -> None:
+        """End a sequence whose highest logit is not finite, which it is if any is NaN: each draw would be garbage."""
+        for output, (seq_id, _) in enumerate(wanted):
+            if not math.isfinite(highest[output]):
+                raise SequenceFailed(
+                    seq_id,
+                    JobFailed(
+                        f"{self._name!r} computed a logit of {highest[output]}: its weights are damaged, or too large "
+                        "for their type; download the file again, or use another quantisation"
+                    ),
+                )
 
     def _choose(self, wanted: Sequence[tuple[int, int]], logits: np.ndarray[Any, Any]) -> None:
         """Choose the tokens of constrained sequences, before any sequence moves on: only this can fail."""

@@ -11,6 +11,7 @@ of `should_stop`. One step:
 
 A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
 When the backend can name the sequence that cannot go on, only that one is ended, and the step is planned anew.
+A cache that cannot be copied or moved costs no job: what was to begin with it is computed from its start.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from packtrain.broker.errors import JobFailed, PacktrainError
+from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Logprob, TokenLogprob
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
@@ -106,7 +107,10 @@ class Engine:
         self._is_stopping = False
 
     def submit(self, request: SequenceRequest | EmbedRequest) -> None:
-        """Run a request. Its `on_end` is called exactly once, sooner or later."""
+        """Run a request. Its `on_end` is called exactly once: later, or now if there is nothing to compute."""
+        if not (request.prompt if isinstance(request, SequenceRequest) else request.tokens):
+            request.on_end(Ended(End.FAILED, error=PromptEmpty()))  # nothing would ever be pending
+            return
         with self._changed:
             if not self._is_stopping:
                 # A note left for an earlier lease of this job does not mean this one.
@@ -257,13 +261,27 @@ class Engine:
             return
         refuge = self._slots.refuge(slot, num_needed)
         if refuge is not None:
-            self._backend.copy(slot, [refuge], len(retained))
-            self._slots.copied(slot, refuge)
+            if self._is_copied(slot, [refuge], len(retained)):
+                self._slots.copied(slot, refuge)
+            else:
+                self._slots.forget(refuge)
+
+    def _is_copied(self, source: int, targets: Seq[int], count: int) -> bool:
+        """Copy the beginning of a cache. False: it could not be done, and the targets are empty."""
+        try:
+            self._backend.copy(source, targets, count)
+        except DecodeFailed as error:
+            logger.warning("A prefix is computed, not copied: %s", error, extra={"event": "copy.failed"})
+            for target in targets:
+                self._backend.truncate(target, 0)
+            return False
+        return True
 
     def _begin_new(self) -> None:
         """Give each new sequence the longest prefix that a slot holds, or let it wait for one in the making."""
         copies: dict[tuple[int, int], list[Sequence]] = {}
-        for sequence in [s for s in self._live.values() if not s.has_begun]:
+        new = [s for s in self._live.values() if not s.has_begun]
+        for sequence in new:
             reuse = self._find_reuse(sequence)
             if reuse.is_worth_waiting:
                 continue
@@ -274,10 +292,16 @@ class Engine:
             else:
                 sequence.num_cached = reuse.count
                 copies.setdefault((reuse.slot, reuse.count), []).append(sequence)
+        lost: set[int] = set()  # a copy may be of what an earlier one should have brought
+        for (slot, count), sequences in copies.items():
+            targets = [s.seq_id for s in sequences]
+            if slot in lost or not self._is_copied(slot, targets, count):
+                lost.update(targets)
+                for sequence in sequences:
+                    sequence.num_cached = self._backend.truncate(sequence.seq_id, 0)
+        for sequence in new:
             sequence.num_reused = min(sequence.num_cached, sequence.num_prompt)
             self._tokens_reused += sequence.num_reused
-        for (slot, count), sequences in copies.items():
-            self._backend.copy(slot, [s.seq_id for s in sequences], count)
 
     def _find_reuse(self, sequence: Sequence) -> Reuse:
         if not self._can_share:
@@ -313,12 +337,20 @@ class Engine:
         while self._slots and len(self._live) > 1:
             highest = max(self._live.values(), key=lambda s: s.seq_id)
             num_left = highest.request.max_new - highest.num_output
-            if self._slots.lowest > highest.seq_id or not highest.has_begun or num_left < MIN_LEFT_TO_MOVE:
+            may_move = highest.has_begun and not highest.is_stuck and num_left >= MIN_LEFT_TO_MOVE
+            if self._slots.lowest > highest.seq_id or not may_move:
                 return
             target = self._slots.lowest
             self._save(target, highest.tokens, num_needed=1)
             self._slots.take(target)
-            self._backend.move(highest.seq_id, target)
+            try:
+                self._backend.move(highest.seq_id, target)
+            except DecodeFailed as error:
+                logger.warning("A sequence stays in its slot: %s", error, extra={"event": "move.failed"})
+                highest.is_stuck = True  # or each step would try again
+                self._backend.truncate(target, 0)
+                self._slots.give_back(target, [])
+                return
             self._slots.give_back(highest.seq_id, [])  # a second copy of a live cache is not worth keeping
             highest.seq_id = target
 

@@ -81,6 +81,7 @@ class Sequence:
     batch_peak: int = 0
     num_reused: int = 0
     has_begun: bool = False  # False: it may still find a prefix to reuse
+    is_stuck: bool = False  # its cache could not be moved to another slot
     computed_at: int = 0  # the engine's step that last had rows of it
 
     @property
