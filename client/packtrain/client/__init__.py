@@ -7,6 +7,7 @@
 
 from packtrain.broker.chat import CallDelta, Message, Tool, ToolCall
 from packtrain.broker.errors import (
+    AdapterUnavailable,
     BrokerUnavailable,
     IdempotencyConflict,
     InvalidParameter,
@@ -49,6 +50,7 @@ from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.verify import Verification
 
 __all__ = [
+    "AdapterUnavailable",
     "AnswerDelta",
     "AsyncJob",
     "AsyncPacktrain",
