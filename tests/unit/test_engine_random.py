@@ -7,9 +7,11 @@ prefix taken from the wrong place, or cut into other chunks than the serial reci
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import cast
 
 import pytest
 from hypothesis import event, given, settings
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import MIN_LEFT_TO_MOVE, Engine, EngineBroken
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.unit
 
 MAX_NEW = 12
 N_CTX = 512
+PIRATE, HALF, POLITE = (("pirate", 1.0),), (("pirate", 0.5),), (("polite", 1.0),)
 
 
 class Exact(ScriptedBackend):
@@ -102,7 +106,8 @@ class Exact(ScriptedBackend):
         return [replace(s, logprob=self._hash(seq_id)) for s, seq_id in zip(sampled, wanting, strict=True)]
 
     def _hash(self, slot: int) -> float:
-        return float(-(hash((*self._caches[slot], *self._ways[slot])) % 2**50))
+        known = (*self._caches[slot], *self._ways[slot], *self._computed_with[slot])
+        return float(-(zlib.crc32(repr(known).encode())))
 
 
 @dataclass
@@ -118,21 +123,30 @@ class Asked:
         self.told += [(entry.token, entry.logprob) for entry in tokens.logprobs]
 
 
-def _request(name: str, prompt: bytes, max_new: int, resumed: Sequence[int], deadline: float | None) -> Asked:
+def _request(
+    name: str,
+    prompt: bytes,
+    max_new: int,
+    resumed: Sequence[int] = (),
+    deadline: float | None = None,
+    adapters: AdapterSet = (),
+) -> Asked:
     asked: Asked
     params = SamplingParams(logprobs=0)
     request = SequenceRequest(
         JobId(name), tuple(prompt), params, 1, max_new, lambda t: asked.on_tokens(t), lambda e: asked.ends.append(e),
-        tuple(resumed), deadline,
+        tuple(resumed), deadline, adapters,
     )  # fmt: skip
     asked = Asked(request)
     return asked
 
 
 @cache
-def _alone(prompt: bytes, recipe: Recipe, *, can_share: bool) -> tuple[tuple[int, float], ...]:
+def _alone(
+    prompt: bytes, recipe: Recipe, *, can_share: bool, adapters: AdapterSet = ()
+) -> tuple[tuple[int, float], ...]:
     engine = Engine(Exact(1, recipe, can_share=can_share), clock=lambda: 0)
-    asked = _request("alone", prompt, MAX_NEW, (), None)
+    asked = _request("alone", prompt, MAX_NEW, adapters=adapters)
     engine.submit(asked.request)
     while engine.is_busy:
         engine.step()
@@ -148,7 +162,7 @@ def _check_caches(engine: Engine, backend: Exact) -> None:
             assert held == sequence.tokens[: sequence.num_cached]
         else:
             left = engine._leftover[sequence.seq_id]
-            assert held[: len(left)] == left
+            assert held[: len(left.tokens)] == left.tokens
     for slot, kept in engine._slots.retained().items():
         assert backend.cache(slot)[: len(kept.tokens)] == kept.tokens
     slots = [s.seq_id for s in engine._live.values()] + list(engine._slots.retained())
@@ -174,7 +188,7 @@ def _prompt(stem: int, length: int, own: int, *, fails: bool) -> bytes:
 
 def _run(backend: Exact, *prompts: bytes) -> list[Asked]:
     engine = Engine(backend, clock=lambda: 0)
-    everything = [_request(f"j{number}", prompt, MAX_NEW, (), None) for number, prompt in enumerate(prompts)]
+    everything = [_request(f"j{number}", prompt, MAX_NEW) for number, prompt in enumerate(prompts)]
     for asked in everything:
         engine.submit(asked.request)
     for _ in range(1000):
@@ -188,7 +202,7 @@ def test_where_nothing_can_be_shared_nothing_is_copied() -> None:
     backend = Exact(4, "batched", can_share=False)
     engine = Engine(backend, clock=lambda: 0)
     for number in range(3):
-        pair = [_request(f"j{number}{n}", _prompt(number, 40, n, fails=False), 1 + 5 * n, (), None) for n in range(2)]
+        pair = [_request(f"j{number}{n}", _prompt(number, 40, n, fails=False), 1 + 5 * n) for n in range(2)]
         for asked in pair:
             engine.submit(asked.request)
             engine.step()
@@ -225,6 +239,7 @@ _SUBMIT = st.tuples(
         st.sampled_from([1, 3, MAX_NEW, MAX_NEW]),
         st.sampled_from([0, 0, 0, 1, 5]),  # output that it resumes after
         st.sampled_from([None, None, None, 2]),  # deadline
+        st.sampled_from([(), (), PIRATE, PIRATE, HALF, (*HALF, *POLITE)]),
     ),
 )
 _SCRIPT = st.lists(
@@ -282,12 +297,13 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     try:
         for action, value in script:
             match action, value:
-                case "submit", (int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline):
+                case "submit", (int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline, its):
+                    adapters = cast(AdapterSet, its)
                     prompt = _prompt(stem, length, own, fails=fails)
-                    output = () if fails else _alone(prompt, recipe, can_share=can_share)
+                    output = () if fails else _alone(prompt, recipe, can_share=can_share, adapters=adapters)
                     resumed = [token for token, _ in output[: min(done, max_new)]]
                     until = None if deadline is None else now + 2
-                    everything.append(_request(f"j{len(everything)}", prompt, max_new, resumed, until))
+                    everything.append(_request(f"j{len(everything)}", prompt, max_new, resumed, until, adapters))
                     engine.submit(everything[-1].request)
                 case "end", (int(number), End() as end):
                     engine.cancel(JobId(f"j{number}"), end)
@@ -313,7 +329,8 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
             assert end in (End.FAILED, End.CANCELLED, End.LOST, End.EXPIRED)
             continue
         done = len(asked.request.resumed)
-        whole = _alone(bytes(asked.request.prompt), recipe, can_share=can_share)[: asked.request.max_new]
+        request = asked.request
+        whole = _alone(bytes(request.prompt), recipe, can_share=can_share, adapters=request.adapters)[: request.max_new]
         assert asked.told == list(whole[done : done + len(asked.told)])
         if end in (End.STOP, End.LENGTH):
             assert done + len(asked.told) == len(whole)

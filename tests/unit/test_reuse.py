@@ -55,13 +55,13 @@ def test_only_whole_chunks_are_reused_when_asked() -> None:
 
 def test_a_slot_is_taken_with_what_it_holds() -> None:
     slots = Slots(3)
-    assert slots.take(slots.lowest) == []
+    assert slots.take(slots.lowest).tokens == []
     assert slots.lowest == 1
 
     slots.give_back(0, [1, 2, 3])
 
     assert slots.lowest == 0
-    assert slots.take(0) == [1, 2, 3]
+    assert slots.take(0).tokens == [1, 2, 3]
 
 
 def test_alone_a_sequence_gets_the_slot_that_holds_its_beginning_else_the_oldest() -> None:

@@ -6,6 +6,7 @@
     │   ├── PromptEmpty           nothing to answer
     │   ├── PromptTooLong         more tokens than the context of the model holds
     │   ├── UnknownModel          no node offers this model
+    │   ├── AdapterUnavailable    the model has no such LoRA adapter, or cannot use it
     │   ├── UnknownJob            no such job, or its record has expired
     │   └── IdempotencyConflict   the key was used before with another request
     ├── TryLater                  send the same request again later
@@ -115,6 +116,23 @@ class UnknownModel(InvalidRequest):
             "Put its GGUF file into a model folder of a node, or use one of these names",
             model=model,
             known=sorted(known),
+        )
+
+
+class AdapterUnavailable(InvalidRequest):
+    """The model has no such LoRA adapter, or cannot use it."""
+
+    code = "adapter_unavailable"
+
+    def __init__(self, *, adapter: str, model: str, usable: list[str], fault: str = "") -> None:
+        others = ", ".join(sorted(usable)[:12]) or "none"
+        what = f"cannot use its adapter {adapter!r}: {fault}" if fault else f"has no adapter {adapter!r}"
+        super().__init__(
+            f"{model!r} {what}; it can use: {others}. [models.{model}.adapters] in packtrain.toml names them",
+            adapter=adapter,
+            model=model,
+            usable=sorted(usable),
+            fault=fault,
         )
 
 

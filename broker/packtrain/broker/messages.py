@@ -24,6 +24,9 @@ from packtrain.broker.structured import FreeText, ResponseFormat
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
 #: Characters of all tools' schemas together, as JSON.
 MAX_TOOLS_CHARS = 512 * 1024
+#: Adapters of one job.
+MAX_ADAPTERS = 4
+MAX_ADAPTER_SCALE = 100.0
 
 Reasoning = Literal["auto", "off", "on", "low", "medium", "high"]
 #: Variables of a chat template that are ours to set; its own switches have other names.
@@ -38,6 +41,8 @@ Numerics = Literal["fast", "deterministic"]
 #: What it does for that. `batched`: many sequences in a step, by kernels that compute each row alone. `serial`: one
 #: sequence in a step, its prompt in fixed chunks, for models and builds where no such kernels can be had.
 Recipe = Literal["fast", "batched", "serial"]
+
+AdapterScale = Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE, allow_inf_nan=False)]
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -100,6 +105,11 @@ class JobSpec(_Input):
     template_args: dict[TemplateArg, Text | bool | int | float] = Field(
         default_factory=dict, max_length=16, description="further variables for the model's chat template"
     )
+    adapters: dict[SafeId, AdapterScale | None] = Field(
+        default_factory=dict,
+        max_length=MAX_ADAPTERS,
+        description="LoRA adapters, name to scale; null: the set one",
+    )
     params: SamplingParams = SamplingParams()
     lane: Literal["interactive", "bulk"] = "interactive"
     user: SafeId = "default"
@@ -134,6 +144,14 @@ class JobSpec(_Input):
             raise ValueError("kind 'embed' takes `prompt` alone; a vector has no gap to fill")
         if self.kind != "embed" and self.dimensions is not None:
             raise ValueError(f"kind {self.kind!r} has no `dimensions`, they are of kind 'embed'; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        if self.adapters and self.kind == "embed":
+            raise ValueError("kind 'embed' takes no `adapters`; vectors are made by the model as it is")
+        if self.deterministic and len(self.adapters) > 1:
+            raise ValueError("a deterministic job takes one of `adapters` at most; the order of several is not fixed")
         return self
 
     @model_validator(mode="after")
@@ -229,6 +247,14 @@ class TokenLogprob(Logprob):
     top: tuple[Logprob, ...] = Field((), description="likeliest first")
 
 
+class UsedAdapter(_Report):
+    """A LoRA adapter that took part in an answer."""
+
+    name: str
+    scale: float
+    sha256: str = Field("", description="of its file")
+
+
 class Receipt(_Report):
     """What exactly computed an answer. Hashes are SHA-256, of token ids as 32-bit little-endian integers.
 
@@ -246,6 +272,7 @@ class Receipt(_Report):
     seed: int
     prompt_sha256: str
     output_sha256: str
+    adapters: tuple[UsedAdapter, ...] = ()
 
 
 class Outcome(_Report):
@@ -322,6 +349,7 @@ class ModelMemory(_Report):
     process_bytes: int = Field(0, description="Python, libraries and vocabulary")
     logits_bytes: int = Field(0, description="of as many rows as one step may ask for")
     work_bytes: int = Field(0, description="inputs of one matrix product in the format of its weights")
+    adapter_bytes: int = Field(0, description="weights of all its LoRA adapters")
     buffers: tuple[BufferMemory, ...] = ()
     measured_bytes: int = Field(0, description="most that an instance like this took on this node; 0: none was loaded")
     factor: float = Field(1, description="measured by estimated, of the same model with other slots or context")
@@ -338,12 +366,23 @@ class ModelMemory(_Report):
     @property
     def estimated_bytes(self) -> int:
         """In the machine's own memory, before any correction."""
-        return self.process_bytes + self.host("weights") + self.host("cache") + self.scratch_bytes
+        loaded = self.process_bytes + self.host("weights") + self.host("cache")
+        return loaded + self.adapter_bytes + self.scratch_bytes
 
     @property
     def required_bytes(self) -> int:
         """What to reserve: what it took before, else the estimate as others of this model correct it."""
         return self.measured_bytes or round(self.estimated_bytes * self.factor)
+
+
+class AdapterInfo(_Report):
+    """A LoRA adapter of a model, as packtrain.toml names it."""
+
+    name: SafeId
+    file: str = Field("", description="file name, for people; never a path")
+    scale: float = Field(1, description="of jobs that name it without one")
+    weights_bytes: int = 0
+    fault: str = Field("", description="why it cannot be used; empty: it can")
 
 
 class ModelInfo(_Report):
@@ -369,6 +408,7 @@ class ModelInfo(_Report):
     memory: ModelMemory = ModelMemory()
     numerics: Numerics = Field("fast", description="how it is loaded when no job asks for more")
     options: dict[str, Any] = Field(default_factory=dict, description="load options that are not the defaults")
+    adapters: tuple[AdapterInfo, ...] = ()
     keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
     pinned: bool = False
 
@@ -415,7 +455,7 @@ class InstanceBeat(_Report):
     n_ctx: int = 0
     numerics: Numerics = "fast"
     recipe: Recipe | None = Field(None, description="what it does for its numerics; null: not loaded yet")
-    numerics_class: str = Field("", description="as in its receipts; empty: not loaded yet")
+    numerics_class: str = Field("", description="equal where a begun job may go on; empty: not loaded yet")
     reserved_bytes: int = 0
     resident_bytes: int = 0
     slots_used: int = 0

@@ -7,6 +7,7 @@
 
 from packtrain.broker.chat import CallDelta, Message, Tool, ToolCall
 from packtrain.broker.errors import (
+    AdapterUnavailable,
     AnswerBegunAnew,
     BrokerUnavailable,
     IdempotencyConflict,
@@ -53,6 +54,7 @@ from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.verify import Verification
 
 __all__ = [
+    "AdapterUnavailable",
     "AnswerBegunAnew",
     "AnswerDelta",
     "AsyncJob",

@@ -123,9 +123,10 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
     if outcome.finish_reason == "length":  # it may have filled its slot, and the next one may be larger
         update["max_tokens"] = outcome.usage.completion_tokens
     params = spec.params.model_copy(update=update)
-    return spec.model_copy(
-        update={"model": model, "params": params, "meant_for": on, "expires_in_ms": None, "stream": False}
-    )
+    again = {"model": model, "params": params, "meant_for": on, "expires_in_ms": None, "stream": False}
+    if spec.adapters and outcome.receipt:  # with the scales that were used, for the operator may have set others since
+        again["adapters"] = {adapter.name: adapter.scale for adapter in outcome.receipt.adapters}
+    return spec.model_copy(update=again)
 
 
 def unit_of(spec: JobSpec) -> Literal["token", "character", "dimension"]:

@@ -186,6 +186,7 @@ class Agent:
             worker_name=f"{info.id}.{index}@{self._node}",
             n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
+            adapters=self._catalog.adapters(ModelId(info.id)),
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(

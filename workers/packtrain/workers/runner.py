@@ -31,6 +31,7 @@ from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
+from packtrain.workers.adapters import adapters_of
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.preparing import Prepared, prepare
 from packtrain.workers.engine.embedding import EmbedRequest
@@ -73,6 +74,7 @@ class Runner:
         self._publisher = publisher
         self._renewer = renewer
         self._model = model
+        self._numerics = numerics
         self._routes = jobs.routes_of(model, numerics)
         # Of the jobs that the slots hold now or held last; none where a held beginning is of no use.
         num_held = backend.shape.n_slots if backend.shape.can_share else 0
@@ -163,6 +165,7 @@ class Runner:
         """Submit the job to the engine; the error when it cannot even start."""
         is_embed = job.spec.kind == "embed"
         try:
+            job.adapters = adapters_of(job.spec, self._backend.adapters, self._numerics)
             prepared = self._prepare(job)
             job.read_by(prepared.parser)
             self._backend.prepare(prepared.params)
@@ -198,6 +201,7 @@ class Runner:
                 on_end=job.on_end,
                 resumed=resumed,
                 deadline=deadline,
+                adapters=job.adapters,
             )
         )
         return None

@@ -44,6 +44,10 @@ def run(
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
     suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA adapter, NAME or NAME=SCALE; may be given several times."),
+    ] = None,
     reasoning: Annotated[str, typer.Option(help="auto, off, on, low, medium or high, if the model can.")] = "auto",
     show_reasoning: Annotated[bool, typer.Option(help="Show on stderr what the model thinks.")] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Tokens to produce.")] = None,
@@ -77,6 +81,7 @@ def run(
             "grammar": _text_of(grammar) if grammar else None,
             "stop": tuple(stop) if stop else None,
             "suffix": suffix,
+            "adapters": _adapters(adapter) if adapter else None,
             "reasoning": reasoning,
             "deterministic": deterministic or None,
         }.items()
@@ -181,6 +186,18 @@ def verify(
     views.show_verification(found, as_json=as_json)
     if found.is_deterministic and found.is_same_class and not found.is_equal:
         raise typer.Exit(1)
+
+
+def _adapters(given: list[str]) -> dict[str, float | None]:
+    """Scales by name; None: the set one."""
+    adapters: dict[str, float | None] = {}
+    for text in given:
+        name, has_scale, scale = text.partition("=")
+        try:
+            adapters[name] = float(scale) if has_scale else None
+        except ValueError:
+            raise InvalidParameter(f"--adapter {text}: {scale!r} is no number; write NAME=0.5") from None
+    return adapters
 
 
 def _schema(path: Path) -> Any:

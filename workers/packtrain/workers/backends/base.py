@@ -10,6 +10,7 @@ import numpy as np
 
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.adapters import Adapter, AdapterSet
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
@@ -141,13 +142,29 @@ class Backend(Protocol):
         """
         ...
 
-    def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """LoRA adapters that were to be loaded with the model, by name."""
+        ...
+
+    def open(
+        self,
+        seq_id: int,
+        params: SamplingParams,
+        seed: int,
+        history: Sequence[int],
+        num_output: int,
+        *,
+        adapters: AdapterSet = (),
+    ) -> None:
         """Begin a sequence in a free slot. Its cache is what `truncate` or `copy` left there.
 
         Args:
             params: Of a request that passed `prepare`.
             history: Tokens before the next sampled one, for penalties: prompt and resumed output.
             num_output: How many of them are output; the response format goes on behind these.
+            adapters: That every row of it is computed with; usable ones. All rows of a step must have the same, and
+                what is copied here must have been computed with them.
         """
         ...
 

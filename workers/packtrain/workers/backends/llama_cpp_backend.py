@@ -15,17 +15,18 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from llama_cpp import llama_cpp as C
 
 from packtrain.broker.errors import InvalidRequest, JobFailed, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers.adapters import Adapter, AdapterFile, AdapterSet
 from packtrain.workers.backends.base import (
     DecodeFailed,
     EmbeddingShape,
@@ -36,6 +37,7 @@ from packtrain.workers.backends.base import (
     StepRows,
 )
 from packtrain.workers.backends.constraint import ConstraintFailed
+from packtrain.workers.backends.llama_cpp_adapters import LoadedAdapters
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_checks import check_cells
 from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedding_shape, read_traits
@@ -72,6 +74,7 @@ class LlamaCppBackend(LlamaCppModel):
         n_threads: Threads for each step. llama.cpp's threads spin: more than idle cores is slower than fewer.
         options: Numerics, cache type, layers on the GPU and the like. With `deterministic` numerics the instance takes
             the kernels that compute each row alone, and proves it before it is ready.
+        adapters: LoRA adapters to load beside it. One that cannot be loaded has a fault and fails no other.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file or the memory, its own words are in the message; or it only ranks.
@@ -86,7 +89,9 @@ class LlamaCppBackend(LlamaCppModel):
         n_ctx: int,
         n_threads: int,
         options: LoadOptions = LoadOptions(),  # noqa: B008  frozen
+        adapters: Sequence[AdapterFile] = (),
     ) -> None:
+        self._adapter_sets: dict[int, AdapterSet] = {}  # of open slots
         self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
         self._num_logprobs: dict[int, int] = {}
         self._should_stop: Callable[[], bool] = lambda: False
@@ -96,6 +101,7 @@ class LlamaCppBackend(LlamaCppModel):
 
         check_cells(n_slots, n_ctx)
         super().__init__(path, model=model, options=options)
+        self._adapters = LoadedAdapters(self._model, path, adapters)
         n_vocab = self._n_vocab
         self._n_threads = n_threads
         self._traits = read_traits(self._model)
@@ -146,7 +152,20 @@ class LlamaCppBackend(LlamaCppModel):
     def prepare(self, params: SamplingParams) -> None:
         self._compiler.prepare(params)
 
-    def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        return self._adapters.offered
+
+    def open(
+        self,
+        seq_id: int,
+        params: SamplingParams,
+        seed: int,
+        history: Sequence[int],
+        num_output: int,
+        *,
+        adapters: AdapterSet = (),
+    ) -> None:
         assert not self._embeds_only, f"{self._name} opens no sequence"
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
@@ -166,8 +185,10 @@ class LlamaCppBackend(LlamaCppModel):
             )
         )
         self._samplers[seq_id] = ConstrainedSampler(chain, constraint, self._shape.n_vocab) if constraint else chain
+        self._adapter_sets[seq_id] = adapters
 
     def close(self, seq_id: int) -> None:
+        self._adapter_sets.pop(seq_id, None)
         self._num_logprobs.pop(seq_id, None)
         sampler = self._samplers.pop(seq_id)
         if sampler:
@@ -194,6 +215,7 @@ class LlamaCppBackend(LlamaCppModel):
         if C.llama_state_seq_set_data(self._ctx, state, len(state), target) != len(state):
             raise DecodeFailed(f"the cache of slot {source} could not be moved to slot {target}")
         self._samplers[target] = self._samplers.pop(source)
+        self._adapter_sets[target] = self._adapter_sets.pop(source)
         if source in self._num_logprobs:
             self._num_logprobs[target] = self._num_logprobs.pop(source)
 
@@ -220,6 +242,8 @@ class LlamaCppBackend(LlamaCppModel):
             if row.wants_token:
                 wanted.append((row.seq_id, last))
         assert len(wanted) <= max_outputs(self._shape.n_slots), f"{len(wanted)} rows want logits"  # else SIGABRT
+        (adapters,) = {self._adapter_sets[row.seq_id] for row in rows}
+        self._adapters.set_on(self._ctx, adapters)
         self._ask_whether_to_stop(should_stop if any(len(row.tokens) > 1 for row in rows) else None)
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
@@ -270,6 +294,7 @@ class LlamaCppBackend(LlamaCppModel):
             self._embedder.close()
         if self._ctx:
             C.llama_free(self._ctx)
+        self._adapters.close()
         C.llama_model_free(self._model)
 
     def _ask_whether_to_stop(self, should_stop: Callable[[], bool] | None) -> None:
@@ -322,12 +347,13 @@ class LlamaCppBackend(LlamaCppModel):
         """
         reason = "parts of a sequence cannot be kept (recurrent or sliding-window layers)"
         if self._shape.can_share:
-            reason = self_test(self, "batched")
+            reason = self_test(self, "batched") or self._fault_of_adapters("batched")
             if not reason:
                 return "batched"
         logger.info("%s: not batched but serial, %s", self._name, reason, extra={"event": "recipe.serial"})
         if reason := self_test(self, "serial"):
             raise NotDeterministic(model=self._name, reason=reason)
+        self._fault_of_adapters("serial")
         return "serial"
 
     def _check(self, wanted: Sequence[tuple[int, int]], highest: np.ndarray[Any, Any]) -> None:
@@ -341,6 +367,18 @@ class LlamaCppBackend(LlamaCppModel):
                         "for their type; download the file again, or use another quantisation"
                     ),
                 )
+
+    def _fault_of_adapters(self, recipe: Literal["batched", "serial"]) -> str:
+        """Why a recipe does not hold with an adapter; empty: it holds. One that not even `serial` makes deterministic
+        cannot be used: the others and the model itself are not to blame."""
+        for name, adapter in self._adapters.usable.items():
+            reason = self._adapters.why_not_batched(name) if recipe == "batched" else ""
+            reason = reason or self_test(self, recipe, ((name, adapter.scale or 1.0),))
+            if reason and recipe == "batched":
+                return f"with the adapter {name} {reason}"
+            if reason:
+                self._adapters.give_up(name, f"it is not deterministic: {reason}")
+        return ""
 
     def _choose(self, wanted: Sequence[tuple[int, int]], logits: np.ndarray[Any, Any]) -> None:
         """Choose the tokens of constrained sequences, before any sequence moves on: only this can fail."""

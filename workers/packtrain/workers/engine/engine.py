@@ -6,7 +6,7 @@ of `should_stop`. One step:
     1. read the inbox: new requests, cancels
     2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds
     3. end what is past its deadline
-    4. plan rows, compute them, give each new token to its sequence
+    4. plan rows, of one adapter set (turns.py), compute them, give each new token to its sequence
     5. embed what waits for that, at most one batch (embedding.py)
 
 A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
@@ -26,13 +26,15 @@ from dataclasses import dataclass
 from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Logprob, TokenLogprob
+from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
-from packtrain.workers.engine.reuse import Cache, Reuse, common_prefix, find_reuse
+from packtrain.workers.engine.reuse import Cache, Reuse, find_reuse
 from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
-from packtrain.workers.engine.slots import Slots
+from packtrain.workers.engine.slots import Retained, Slots
 from packtrain.workers.engine.text import TextStream
+from packtrain.workers.engine.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,8 @@ class Engine:
         self._is_serial = backend.shape.recipe == "serial"
         self._slots = Slots(backend.shape.n_slots)
         self._live: dict[JobId, Sequence] = {}
-        self._leftover: dict[int, list[int]] = {}  # what the caches of taken slots hold until their sequence begins
+        self._turns = Turns()
+        self._leftover: dict[int, Retained] = {}  # what the caches of taken slots hold until their sequence begins
         self._waiting: deque[SequenceRequest] = deque()
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
         self._arrivals = 0
@@ -214,7 +217,13 @@ class Engine:
         live = [s for s in self._live.values() if s.has_begun]
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
-        return plan_step(live, n_batch=self._backend.shape.n_batch, prefill_budget=self._prefill_budget)
+        turn = self._turns.next(live)
+        return plan_step(
+            turn,
+            n_batch=self._backend.shape.n_batch,
+            prefill_budget=self._prefill_budget,
+            others_decode=len(turn) < len(live) and any(s.num_pending == 1 for s in live),
+        )
 
     def _read_inbox(self) -> None:
         with self._changed:
@@ -238,30 +247,32 @@ class Engine:
             for token in request.resumed:
                 text.push(self._backend.piece(token))
             tokens = [*request.prompt, *request.resumed]
-            seq_id = self._choose_slot(tokens)
+            seq_id = self._choose_slot(tokens, request.adapters)
             self._leftover[seq_id] = self._slots.take(seq_id)
             sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
-            self._backend.open(seq_id, request.params, request.seed, tokens, len(request.resumed))
+            self._backend.open(
+                seq_id, request.params, request.seed, tokens, len(request.resumed), adapters=request.adapters
+            )
             self._live[request.job_id] = sequence
             # The instance that produced the last token may have died before it could say that it was the last.
             if end := self._reached_end(sequence):
                 self._end(sequence, end)
 
-    def _choose_slot(self, tokens: list[int]) -> int:
+    def _choose_slot(self, tokens: list[int], adapters: AdapterSet) -> int:
         if not (self._live or self._waiting):
-            return self._slots.best_for(tokens)
+            return self._slots.best_for(tokens, adapters)
         slot = self._slots.lowest
-        self._save(slot, tokens, num_needed=len(self._waiting) + 1)
+        self._save(slot, tokens, adapters, num_needed=len(self._waiting) + 1)
         return slot
 
-    def _save(self, slot: int, tokens: Seq[int], *, num_needed: int) -> None:
+    def _save(self, slot: int, tokens: list[int], adapters: AdapterSet, *, num_needed: int) -> None:
         """Copy what a free slot retains elsewhere, unless it is what the sequence that takes it begins with."""
-        retained = self._slots.retained()[slot].tokens
-        if 2 * common_prefix(tokens, retained) >= len(retained):
+        retained = self._slots.retained()[slot]
+        if 2 * retained.num_shared(tokens, adapters) >= len(retained.tokens):
             return
         refuge = self._slots.refuge(slot, num_needed)
         if refuge is not None:
-            if self._is_copied(slot, [refuge], len(retained)):
+            if self._is_copied(slot, [refuge], len(retained.tokens)):
                 self._slots.copied(slot, refuge)
             else:
                 self._slots.forget(refuge)
@@ -306,17 +317,18 @@ class Engine:
     def _find_reuse(self, sequence: Sequence) -> Reuse:
         if not self._can_share:
             return Reuse()
-        caches = [Cache(sequence.seq_id, left := self._leftover[sequence.seq_id], len(left), len(left))]
+        caches = [_kept(sequence.seq_id, self._leftover[sequence.seq_id])]
         for other in self._live.values():
             if other.has_begun:
                 num_cached = self._num_reusable(other)
                 num_soon = max(num_cached, self._whole_chunks(other.num_prompt))
-                caches.append(Cache(other.seq_id, other.tokens, num_cached, num_soon))
-        for slot, kept in self._slots.retained().items():
-            caches.append(Cache(slot, kept.tokens, len(kept.tokens), len(kept.tokens)))
+                caches.append(Cache(other.seq_id, other.tokens, num_cached, num_soon, other.request.adapters))
+        caches += [_kept(slot, kept) for slot, kept in self._slots.retained().items()]
         limit = sequence.num_prompt if self._is_serial else len(sequence.tokens)
         granule = SERIAL_CHUNK if self._is_serial else 1
-        return find_reuse(sequence.tokens, caches, limit=min(limit, len(sequence.tokens) - 1), granule=granule)
+        limit = min(limit, len(sequence.tokens) - 1)
+        adapters = sequence.request.adapters
+        return find_reuse(sequence.tokens, caches, limit=limit, granule=granule, adapters=adapters)
 
     def _num_reusable(self, sequence: Sequence) -> int:
         """Cached tokens that another may begin with. Serial: only those computed as whole chunks of a prompt, for the
@@ -341,7 +353,7 @@ class Engine:
             if self._slots.lowest > highest.seq_id or not may_move:
                 return
             target = self._slots.lowest
-            self._save(target, highest.tokens, num_needed=1)
+            self._save(target, highest.tokens, highest.request.adapters, num_needed=1)
             self._slots.take(target)
             try:
                 self._backend.move(highest.seq_id, target)
@@ -463,10 +475,12 @@ class Engine:
         self._backend.close(sequence.seq_id)
         left = self._leftover.pop(sequence.seq_id, None)  # it may end before it has begun
         if end is End.FAILED:
-            left = sequence.tokens[: self._backend.truncate(sequence.seq_id, 0)]
+            self._slots.give_back(sequence.seq_id, sequence.tokens[: self._backend.truncate(sequence.seq_id, 0)])
         elif left is None:
-            left = sequence.tokens[: self._num_reusable(sequence)]
-        self._slots.give_back(sequence.seq_id, left)
+            kept = sequence.tokens[: self._num_reusable(sequence)]
+            self._slots.give_back(sequence.seq_id, kept, sequence.request.adapters)
+        else:
+            self._slots.give_back(sequence.seq_id, left.tokens, left.adapters)
         # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
         tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
         sequence.request.on_end(Ended(end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error))
@@ -493,3 +507,7 @@ class Engine:
             return self._is_stopping or any(job_id in ids for job_id in tuple(self._leaving))
 
         return should_stop
+
+
+def _kept(slot: int, kept: Retained) -> Cache:
+    return Cache(slot, kept.tokens, len(kept.tokens), len(kept.tokens), kept.adapters)

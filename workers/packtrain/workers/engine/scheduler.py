@@ -38,18 +38,19 @@ class Rows:
         return self.count == self.sequence.num_pending
 
 
-def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int) -> list[Rows]:
+def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int, others_decode: bool = False) -> list[Rows]:
     """Rows of the next step, by rising sequence id (llama.cpp makes wider ubatches of neighbouring ids).
 
     Args:
         live: Sequences in slots; at most `n_batch`.
         n_batch: Rows that one step may have.
         prefill_budget: Prefill rows in a step that also decodes.
+        others_decode: Sequences that cannot be in this step wait for it with their next token.
     """
     decoding = [s for s in live if s.num_pending == 1]
     prefilling = [s for s in live if s.num_pending > 1]
     room = n_batch - len(decoding)
-    if decoding:
+    if decoding or others_decode:
         room = min(room, prefill_budget)
     pieces = _pieces(sorted(prefilling, key=lambda s: s.order), room)
     rows = [Rows(s, 1) for s in decoding] + [Rows(s, count) for s, count in pieces if count]

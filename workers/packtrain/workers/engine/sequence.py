@@ -15,6 +15,7 @@ from enum import StrEnum
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams, TokenLogprob
+from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.engine.text import TextStream
 
 
@@ -66,6 +67,7 @@ class SequenceRequest:
     on_end: Callable[[Ended], None]
     resumed: tuple[int, ...] = ()  # output of an earlier lease, already shown to readers
     deadline: float | None = None  # on the engine's clock, seconds
+    adapters: AdapterSet = ()
 
 
 @dataclass(slots=True)
