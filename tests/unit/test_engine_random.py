@@ -16,7 +16,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.messages import PromptLogprob, Recipe, SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import MIN_LEFT_TO_MOVE, Engine, EngineBroken
@@ -38,7 +38,7 @@ class Exact(ScriptedBackend):
     def __init__(self, n_slots: int, recipe: Recipe, *, can_share: bool, troubles: Sequence[str] = ()) -> None:
         super().__init__(n_slots=n_slots, n_ctx=N_CTX, recipe=recipe)
         self._shape = replace(self._shape, can_share=can_share, n_batch=N_CTX)
-        self._ways: list[list[tuple[int, int]]] = [[] for _ in range(n_slots)]
+        self._ways: list[list[tuple[int, int, int]]] = [[] for _ in range(n_slots)]
         self._troubles = list(reversed(troubles))
         self.before_step: Callable[[], None] = lambda: None
 
@@ -70,18 +70,22 @@ class Exact(ScriptedBackend):
             for row in rows[: (len(rows) + 1) // 2]:
                 part = row.tokens[: (len(row.tokens) + 1) // 2]
                 self._caches[row.seq_id] += part
-                self._ways[row.seq_id] += [(-1, -1)] * len(part)
+                self._ways[row.seq_id] += [(-1, -1, -1)] * len(part)
             raise Interrupted if trouble == "stop" else DecodeFailed("scripted trouble")
         for row in rows:
-            # Only the serial recipe computes other bits in other chunks.
-            way = (row.start, len(row.tokens)) if self._shape.recipe == "serial" else (0, 0)
+            # Only the serial recipe computes other bits in other chunks, or beside other rows with logits.
+            way = (row.start, len(row.tokens), len(row.scored)) if self._shape.recipe == "serial" else (0, 0, 0)
             self._ways[row.seq_id] += [way] * len(row.tokens)
-        sampled = super().step(rows, should_stop)
-        wanting = [row.seq_id for row in rows if row.wants_token]
-        return [replace(s, logprob=self._hash(seq_id)) for s, seq_id in zip(sampled, wanting, strict=True)]
+        return super().step(rows, should_stop)
 
-    def _hash(self, slot: int) -> float:
-        return float(-(hash((*self._caches[slot], *self._ways[slot])) % 2**50))
+    def _scored(self, seq_id: int, num_cached: int, token: int) -> Sampled:
+        return replace(super()._scored(seq_id, num_cached, token), logprob=self._hash(seq_id, num_cached))
+
+    def _sampled(self, seq_id: int, num_cached: int) -> Sampled:
+        return replace(super()._sampled(seq_id, num_cached), logprob=self._hash(seq_id, num_cached))
+
+    def _hash(self, slot: int, num_cached: int) -> float:
+        return float(-(hash((*self._caches[slot][:num_cached], *self._ways[slot][:num_cached])) % 2**50))
 
 
 @dataclass
@@ -97,9 +101,17 @@ class Asked:
         self.told += [(entry.token, entry.logprob) for entry in tokens.logprobs]
 
 
-def _request(name: str, prompt: bytes, max_new: int, resumed: Sequence[int], deadline: float | None) -> Asked:
+def _request(
+    name: str,
+    prompt: bytes,
+    max_new: int,
+    resumed: Sequence[int],
+    deadline: float | None,
+    *,
+    scores: bool = False,
+) -> Asked:
     asked: Asked
-    params = SamplingParams(logprobs=0)
+    params = SamplingParams(logprobs=0, prompt_logprobs=0 if scores else None)
     request = SequenceRequest(
         JobId(name), tuple(prompt), params, 1, max_new, lambda t: asked.on_tokens(t), lambda e: asked.ends.append(e),
         tuple(resumed), deadline,
@@ -110,13 +122,22 @@ def _request(name: str, prompt: bytes, max_new: int, resumed: Sequence[int], dea
 
 @cache
 def _alone(prompt: bytes, recipe: Recipe, *, can_share: bool) -> tuple[tuple[int, float], ...]:
+    return tuple(_run_alone(prompt, recipe, can_share=can_share, scores=False).told)
+
+
+@cache
+def _scores_alone(prompt: bytes, recipe: Recipe, *, can_share: bool) -> tuple[PromptLogprob, ...]:
+    return _run_alone(prompt, recipe, can_share=can_share, scores=True).ends[0].prompt_logprobs
+
+
+def _run_alone(prompt: bytes, recipe: Recipe, *, can_share: bool, scores: bool) -> Asked:
     engine = Engine(Exact(1, recipe, can_share=can_share), clock=lambda: 0)
-    asked = _request("alone", prompt, MAX_NEW, (), None)
+    asked = _request("alone", prompt, MAX_NEW, (), None, scores=scores)
     engine.submit(asked.request)
     while engine.is_busy:
         engine.step()
     assert asked.ends[0].end in (End.STOP, End.LENGTH)
-    return tuple(asked.told)
+    return asked
 
 
 def _check_caches(engine: Engine, backend: Exact) -> None:
@@ -199,9 +220,10 @@ _SUBMIT = st.tuples(
         st.sampled_from([0, 5, 20, 40, 127, 128, 130, 260, 400]),  # tokens shared with others of that stem
         st.integers(0, 12),
         st.sampled_from([False] * 9 + [True]),
-        st.sampled_from([1, 3, MAX_NEW, MAX_NEW]),
+        st.sampled_from([0, 1, 3, MAX_NEW, MAX_NEW]),
         st.sampled_from([0, 0, 0, 1, 5]),  # output that it resumes after
         st.sampled_from([None, None, None, 2]),  # deadline
+        st.sampled_from([False, False, True]),  # scores of the prompt
     ),
 )
 _SCRIPT = st.lists(
@@ -257,12 +279,14 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     try:
         for action, value in script:
             match action, value:
-                case "submit", (int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline):
+                case "submit", (
+                    int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline, bool(scores),
+                ):  # fmt: skip
                     prompt = _prompt(stem, length, own, fails=fails)
                     output = () if fails else _alone(prompt, recipe, can_share=can_share)
                     resumed = [token for token, _ in output[: min(done, max_new)]]
                     until = None if deadline is None else now + 2
-                    everything.append(_request(f"j{len(everything)}", prompt, max_new, resumed, until))
+                    everything.append(_request(f"j{len(everything)}", prompt, max_new, resumed, until, scores=scores))
                     engine.submit(everything[-1].request)
                 case "end", (int(number), End() as end):
                     engine.cancel(JobId(f"j{number}"), end)
@@ -282,11 +306,18 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     for asked in everything:
         assert len(asked.ends) == 1
         end = asked.ends[0].end
-        if b"!fail" in bytes(asked.request.prompt):
-            assert end in (End.FAILED, End.CANCELLED, End.LOST, End.EXPIRED)
+        prompt, is_scored = bytes(asked.request.prompt), asked.request.params.prompt_logprobs is not None
+        if b"!fail" in prompt:
+            unless = () if asked.request.max_new else (End.LENGTH,)  # its last token was not computed
+            assert end in (End.FAILED, End.CANCELLED, End.LOST, End.EXPIRED, *unless)
             continue
+        expected = _scores_alone(prompt, recipe, can_share=can_share) if is_scored else ()
+        scores_found = asked.ends[0].prompt_logprobs
+        assert scores_found in ((), expected)
+        if end in (End.STOP, End.LENGTH):
+            assert scores_found == expected
         done = len(asked.request.resumed)
-        whole = _alone(bytes(asked.request.prompt), recipe, can_share=can_share)[: asked.request.max_new]
+        whole = _alone(prompt, recipe, can_share=can_share)[: asked.request.max_new]
         assert asked.told == list(whole[done : done + len(asked.told)])
         if end in (End.STOP, End.LENGTH):
             assert done + len(asked.told) == len(whole)

@@ -169,6 +169,7 @@ class LeasedJob:
             seed=self.seed,
             tokens=tuple(self._tokens) if self.spec.deterministic else (),
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=ended.prompt_logprobs,
             embedding=vectors.to_wire(ended.embedding),
             receipt=computer.receipt(
                 threads=threads, seed=self.seed, prompt=self.prompt, output=ended.embedding or self._tokens

@@ -7,6 +7,10 @@ max-min fairly: a short prompt gets all it needs before a long one gets more tha
 
 The serial recipe knows no company: one sequence in a step, turn about, its prompt in chunks whose borders are fixed,
 its output token by token, also where it is computed again after a resume. So the same rows meet the same kernels.
+
+A prompt that is scored takes logits of all its rows, and a step has room for the logits of few (`Shape.n_outputs`): so
+it is computed in smaller pieces. In the serial recipe that would be other bits for the answer, so there the prompt is
+computed once for its scores, in pieces of a size of their own, and then again as ever.
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from packtrain.workers.engine.sequence import Sequence
+from packtrain.workers.load_options import MIN_OUTPUTS
 
 #: Borders between the chunks of a prompt in the serial recipe, tokens. Part of the numerics class.
 SERIAL_CHUNK = 128
+#: Rows of a step that scores in the serial recipe; fewer than the logits of any model have room for. As above.
+SERIAL_SCORED = MIN_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +37,26 @@ class Rows:
     @property
     def wants_token(self) -> bool:
         """True when the next token can be sampled after this step."""
-        return self.count == self.sequence.num_pending
+        return self.count == self.sequence.num_pending and not self.sequence.is_complete
+
+    @property
+    def scored(self) -> list[int]:
+        """Prompt tokens that follow the first of these rows and shall be scored."""
+        sequence = self.sequence
+        if not sequence.is_scoring:
+            return []
+        first = sequence.num_cached
+        return sequence.tokens[first + 1 : min(first + self.count, sequence.num_to_score) + 1]
 
 
-def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int) -> list[Rows]:
+def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int, n_outputs: int = MIN_OUTPUTS) -> list[Rows]:
     """Rows of the next step, by rising sequence id (llama.cpp makes wider ubatches of neighbouring ids).
 
     Args:
         live: Sequences in slots; at most `n_batch`.
         n_batch: Rows that one step may have.
         prefill_budget: Prefill rows in a step that also decodes.
+        n_outputs: Rows that may have logits; at least one for each of `live`.
     """
     decoding = [s for s in live if s.num_pending == 1]
     prefilling = [s for s in live if s.num_pending > 1]
@@ -47,8 +64,14 @@ def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int) -> list
     if decoding:
         room = min(room, prefill_budget)
     rows = [Rows(s, 1) for s in decoding]
+    num_scoring = sum(s.is_scoring for s in prefilling)
+    outputs = n_outputs - (len(live) - num_scoring)  # for those that score, at least one for each
     for index, sequence in enumerate(sorted(prefilling, key=lambda s: (s.num_pending, s.order))):
         count = min(sequence.num_pending, room // (len(prefilling) - index))
+        if sequence.is_scoring:
+            count = min(count, outputs // num_scoring)
+            num_scoring -= 1
+            outputs -= count
         if count:
             rows.append(Rows(sequence, count))
             room -= count
@@ -64,6 +87,8 @@ def plan_serial_step(live: Seq[Sequence]) -> list[Rows]:
     sequence = next((s for s in live if s.num_pending), None)
     if sequence is None:
         return []
+    if sequence.is_scoring:
+        return [Rows(sequence, min(SERIAL_SCORED, sequence.num_to_score - sequence.num_cached))]
     if sequence.num_cached >= sequence.num_prompt:
         return [Rows(sequence, 1)]
     border = (sequence.num_cached // SERIAL_CHUNK + 1) * SERIAL_CHUNK
