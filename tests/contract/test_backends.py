@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,36 @@ class BackendContract:
         assert len({token for token, _ in told.top}) == len(told.top) <= 3
         assert [lp for _, lp in told.top] == sorted((lp for _, lp in told.top), reverse=True)
         assert untold.logprob is None
+
+    def test_a_step_gives_scored_tokens_before_the_sampled_one_in_order_of_the_rows(self, backend: Backend) -> None:
+        scoring = SamplingParams(temperature=0, prompt_logprobs=1)
+        slots = [Slot(backend, "first", seq_id=0, params=scoring), Slot(backend, "second", seq_id=2, params=scoring)]
+        rows = [replace(slot.rows(), scored=slot.tokens[1:]) for slot in slots]
+        alone = [answer(backend, 1, prompt=prompt, seq_id=3) for prompt in ("first", "second")]
+
+        results = backend.step(rows, Counter())
+
+        first, second = results[: len(rows[0].tokens)], results[len(rows[0].tokens) :]
+        for slot, found, token in zip(slots, (first, second), alone, strict=True):
+            assert [s.token for s in found] == [*slot.tokens[1:], *token]
+            assert all(s.logprob is not None and s.logprob < 0 and len(s.top) == 1 for s in found[:-1])
+            assert found[-1].logprob is None
+
+    def test_a_score_is_the_same_in_pieces(self, backend: Backend) -> None:
+        scoring = SamplingParams(temperature=0, prompt_logprobs=0)
+        whole, slot = Slot(backend, "0123456789", seq_id=1, params=scoring), Slot(backend, "0123456789", params=scoring)
+        rows = whole.rows()
+        expected = backend.step([replace(rows, scored=whole.tokens[1:])], Counter())[:-1]
+
+        found = []
+        while (end := slot.num_cached + 3) < len(slot.tokens):
+            part = slot.rows(3)
+            found += backend.step([replace(part, scored=slot.tokens[slot.num_cached + 1 : end + 1])], Counter())
+            slot.took(part)
+
+        assert [s.token for s in found] == [s.token for s in expected][: len(found)]
+        pairs = zip(found, expected, strict=False)
+        assert all(a.logprob == pytest.approx(b.logprob, abs=0.01) for a, b in pairs)
 
     def test_an_open_slot_is_not_opened_again(self, backend: Backend) -> None:
         Slot(backend)

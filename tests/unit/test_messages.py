@@ -66,6 +66,9 @@ def test_a_plain_chat_is_accepted_with_defaults() -> None:
     [
         (chat(params={"max_tokens": -1}), "params.max_tokens"),
         (chat(params={"max_tokens": 0}), "params.max_tokens"),
+        (chat(params={"max_tokens": 0, "logprobs": 1}), "params.max_tokens"),
+        (chat(params={"max_tokens": -1, "prompt_logprobs": 1}), "params.max_tokens"),
+        (chat(params={"prompt_logprobs": 21}), "params.prompt_logprobs"),
         (chat(params={"max_tokens": "many"}), "params.max_tokens"),
         (chat(params={"max_tokens": 1.5}), "params.max_tokens"),
         (chat(params={"temperature": -0.1}), "params.temperature"),
@@ -178,6 +181,10 @@ def test_messages_and_prompt_do_not_mix(fields: dict[str, Any]) -> None:
         (chat(suffix="x"), "no gap to fill"),
         (complete(kind="embed", suffix="x"), "no gap to fill"),
         (chat(kind="count", prompt="x"), "not both"),
+        (chat(echo=True), "`echo` is of kind 'complete'"),
+        (complete(echo=True, suffix="x"), "without `suffix`"),
+        (complete(kind="embed", params={"prompt_logprobs": 0}), "computes no logprobs"),
+        (chat(kind="count", params={"prompt_logprobs": 0}), "computes no logprobs"),
     ],
 )
 def test_fields_that_do_not_fit_together_are_refused(fields: dict[str, Any], said: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.messages import PromptLogprob, SamplingParams
 from packtrain.workers.engine.scheduler import MIN_PIECE, SERIAL_CHUNK, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import Sequence, SequenceRequest
 from packtrain.workers.engine.text import TextStream
@@ -17,11 +17,10 @@ from packtrain.workers.engine.text import TextStream
 pytestmark = pytest.mark.unit
 
 
-def sequence(pending: int, *, seq_id: int = 0, order: int | None = None) -> Sequence:
+def sequence(pending: int, *, seq_id: int = 0, order: int | None = None, scores: bool = False) -> Sequence:
     """A sequence with this many tokens to compute: 1 is one that decodes."""
-    request = SequenceRequest(
-        JobId(f"j{seq_id}"), (7,) * pending, SamplingParams(), 0, 8, lambda _: None, lambda _: None
-    )
+    params = SamplingParams(prompt_logprobs=0 if scores else None)
+    request = SequenceRequest(JobId(f"j{seq_id}"), (7,) * pending, params, 0, 8, lambda _: None, lambda _: None)
     return Sequence(request, seq_id, seq_id if order is None else order, TextStream(), list(request.prompt))
 
 
@@ -150,3 +149,44 @@ def test_a_serial_step_ends_with_the_prompt_and_goes_on_token_by_token() -> None
         only.num_cached += row.count
 
     assert counts == [SERIAL_CHUNK, 3, 1, 1, 1]
+
+
+def test_a_prompt_that_is_scored_gets_as_many_rows_as_have_room_for_logits() -> None:
+    (rows,) = plan_step([sequence(300, scores=True)], n_batch=512, prefill_budget=128, n_outputs=16)
+
+    assert (rows.count, rows.scored) == (16, [7] * 16)
+
+
+def test_the_last_piece_of_a_scored_prompt_scores_all_but_what_follows_it() -> None:
+    (rows,) = plan_step([sequence(10, scores=True)], n_batch=512, prefill_budget=128, n_outputs=16)
+
+    assert (rows.count, len(rows.scored), rows.wants_token) == (10, 9, True)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 700), st.booleans()), min_size=1, max_size=32),
+    st.integers(0, 64),
+    st.sampled_from([1, 16, 128, 512]),
+)
+def test_no_step_asks_for_more_logits_than_there_is_room_for(
+    live: list[tuple[int, bool]], spare: int, budget: int
+) -> None:
+    n_outputs = len(live) + spare
+    sequences = [sequence(pending, seq_id=i, scores=scores) for i, (pending, scores) in enumerate(live)]
+
+    rows = plan_step(sequences, n_batch=512, prefill_budget=budget, n_outputs=n_outputs)
+
+    assert sum(len(r.scored) + r.wants_token for r in rows) <= n_outputs
+    assert all(0 < r.count <= r.sequence.num_pending for r in rows)
+    assert rows or not live
+
+
+def test_the_serial_recipe_scores_a_prompt_in_pieces_of_one_size_and_samples_nothing_then() -> None:
+    scored = sequence(20, scores=True)
+    (first,) = plan_serial_step([scored])
+    assert (first.count, len(first.scored), first.wants_token) == (16, 16, False)
+
+    scored.num_cached = 16
+    scored.scores = [PromptLogprob(token=7)] * 16
+    (last,) = plan_serial_step([scored])
+    assert (last.count, len(last.scored), last.wants_token) == (3, 3, False)

@@ -75,7 +75,8 @@ class Packtrain:
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
             options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`; for a text, `suffix`: what
-                stands behind the gap that is to be filled; for a chat, `tools` and `tool_choice` in OpenAI's shape,
+                stands behind the gap that is to be filled; with `raw`, `echo`: the answer begins with the prompt; for a
+                chat, `tools` and `tool_choice` in OpenAI's shape,
                 `parallel_tool_calls`, `reasoning` ("auto", "off", "on", "low", "medium", "high", as far as the model
                 can), `template_args` (further variables for its chat template); `adapters`: names of the model's LoRA
                 adapters, or a mapping of names to scales; `deterministic`; and what form the answer has: `schema` (JSON

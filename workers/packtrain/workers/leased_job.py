@@ -174,6 +174,7 @@ class LeasedJob:
             seed=self.seed,
             tokens=tuple(self._tokens) if self.spec.deterministic else (),
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=ended.prompt_logprobs,
             embedding=vectors.to_wire(ended.embedding),
             receipt=computer.receipt(
                 threads=threads,

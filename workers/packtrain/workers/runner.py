@@ -29,7 +29,7 @@ from packtrain.broker.errors import (
 )
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import JobSpec, Numerics, invalid
+from packtrain.broker.messages import MAX_PROMPT_LOGPROBS, JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.adapters import adapters_of
 from packtrain.workers.backends.base import Backend
@@ -189,14 +189,14 @@ class Runner:
         if is_embed:
             self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
             return None
-        room = self._backend.shape.n_ctx - len(prompt)
+        room, most = self._backend.shape.n_ctx - len(prompt), job.spec.params.max_tokens
         self._engine.submit(
             SequenceRequest(
                 job_id=job.job_id,
                 prompt=tuple(prompt),
                 params=prepared.params,
                 seed=job.seed,
-                max_new=min(job.spec.params.max_tokens or room, room),
+                max_new=room if most is None else min(most, room),
                 on_tokens=job.on_tokens,
                 on_end=job.on_end,
                 resumed=resumed,
@@ -207,7 +207,8 @@ class Runner:
         return None
 
     def _prepare(self, job: LeasedJob) -> Prepared:
-        spec, limit = job.spec, self._backend.shape.n_ctx - 1
+        spec = job.spec
+        limit = self._backend.shape.n_ctx - (spec.params.max_tokens != 0)
         is_embed = spec.kind == "embed"
         if is_embed:
             limit = self._room_to_embed(spec)
@@ -222,6 +223,14 @@ class Runner:
             raise PromptEmpty()
         if num_tokens > limit and spec.kind != "count":
             raise PromptTooLong(model=self._model, num_tokens=num_tokens, limit=limit, embeds=is_embed)
+        num_top = spec.params.prompt_logprobs
+        num_logprobs = 0 if num_top is None else num_tokens * (1 + num_top)
+        if num_logprobs > MAX_PROMPT_LOGPROBS:
+            raise InvalidParameter(
+                f"prompt_logprobs = {num_top} of {num_tokens} tokens are {num_logprobs} logprobs, a result holds at "
+                f"most {MAX_PROMPT_LOGPROBS}; ask for fewer likeliest, or cut the prompt into several jobs",
+                field="prompt_logprobs",
+            )
         return prepared
 
     def _room_to_embed(self, spec: JobSpec) -> int:

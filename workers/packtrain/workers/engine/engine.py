@@ -22,10 +22,11 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 
 from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Logprob, TokenLogprob
+from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
@@ -217,11 +218,12 @@ class Engine:
         live = [s for s in self._live.values() if s.has_begun]
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
-        turn = self._turns.next(live)
+        turn, shape = self._turns.next(live), self._backend.shape
         return plan_step(
             turn,
-            n_batch=self._backend.shape.n_batch,
+            n_batch=shape.n_batch,
             prefill_budget=self._prefill_budget,
+            n_outputs=shape.n_outputs,
             others_decode=len(turn) < len(live) and any(s.num_pending == 1 for s in live),
         )
 
@@ -256,7 +258,9 @@ class Engine:
             self._live[request.job_id] = sequence
             # The instance that produced the last token may have died before it could say that it was the last.
             if end := self._reached_end(sequence):
-                self._end(sequence, end)
+                sequence.is_complete = sequence.is_scoring
+                if not sequence.is_scoring:
+                    self._end(sequence, end)
 
     def _choose_slot(self, tokens: list[int], adapters: AdapterSet) -> int:
         if not (self._live or self._waiting):
@@ -315,13 +319,13 @@ class Engine:
             self._tokens_reused += sequence.num_reused
 
     def _find_reuse(self, sequence: Sequence) -> Reuse:
-        if not self._can_share:
+        if not self._can_share or sequence.is_scoring:  # a score takes the logits of the row, which no cache holds
             return Reuse()
         caches = [_kept(sequence.seq_id, self._leftover[sequence.seq_id])]
         for other in self._live.values():
             if other.has_begun:
                 num_cached = self._num_reusable(other)
-                num_soon = max(num_cached, self._whole_chunks(other.num_prompt))
+                num_soon = max(num_cached, 0 if other.is_complete else self._whole_chunks(other.num_prompt))
                 caches.append(Cache(other.seq_id, other.tokens, num_cached, num_soon, other.request.adapters))
         caches += [_kept(slot, kept) for slot, kept in self._slots.retained().items()]
         limit = sequence.num_prompt if self._is_serial else len(sequence.tokens)
@@ -334,6 +338,8 @@ class Engine:
         """Cached tokens that another may begin with. Serial: only those computed as whole chunks of a prompt, for the
         same tokens computed one by one have other bits."""
         if not self._can_share:
+            return 0
+        if self._is_serial and (sequence.is_scoring or sequence.is_complete):
             return 0
         if self._is_serial:
             return min(sequence.num_cached, self._whole_chunks(sequence.num_prompt))
@@ -423,23 +429,41 @@ class Engine:
         if self._is_serial:
             (rows,) = plan_serial_step([sequence])
             return rows
-        return Rows(sequence, min(end - sequence.num_cached, self._backend.shape.n_batch))
+        shape = self._backend.shape
+        most = shape.n_outputs if sequence.is_scoring else shape.n_batch
+        return Rows(sequence, min(end - sequence.num_cached, most))
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [
-            StepRows(r.sequence.seq_id, r.sequence.num_cached, r.sequence.pending(r.count), r.wants_token) for r in rows
+            StepRows(r.sequence.seq_id, r.sequence.num_cached, r.sequence.pending(r.count), r.wants_token, r.scored)
+            for r in rows
         ]
-        tokens = iter(self._backend.step(requests, self._should_stop(rows)))
+        results = iter(self._backend.step(requests, self._should_stop(rows)))
         self._failures_in_a_row = 0
         self._steps += 1
         self._batch_peak = max(self._batch_peak, len(rows))
-        for row in rows:
-            sequence, wants_token = row.sequence, row.wants_token
+        for row, request in zip(rows, requests, strict=True):
+            sequence = row.sequence
             sequence.num_cached += row.count
             sequence.computed_at = self._steps
             sequence.batch_peak = max(sequence.batch_peak, len(rows))
-            if wants_token:
-                self._accept(sequence, next(tokens))
+            if request.scored:
+                self._score(sequence, list(islice(results, len(request.scored))))
+            if request.wants_token:
+                self._accept(sequence, next(results))
+
+    def _score(self, sequence: Sequence, scored: Seq[Sampled]) -> None:
+        for entry in scored:
+            text, top = self._text_of(entry.token), self._top(entry)
+            sequence.scores.append(PromptLogprob(token=entry.token, text=text, logprob=entry.logprob, top=top))
+        if sequence.is_scoring:
+            return
+        if sequence.is_complete:
+            end = self._reached_end(sequence)
+            assert end is not None
+            self._end(sequence, end)
+        elif self._is_serial:  # for its answer it is computed in the chunks of a prompt without scores
+            sequence.num_cached = self._backend.truncate(sequence.seq_id, 0)
 
     def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
         token = sampled.token
@@ -457,9 +481,17 @@ class Engine:
     def _logprobs(self, sampled: Sampled) -> tuple[TokenLogprob, ...]:
         if sampled.logprob is None:
             return ()
-        top = tuple(Logprob(token=t, text=self._text_of(t), logprob=logprob) for t, logprob in sampled.top)
-        text = self._text_of(sampled.token)
+        text, top = self._text_of(sampled.token), self._top(sampled)
         return (TokenLogprob(token=sampled.token, text=text, logprob=sampled.logprob, top=top),)
+
+    def _top(self, sampled: Sampled) -> tuple[Logprob, ...]:
+        return tuple(Logprob(token=t, text=self._text_of(t), logprob=logprob) for t, logprob in sampled.top)
+
+    def _prompt_logprobs(self, sequence: Sequence) -> tuple[PromptLogprob, ...]:
+        if sequence.request.params.prompt_logprobs is None or sequence.is_scoring:
+            return ()
+        first = sequence.tokens[0]
+        return (PromptLogprob(token=first, text=self._text_of(first)), *sequence.scores)
 
     def _text_of(self, token: int) -> str:
         return self._backend.piece(token).decode("utf-8", "replace")
@@ -483,12 +515,20 @@ class Engine:
             self._slots.give_back(sequence.seq_id, left.tokens, left.adapters)
         # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
         tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
-        sequence.request.on_end(Ended(end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error))
+        sequence.request.on_end(
+            Ended(
+                end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error,
+                prompt_logprobs=self._prompt_logprobs(sequence),
+            )
+        )  # fmt: skip
 
     def _repair(self, rows: Seq[Rows]) -> None:
         """Bring cache and sequences to the same length after a step that broke off."""
         for row in rows:
-            row.sequence.num_cached = self._backend.truncate(row.sequence.seq_id, row.sequence.num_cached)
+            sequence = row.sequence
+            sequence.num_cached = self._backend.truncate(sequence.seq_id, sequence.num_cached)
+            if sequence.is_scoring:
+                del sequence.scores[sequence.num_cached :]
 
     def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool]:
         """Whether to break off a step: only one with a prefill is long enough to be worth it."""
