@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     memory: int | None = Field(
         None, ge=1, description="bytes that instances may use together; unset: 80 % of the total"
     )
-    cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all")
+    cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all it may")
     lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
     max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
     keep_s: float = Field(

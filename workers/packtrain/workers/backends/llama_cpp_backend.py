@@ -324,7 +324,7 @@ class LlamaCppBackend(LlamaCppModel):
         if self._ctx:
             C.llama_free(self._ctx)
         self._adapters.close()
-        C.llama_model_free(self._model)
+        super().shutdown()
 
     def _ask_whether_to_stop(self, should_stop: Callable[[], bool] | None) -> None:
         """Let the next step ask, or not, as one that only decodes: llama.cpp asks at each of some 500 graph nodes, each
