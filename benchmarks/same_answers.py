@@ -8,8 +8,8 @@ unloaded and loaded; by an agent `other` with as many threads; and by an agent `
 model's file at a time, so that it is loaded there. Compared are the hash of the output tokens and, to the last bit, the
 logprob of each token. Then the jobs of the first round are verified one after the other, alone, on the last node.
 
-Ends with 1 when anything differs. `--numerics fast` shows what is otherwise: about half of the outputs. Where others use
-the cores, too, GOMP_SPINCOUNT=0 helps: threads that spin for each other make it many times slower.
+Ends with 1 when anything differs. `--numerics fast` shows what is otherwise: about half of the outputs. Where others
+use the cores, too, GOMP_SPINCOUNT=0 helps: threads that spin for each other make it many times slower.
 """
 
 from __future__ import annotations
