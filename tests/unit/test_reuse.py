@@ -12,6 +12,7 @@ from packtrain.workers.engine.slots import Slots
 pytestmark = pytest.mark.unit
 
 LONG = list(range(100))
+PIRATE, HALF = (("pirate", 1.0),), (("pirate", 0.5),)
 
 
 def cached(slot: int, tokens: list[int], num_cached: int | None = None) -> Cache:
@@ -117,3 +118,25 @@ def test_a_copy_keeps_its_age() -> None:
 
     assert slots.retained()[2].tokens == LONG
     assert slots.refuge(0, num_needed=1) == 1
+
+
+def test_what_was_computed_with_other_adapters_is_no_beginning() -> None:
+    caches = [Cache(0, LONG, 20, 40, PIRATE), Cache(1, LONG, 10, 10), Cache(2, LONG, 15, 15, HALF)]
+
+    assert find_reuse(LONG, caches, limit=99, adapters=HALF) == Reuse(2, 15)
+    assert find_reuse(LONG, caches, limit=99) == Reuse(1, 10)
+    assert find_reuse(LONG, caches, limit=99, adapters=PIRATE).is_worth_waiting
+    assert find_reuse(LONG, caches, limit=99, adapters=(*HALF, *PIRATE)) == Reuse()
+
+
+def test_a_slot_knows_the_adapters_of_what_it_retains_also_when_that_is_copied() -> None:
+    slots = Slots(3)
+    slots.take(0)
+    slots.give_back(0, LONG, PIRATE)
+    slots.copied(0, 2)
+
+    assert slots.best_for(LONG, PIRATE) == 0
+    assert slots.best_for(LONG) == 1
+    assert slots.take(0).adapters == PIRATE
+    assert slots.best_for(LONG, PIRATE) == 2
+    assert slots.take(2).adapters == PIRATE
