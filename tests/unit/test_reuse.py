@@ -12,6 +12,7 @@ from packtrain.workers.engine.slots import Slots
 pytestmark = pytest.mark.unit
 
 LONG = list(range(100))
+PIRATE, HALF = (("pirate", 1.0),), (("pirate", 0.5),)
 
 
 def cached(slot: int, tokens: list[int], num_cached: int | None = None) -> Cache:
@@ -55,13 +56,13 @@ def test_only_whole_chunks_are_reused_when_asked() -> None:
 
 def test_a_slot_is_taken_with_what_it_holds() -> None:
     slots = Slots(3)
-    assert slots.take(slots.lowest) == []
+    assert slots.take(slots.lowest).tokens == []
     assert slots.lowest == 1
 
     slots.give_back(0, [1, 2, 3])
 
     assert slots.lowest == 0
-    assert slots.take(0) == [1, 2, 3]
+    assert slots.take(0).tokens == [1, 2, 3]
 
 
 def test_alone_a_sequence_gets_the_slot_that_holds_its_beginning_else_the_oldest() -> None:
@@ -117,3 +118,25 @@ def test_a_copy_keeps_its_age() -> None:
 
     assert slots.retained()[2].tokens == LONG
     assert slots.refuge(0, num_needed=1) == 1
+
+
+def test_what_was_computed_with_other_adapters_is_no_beginning() -> None:
+    caches = [Cache(0, LONG, 20, 40, PIRATE), Cache(1, LONG, 10, 10), Cache(2, LONG, 15, 15, HALF)]
+
+    assert find_reuse(LONG, caches, limit=99, adapters=HALF) == Reuse(2, 15)
+    assert find_reuse(LONG, caches, limit=99) == Reuse(1, 10)
+    assert find_reuse(LONG, caches, limit=99, adapters=PIRATE).is_worth_waiting
+    assert find_reuse(LONG, caches, limit=99, adapters=(*HALF, *PIRATE)) == Reuse()
+
+
+def test_a_slot_knows_the_adapters_of_what_it_retains_also_when_that_is_copied() -> None:
+    slots = Slots(3)
+    slots.take(0)
+    slots.give_back(0, LONG, PIRATE)
+    slots.copied(0, 2)
+
+    assert slots.best_for(LONG, PIRATE) == 0
+    assert slots.best_for(LONG) == 1
+    assert slots.take(0).adapters == PIRATE
+    assert slots.best_for(LONG, PIRATE) == 2
+    assert slots.take(2).adapters == PIRATE

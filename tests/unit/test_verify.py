@@ -9,7 +9,7 @@ import pytest
 from packtrain.broker import vectors
 from packtrain.broker.chat import FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import Logprob, Outcome, TokenLogprob, Usage
+from packtrain.broker.messages import Logprob, Outcome, PromptLogprob, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.client.verify import Candidate, Difference, first_difference, request_again
 from tests.support.factories import spec
@@ -114,3 +114,17 @@ def test_only_a_whole_answer_is_verified(state: JobState) -> None:
 def test_a_job_without_an_end_is_not_verified() -> None:
     with pytest.raises(InvalidRequest, match="not ended"):
         request_again("j", spec(), None, model="tiny", on=None)
+
+
+def test_a_prompt_that_was_only_scored_parts_at_the_first_logprob_that_differs() -> None:
+    old, new = (
+        Outcome(
+            state=JobState.SUCCEEDED, finish_reason="length",
+            prompt_logprobs=(PromptLogprob(token=1), PromptLogprob(token=2, text="b", logprob=logprob)),
+        )
+        for logprob in (-0.5, -0.25)
+    )  # fmt: skip
+
+    assert first_difference(old, old, is_deterministic=True) is None
+    found = first_difference(old, new, is_deterministic=True)
+    assert found == Difference(1, Candidate(2, "b", -0.5), Candidate(2, "b", -0.25))

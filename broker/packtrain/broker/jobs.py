@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
 from packtrain.broker.chunks import Chunk, Event, to_entry
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.scripts import Call
@@ -58,7 +58,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """A job that a reap changed."""
+    """A job that a reap changed, or that begins anew."""
 
     job_id: JobId
     route: Route
@@ -94,12 +94,14 @@ class JobStore(Protocol):
         node: NodeId,
         *,
         lease_ms: int,
+        numerics_class: str = "",
         prefixes: Iterable[str] = (),
     ) -> Claim | None:
         """Lease the best ready job; None when none is ready, or a suspect has to run alone first (see claim.lua).
 
         Args:
             routes: All that the instance serves.
+            numerics_class: That it computes in. A deterministic job with tokens of another one is left where it is.
             prefixes: Hashes of the beginnings of prompts that it holds, see prefixes.py.
         """
         ...
@@ -130,6 +132,10 @@ class JobStore(Protocol):
 
     def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
         """Fail waiting jobs of these routes that are meant for somebody not among the route's names; how many were."""
+        ...
+
+    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[Reaped]:
+        """Drop the tokens of waiting jobs of these routes whose class is not among the route's; which ones."""
         ...
 
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[Reaped]:
@@ -199,7 +205,13 @@ def submit(
 
 
 def claim(
-    routes: Sequence[Route], instance: InstanceId, node: NodeId, *, lease_ms: int, prefixes: Iterable[str] = ()
+    routes: Sequence[Route],
+    instance: InstanceId,
+    node: NodeId,
+    *,
+    lease_ms: int,
+    numerics_class: str = "",
+    prefixes: Iterable[str] = (),
 ) -> Call[Claim | None]:
     """Call of claim.lua."""
 
@@ -212,12 +224,14 @@ def claim(
         short = tuple(Route(other) for other in unrung)
         return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), short)
 
+    classes = [numerics_class if is_deterministic(route) else "" for route in routes]
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
     return Call(
         "claim",
         (*lanes, *map(keys.model_queue, routes)),
         (
             instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, *routes,
+            *classes,
         ),
         parse,
     )  # fmt: skip
@@ -276,6 +290,17 @@ def strand(serving: Mapping[Route, Collection[str]]) -> Call[int]:
     """Call of strand.lua."""
     flat = [part for route, names in serving.items() for name in (*names, "") for part in (route, name)]
     return Call("strand", (keys.MEANT,), (_json(JobState.FAILED, STRANDED), *flat), int)
+
+
+def begin_anew(classes: Mapping[Route, Collection[str]]) -> Call[list[Reaped]]:
+    """Call of anew.lua."""
+
+    def parse(reply: Any) -> list[Reaped]:
+        rows = zip(reply[::2], reply[1::2], strict=True)
+        return [Reaped(JobId(job_id), Route(route), JobState.QUEUED) for job_id, route in rows]
+
+    flat = [part for route, computed in classes.items() for name in computed for part in (route, name)]
+    return Call("anew", (keys.BEGUN,), flat, parse)
 
 
 def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call[list[Reaped]]:

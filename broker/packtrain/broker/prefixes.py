@@ -22,7 +22,9 @@ def prefix_hashes(spec: JobSpec) -> tuple[str, ...]:
     tools = [tool.model_dump_json() for tool in spec.tools]  # templates put them before the turns
     turns = "\0".join((*tools, *(f"{m.role}\0{m.content}" for m in spec.messages)))
     text = spec.prompt if spec.kind == "complete" else turns
-    state, done, hashes = hashlib.blake2b(spec.kind.encode(), digest_size=4), 0, list[str]()
+    # What was computed with other adapters is of no use, however alike the texts are.
+    kind = "".join((spec.kind, *(f"\0{name}\0{scale}" for name, scale in sorted(spec.adapters.items()))))
+    state, done, hashes = hashlib.blake2b(kind.encode(), digest_size=4), 0, list[str]()
     length = SHORTEST
     while length <= len(text):
         state.update(text[done:length].encode())

@@ -45,9 +45,11 @@ class RedisJobs:
         node: NodeId,
         *,
         lease_ms: int,
+        numerics_class: str = "",
         prefixes: Iterable[str] = (),
     ) -> jobs.Claim | None:
-        return self._scripts.run(jobs.claim(routes, instance, node, lease_ms=lease_ms, prefixes=prefixes))
+        call = jobs.claim(routes, instance, node, lease_ms=lease_ms, numerics_class=numerics_class, prefixes=prefixes)
+        return self._scripts.run(call)
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
         return self._scripts.run_many([jobs.emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks])
@@ -69,6 +71,9 @@ class RedisJobs:
 
     def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
         return self._scripts.run(jobs.strand(serving))
+
+    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[jobs.Reaped]:
+        return self._scripts.run(jobs.begin_anew(classes))
 
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
         return self._scripts.run(jobs.reap(instance, cause))

@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 #: Constants of keys.py that scripts use by the same name.
 _CONSTANTS = (
-    "JOB_PREFIX", "OUT_PREFIX", "READY_PREFIX", "HELD_PREFIX", "WAITING", "LEASES", "DEADLINES", "MEANT", "RECENT",
-    "ORDER", "QUEUED_TTL_MS", "ENDED_TTL_MS", "STREAM_TTL_MS", "STREAM_ENDED_TTL_MS",
+    "JOB_PREFIX", "OUT_PREFIX", "READY_PREFIX", "HELD_PREFIX", "WAITING", "LEASES", "DEADLINES", "MEANT", "BEGUN",
+    "RECENT", "ORDER", "QUEUED_TTL_MS", "ENDED_TTL_MS", "STREAM_TTL_MS", "STREAM_ENDED_TTL_MS",
 )  # fmt: skip
 
 

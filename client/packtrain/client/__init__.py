@@ -7,6 +7,8 @@
 
 from packtrain.broker.chat import CallDelta, Message, Tool, ToolCall
 from packtrain.broker.errors import (
+    AdapterUnavailable,
+    AnswerBegunAnew,
     BrokerUnavailable,
     IdempotencyConflict,
     InvalidParameter,
@@ -18,6 +20,7 @@ from packtrain.broker.errors import (
     JobFailed,
     ModelError,
     ModelFileInvalid,
+    ModelGone,
     ModelLoadFailed,
     ModelTooLarge,
     NotDeterministic,
@@ -51,6 +54,8 @@ from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.verify import Verification
 
 __all__ = [
+    "AdapterUnavailable",
+    "AnswerBegunAnew",
     "AnswerDelta",
     "AsyncJob",
     "AsyncPacktrain",
@@ -74,6 +79,7 @@ __all__ = [
     "Message",
     "ModelError",
     "ModelFileInvalid",
+    "ModelGone",
     "ModelInfo",
     "ModelLoadFailed",
     "ModelTooLarge",

@@ -11,8 +11,8 @@ from packtrain.broker.errors import BrokerUnavailable
 from packtrain.broker.ids import JobId
 from packtrain.broker.states import JobState
 from packtrain.client.aio_waiting import Waiter
-from packtrain.client.job import Job, delta_in
-from packtrain.client.reading import Cursors, is_over
+from packtrain.client.job import Job
+from packtrain.client.reading import Cursors, Reader, is_over
 from packtrain.client.result import AnswerDelta, Result, delta_of, finished
 from packtrain.client.threads import Twin, in_thread
 
@@ -57,12 +57,13 @@ class AsyncJob(Twin[Job]):
 
     async def deltas(self) -> AsyncIterator[AnswerDelta]:
         """As `Job.deltas`."""
+        reader = Reader(self.id)
         status = await self.status()
         if status.state.is_terminal and not await self._waiter.transport.events({self.id: "0"}, block_s=0):
             yield delta_of(await self.result())
             return
         async for event in self._waiter.read_events(Cursors([self.id]), None):
-            if delta := delta_in(event):
+            if delta := reader.take(event):
                 yield delta
             if event.end and event.end is not JobState.SUCCEEDED:
                 await self.result()

@@ -75,14 +75,17 @@ class Packtrain:
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
             options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`; for a text, `suffix`: what
-                stands behind the gap that is to be filled; for a chat, `tools` and `tool_choice` in OpenAI's shape,
+                stands behind the gap that is to be filled; with `raw`, `echo`: the answer begins with the prompt; for a
+                chat, `tools` and `tool_choice` in OpenAI's shape,
                 `parallel_tool_calls`, `reasoning` ("auto", "off", "on", "low", "medium", "high", as far as the model
-                can), `template_args` (further variables for its chat template); `deterministic`; and what form the
-                answer has: `schema` (JSON of a JSON schema or of a pydantic model), `json=True` (some JSON object),
-                `grammar` (GBNF), or OpenAI's `response_format`.
+                can), `template_args` (further variables for its chat template); `adapters`: names of the model's LoRA
+                adapters, or a mapping of names to scales; `deterministic`; and what form the answer has: `schema` (JSON
+                of a JSON schema or of a pydantic model), `json=True` (some JSON object), `grammar` (GBNF), or OpenAI's
+                `response_format`.
 
         Raises:
-            InvalidParameter, PromptEmpty, UnknownModel, QueueFull, IdempotencyConflict, BrokerUnavailable
+            InvalidParameter, PromptEmpty, UnknownModel, AdapterUnavailable, QueueFull, IdempotencyConflict,
+                BrokerUnavailable
         """
         spec = build_spec(model, prompt, raw=raw, stream=stream, expires_in=expires_in, options=options)
         return self.hand_in(spec, idempotency_key)

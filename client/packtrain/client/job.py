@@ -7,12 +7,11 @@ from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Self
 
-from packtrain.broker.chunks import Event
 from packtrain.broker.errors import BrokerUnavailable, UnknownJob
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import JobStatus
 from packtrain.broker.states import JobState
-from packtrain.client.reading import Cursors, is_over
+from packtrain.client.reading import Cursors, Reader, is_over
 from packtrain.client.result import AnswerDelta, Result, delta_of, finished
 from packtrain.client.transport import Transport
 from packtrain.client.waiting import read_events
@@ -66,17 +65,19 @@ class Job:
 
         Raises:
             PacktrainError: How the job ended, when it did not succeed; after all its text.
+            AnswerBegunAnew: The answer comes again from its beginning: read it anew. Only of deterministic jobs.
         """
         return (delta.text for delta in self.deltas() if delta.text)
 
     def deltas(self) -> Iterator[AnswerDelta]:
         """As `stream`, with reasoning, tool calls and logprobs: each item has a bit more of one or several of them."""
+        reader = Reader(self.id)
         status = self.status()
         if status.state.is_terminal and not self._transport.events({self.id: "0"}, block_s=0):
             yield delta_of(self.result())  # its stream has expired, an hour after the end; its record lives for a day
             return
         for event in read_events(self._transport, Cursors([self.id]), None):
-            if delta := delta_in(event):
+            if delta := reader.take(event):
                 yield delta
             if event.end and event.end is not JobState.SUCCEEDED:
                 self.result()
@@ -125,9 +126,3 @@ def _read_or_cancel(job: Job) -> Generator[str]:
     finally:
         if not has_ended:
             job.cancel()
-
-
-def delta_in(event: Event) -> AnswerDelta | None:
-    """What an event adds to the answer; None: nothing that is shown."""
-    delta = AnswerDelta(event.text, event.reasoning, event.calls, event.logprobs)
-    return None if delta == AnswerDelta() else delta

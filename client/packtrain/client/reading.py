@@ -10,10 +10,17 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from packtrain.broker.chunks import Event
-from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, InvalidRequest, ResultTimeout, UnknownJob
+from packtrain.broker.errors import (
+    AnswerBegunAnew,
+    BrokerUnavailable,
+    InvalidParameter,
+    InvalidRequest,
+    ResultTimeout,
+    UnknownJob,
+)
 from packtrain.broker.ids import JobId, new_job_id
 from packtrain.broker.messages import JobStatus
-from packtrain.client.result import Result, result_of
+from packtrain.client.result import AnswerDelta, Result, result_of
 
 #: How long a reader waits for a broker that went away, seconds. A restart takes 2, a reboot of its host a minute.
 PATIENCE_S = 120.0
@@ -50,6 +57,31 @@ class Cursors:
             self.after.pop(event.job_id, None)
         else:
             self.after[event.job_id] = event.id
+
+
+class Reader:
+    """What a reader of one answer has been given, to notice when the answer begins anew."""
+
+    def __init__(self, job_id: JobId) -> None:
+        self._job_id = job_id
+        self._num_tokens = 0
+        self._has_given = False
+
+    def take(self, event: Event) -> AnswerDelta | None:
+        """What an event adds to the answer; None: nothing.
+
+        Raises:
+            AnswerBegunAnew: It comes again from its beginning, and some of the old one has been given.
+        """
+        if event.index < self._num_tokens and self._has_given and not event.end:
+            raise AnswerBegunAnew(job_id=self._job_id)
+        if not event.end:
+            self._num_tokens = event.index + len(event.tokens)
+        delta = AnswerDelta(event.text, event.reasoning, event.calls, event.logprobs)
+        if delta == AnswerDelta():
+            return None
+        self._has_given = True
+        return delta
 
 
 class Window:

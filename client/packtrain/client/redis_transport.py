@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys
+from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
@@ -42,6 +43,8 @@ class RedisTransport:
         self._bell = Doorbell(make_app(url, name="client"))
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
+        if spec.adapters:  # the only jobs that pay for a look at the models
+            check_adapters(spec, self.models())
         with self._reachable():
             submitted = self._jobs.submit(job_id, spec, max_waiting=self._max_waiting, keep_ms=self._keep_ms)
         if submitted.is_new and submitted.ready <= MAX_BELLS:

@@ -23,7 +23,7 @@ MAX_CHOICES = 128
 _ANY_KIND_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
 #: Options that are no sampling parameters.
 _SPEC_FIELDS = _ANY_KIND_FIELDS | {
-    *("suffix", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args")
+    *("suffix", "echo", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args", "adapters")
 }
 #: Short for `response_format`.
 _FORMS = frozenset({"schema", "json", "grammar"})
@@ -66,6 +66,8 @@ def build_spec(
     fields |= _expiry(expires_in)
     _check_known(options, _SPEC_FIELDS | _FORMS | SamplingParams.model_fields.keys())
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
+    if "adapters" in fields:
+        fields["adapters"] = _adapters(fields["adapters"])
     fields["params"] = {name: options[name] for name in SamplingParams.model_fields.keys() & options.keys()}
     if forms := _forms(options):
         fields["params"] |= forms
@@ -125,6 +127,15 @@ def _forms(options: Mapping[str, Any]) -> dict[str, Any]:
     if "grammar" in given:
         return {"response_format": {"type": "grammar", "grammar": given["grammar"]}}
     return {}
+
+
+def _adapters(given: object) -> object:
+    """Adapters with their scales; of names alone, each with the scale that the operator has set."""
+    if isinstance(given, str):
+        return {given: None}
+    if isinstance(given, Sequence):
+        return dict.fromkeys(given)
+    return {} if given is None else given
 
 
 def _turns(prompt: object) -> list[dict[str, Any]]:

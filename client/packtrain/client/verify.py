@@ -22,6 +22,8 @@ from packtrain.client.transport import Transport
 #: Likeliest tokens that the new run notes, to say what it thinks of the old token where it took another.
 NUM_TOP = 20
 
+Unit = Literal["token", "character", "dimension", "prompt token"]
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -53,7 +55,7 @@ class Verification:
     node: str  # where it ran again
     instance: str
     difference: Difference | None
-    unit: Literal["token", "character", "dimension"] = "token"  # that the difference counts
+    unit: Unit = "token"  # that the difference counts
 
     @property
     def is_equal(self) -> bool:
@@ -123,15 +125,18 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
     if outcome.finish_reason == "length":  # it may have filled its slot, and the next one may be larger
         update["max_tokens"] = outcome.usage.completion_tokens
     params = spec.params.model_copy(update=update)
-    return spec.model_copy(
-        update={"model": model, "params": params, "meant_for": on, "expires_in_ms": None, "stream": False}
-    )
+    again = {"model": model, "params": params, "meant_for": on, "expires_in_ms": None, "stream": False}
+    if spec.adapters and outcome.receipt:  # with the scales that were used, for the operator may have set others since
+        again["adapters"] = {adapter.name: adapter.scale for adapter in outcome.receipt.adapters}
+    return spec.model_copy(update=again)
 
 
-def unit_of(spec: JobSpec) -> Literal["token", "character", "dimension"]:
+def unit_of(spec: JobSpec) -> Unit:
     """What the index of a difference counts."""
     if spec.kind == "embed":
         return "dimension"
+    if spec.params.max_tokens == 0:
+        return "prompt token"
     return "token" if spec.deterministic else "character"
 
 
@@ -141,6 +146,9 @@ def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> D
         before, after = vectors.from_wire(old.embedding), vectors.from_wire(new.embedding)
         index = _parting(before, after)
         return None if index is None else Difference(index, _number_at(before, index), _number_at(after, index))
+    if old.finish_reason == "length" and not old.usage.completion_tokens:  # max_tokens=0: the prompt was only scored
+        index = _parting(old.prompt_logprobs, new.prompt_logprobs)
+        return None if index is None else Difference(index, _score_at(old, index), _score_at(new, index))
     if not is_deterministic:
         said, now = _said(old), _said(new)
         index = _parting(said, now)
@@ -191,6 +199,13 @@ def _at(tokens: Sequence[int], index: int) -> int | None:
 
 def _text_at(text: str, index: int) -> Candidate:
     return Candidate(None, text[index : index + 24])
+
+
+def _score_at(outcome: Outcome, index: int) -> Candidate:
+    if index >= len(outcome.prompt_logprobs):
+        return Candidate(None)
+    entry = outcome.prompt_logprobs[index]
+    return Candidate(entry.token, entry.text, entry.logprob)
 
 
 def _number_at(vector: Sequence[float], index: int) -> Candidate:

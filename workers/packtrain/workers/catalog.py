@@ -4,7 +4,8 @@ Models are what the model folders hold. The id of a model is the slug of its fil
 another; jobs name ids, never paths, so no message can make a node open a file of the sender's choice.
 
 One bad file never hides the good ones: whatever is wrong with it becomes a fault with a reason, shown beside the
-models. Files that belong to other models (vision projectors, LoRA adapters, importance matrices) are passed over.
+models. Files that belong to other models (vision projectors, LoRA adapters, importance matrices) are passed over; an
+adapter is one of a model when `packtrain.toml` says so.
 When two files claim one id, the one that `packtrain.toml` names has it, else the one in the earlier folder.
 """
 
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.broker.ids import ModelId, slug
-from packtrain.broker.messages import ModelFault, ModelInfo, ModelMemory
+from packtrain.broker.messages import AdapterInfo, ModelFault, ModelInfo, ModelMemory
+from packtrain.workers.adapters import AdapterFile
+from packtrain.workers.catalog_adapters import AdapterFinder, FoundAdapter, fingerprint_with
 from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
 from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
@@ -35,6 +38,12 @@ class CatalogEntry:
     header: GgufHeader  # of all parts together
     fingerprint: str  # of the files
     options: LoadOptions
+    adapters: tuple[AdapterFile, ...] = ()  # those that can be used
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Weights of all adapters that are loaded with the model."""
+        return sum(adapter.weights_bytes for adapter in self.info.adapters if not adapter.fault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,8 @@ class CatalogScanner:
         return self._catalog
 
     def _build(self, groups: Sequence[ModelFiles], faults: Sequence[ModelFault]) -> Catalog:
-        building = _Building(self._config, self._granted_bytes, list(faults))
+        adapters = AdapterFinder(self._folders, self._headers)
+        building = _Building(self._config, self._granted_bytes, adapters, list(faults))
         ids = {options.file: ModelId(model) for model, options in self._config.models.items() if options.file}
         # Files that the operator named come first and so have their ids for sure. The sort keeps the folders' order.
         for files in sorted(groups, key=lambda files: files.first.path.name not in ids):
@@ -127,6 +137,7 @@ class _Building:
 
     config: CatalogConfig
     granted_bytes: int
+    adapters: AdapterFinder
     faults: list[ModelFault]
     models: dict[ModelId, CatalogEntry] = field(default_factory=dict)
     files: dict[ModelId, ModelFile] = field(default_factory=dict)
@@ -138,8 +149,16 @@ class _Building:
             self.faults.append(ModelFault(file=files.first.label, reason=fault))
         elif holder is None:
             self.files[model] = files.first
-            info = self._info(model, files.first, header, options)
-            self.models[model] = CatalogEntry(info, files.first.path, header, files.fingerprint, options)
+            found = self._find_adapters(model, header)
+            info = self._info(model, files.first, header, options, tuple(adapter.info for adapter in found))
+            self.models[model] = CatalogEntry(
+                info,
+                files.first.path,
+                header,
+                fingerprint_with(files.fingerprint, found),
+                options,
+                tuple(adapter.file for adapter in found if adapter.file),
+            )
         elif holder.identity != files.first.identity:  # else two ways to one file, which is nobody's fault
             both = f"{printable(str(holder.path))} and {printable(str(files.first.path))}"
             remedy = f"the first has it; rename the second, or give it an id in {FILE_NAME}"
@@ -168,13 +187,32 @@ class _Building:
             self.faults[MAX_FAULTS:] = [ModelFault(file="", reason=reason)]
         return Catalog(dict(sorted(self.models.items())), aliases, tuple(self.faults))
 
-    def _info(self, model: ModelId, file: ModelFile, header: GgufHeader, load: LoadOptions) -> ModelInfo:
+    def _find_adapters(self, model: ModelId, header: GgufHeader) -> list[FoundAdapter]:
+        options = self.config.models.get(model) or ModelOptions()
+        found = [self.adapters.find(name, said, header) for name, said in options.adapters.items()]
+        for adapter in found:
+            if adapter.info.fault:
+                reason = f"the adapter {adapter.info.name!r} of {model!r} cannot be used: {adapter.info.fault}"
+                self.faults.append(ModelFault(file=adapter.info.file, reason=reason))
+        return found
+
+    def _info(
+        self,
+        model: ModelId,
+        file: ModelFile,
+        header: GgufHeader,
+        load: LoadOptions,
+        adapters: tuple[AdapterInfo, ...],
+    ) -> ModelInfo:
         defaults = self.config.defaults
         options = self.config.models.get(model) or ModelOptions()
         n_ctx = options.context or min(header.n_ctx_train, defaults.context)
 
+        adapter_bytes = sum(adapter.weights_bytes for adapter in adapters if not adapter.fault)
+
         def memory(n_slots: int) -> ModelMemory:
-            return estimate_memory(header, load, n_ctx=n_ctx, n_slots=n_slots)
+            estimate = estimate_memory(header, load, n_ctx=n_ctx, n_slots=n_slots)
+            return estimate.model_copy(update={"adapter_bytes": adapter_bytes})
 
         n_slots = options.slots or defaults.slots
         if n_slots is None:
@@ -199,6 +237,7 @@ class _Building:
             memory=memory(n_slots),
             numerics=load.numerics,
             options=load.changed(),
+            adapters=adapters,
             keep_alive_s=defaults.keep_alive if options.keep_alive is None else options.keep_alive,
             pinned=options.pinned,
         )

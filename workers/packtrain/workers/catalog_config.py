@@ -19,6 +19,10 @@
     flash_attention = true      # left out: where the backend has it
     moe_on_cpu = 10             # layers whose experts stay on the CPU; true: all
 
+    [models.smollm2.adapters]   # LoRA adapters of this model, which jobs may name
+    pirate = "lora/pirate.gguf" # the file, its path as seen from a model folder
+    polite = {path = "polite.gguf", scale = 0.5}    # of jobs that name it without a scale; 1 where left out
+
 A mistake in this file stops the node at its start, because only the operator can say what was meant.
 """
 
@@ -26,13 +30,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.fields import SafeId
+from packtrain.broker.messages import AdapterScale
 from packtrain.workers.load_options import LoadOptions
 
 FILE_NAME = "packtrain.toml"
@@ -41,6 +46,7 @@ DEFAULT_KEEP_ALIVE_S = 300.0
 MAX_CONTEXT = 2**24  # tokens; the longest trained so far is 10 million
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
 MAX_KEEP_ALIVE_S = 10 * 365 * 24 * 3600
+MAX_LORAS = 64  # adapters of one model: all are loaded with it
 
 _LOAD_OPTIONS = set(LoadOptions.model_fields)
 _DURATION = re.compile(r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)")
@@ -77,6 +83,25 @@ class Defaults(LoadOptions):
     keep_alive: KeepAlive = Field(DEFAULT_KEEP_ALIVE_S, description="seconds; negative: never unload")
 
 
+def _path_alone(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class AdapterOptions(_Section):
+    """For one LoRA adapter of a model."""
+
+    path: str = Field(description="as seen from a model folder")
+    scale: AdapterScale = Field(1.0, description="of jobs that name it without one")
+
+    @field_validator("path")
+    @classmethod
+    def _is_below_a_folder(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or not value.lower().endswith(".gguf"):
+            raise ValueError("give the path of a .gguf file below a model folder, such as lora/pirate.gguf")
+        return value
+
+
 class ModelOptions(LoadOptions):
     """For one model. What is left out comes from `Defaults`."""
 
@@ -86,6 +111,9 @@ class ModelOptions(LoadOptions):
     slots: Slots | None = None
     keep_alive: KeepAlive | None = None
     pinned: Annotated[bool, Field(strict=True)] = False
+    adapters: dict[SafeId, Annotated[AdapterOptions, BeforeValidator(_path_alone)]] = Field(
+        default_factory=dict, max_length=MAX_LORAS
+    )
 
     @field_validator("file")
     @classmethod
@@ -160,7 +188,8 @@ def _explained(path: Path, error: ValidationError) -> SetupError:
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message, remedy = _message(error), "correct this value"
     if first["type"] == "extra_forbidden":
-        sections: tuple[type[BaseModel], ...] = (CatalogConfig, Defaults, ModelOptions)
+        # By depth: top level, [defaults], [models.M], its adapters, one of them.
+        sections: tuple[type[BaseModel], ...] = (CatalogConfig, Defaults, ModelOptions, ModelOptions, AdapterOptions)
         known = ", ".join(sections[len(first["loc"]) - 1].model_fields)
         message, remedy = "unknown key", f"remove it, or use one of {known}"
     elif first["type"] == "string_pattern_mismatch":

@@ -20,6 +20,7 @@ from pathlib import Path
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.workers.ggml_types import FILE_TYPES
 from packtrain.workers.gguf_form import Array, Form, Malformed, TensorSums, Value, read_form, shown
+from packtrain.workers.gguf_lora import LoraHeader, read_lora
 
 MAX_LAYERS = 1024  # llama.cpp itself stops at 512
 MAX_SHAPE = 2**20  # widths, head counts and the like
@@ -77,6 +78,7 @@ class GgufHeader:
     split_no: int  # from 0
     split_count: int  # 1: not split
     hints: Mapping[str, int]  # whole numbers of `<architecture>.*`, prefix removed: "ssm.state_size"
+    lora: LoraHeader | None = None  # of an adapter
 
     @property
     def is_model(self) -> bool:
@@ -92,6 +94,20 @@ class GgufHeader:
     def embeds_only(self) -> bool:
         """True for a model that makes vectors of texts and generates none: the file says how to pool."""
         return not self.has_cache or self.hints.get("pooling_type") in _POOLINGS
+
+    def fault_of_adapter(self, adapter: GgufHeader) -> str:
+        """Why this model cannot use the adapter with that header; empty: it may, as far as headers tell."""
+        if adapter.lora is None:
+            return f"it is no adapter but {'a model' if adapter.is_model else adapter.kind}"
+        if adapter.lora.fault:
+            return adapter.lora.fault
+        if adapter.architecture != self.architecture:
+            made_for = shown(adapter.architecture)
+            return f"it was made for {made_for}, this model is {shown(self.architecture)}; use one made for this model"
+        experts = self.hints.get("expert_count", 0)
+        if strange := adapter.lora.num_experts - {experts}:
+            return f"it changes mixtures of {max(strange)} experts, this model has {experts}; use one made for it"
+        return ""
 
     @property
     def kv_heads(self) -> tuple[int, ...]:
@@ -175,6 +191,7 @@ def _describe(form: Form) -> GgufHeader:
         split_no=split_no,
         split_count=split_count,
         hints=pairs.hints(f"{architecture}.") if has_shape else {},
+        lora=read_lora(form) if kind == "adapter" else None,
     )
 
 

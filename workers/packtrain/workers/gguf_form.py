@@ -64,6 +64,14 @@ Value = bool | int | float | str | Array
 
 
 @dataclass(frozen=True, slots=True)
+class TensorLine:
+    """One line of the tensor table."""
+
+    dims: tuple[int, ...]  # the innermost first, as ggml counts
+    type_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSums:
     """What the tensor table adds up to."""
 
@@ -78,7 +86,9 @@ class Form:
 
     version: int
     pairs: Mapping[str, Value]
+    kinds: Mapping[str, int]  # of the values, numbers of `enum gguf_type`
     tensors: TensorSums
+    table: Mapping[str, TensorLine]
 
 
 def read_form(file: BinaryIO, size: int) -> Form:
@@ -100,8 +110,8 @@ def read_form(file: BinaryIO, size: int) -> Form:
     n_pairs = cursor.number(_U64, "the number of metadata pairs")
     _check_count(n_tensors, MAX_TENSORS, _SMALLEST_TENSOR, cursor.left, "tensors")
     _check_count(n_pairs, MAX_PAIRS, _SMALLEST_PAIR, cursor.left, "metadata pairs")
-    pairs = _read_pairs(cursor, n_pairs)
-    return Form(version, pairs, _read_tensors(cursor, n_tensors, _alignment(pairs)))
+    pairs, kinds = _read_pairs(cursor, n_pairs)
+    return Form(version, pairs, kinds, *_read_tensors(cursor, n_tensors, _alignment(pairs)))
 
 
 def shown(value: Value) -> str:
@@ -183,15 +193,16 @@ def _check_count(count: int, limit: int, smallest: int, left: int, what: str) ->
         raise Malformed(f"it claims {count} {what}; at most {possible} are possible here")
 
 
-def _read_pairs(cursor: _Cursor, n_pairs: int) -> dict[str, Value]:
+def _read_pairs(cursor: _Cursor, n_pairs: int) -> tuple[dict[str, Value], dict[str, int]]:
     pairs: dict[str, Value] = {}
+    kinds: dict[str, int] = {}
     num_strings = num_numbers = 0  # in arrays so far
     for index in range(n_pairs):
         key = _read_key(cursor, index)
         what = f"the value of {shown(key)}"
         if key in pairs:
             raise Malformed(f"the metadata key {shown(key)} is there twice")
-        kind = cursor.number(_U32, f"the type of {shown(key)}")
+        kinds[key] = kind = cursor.number(_U32, f"the type of {shown(key)}")
         if kind in _SCALAR:
             pairs[key] = cursor.number(_SCALAR[kind], what)
         elif kind == _STRING:
@@ -212,7 +223,7 @@ def _read_pairs(cursor: _Cursor, n_pairs: int) -> dict[str, Value]:
             pairs[key] = Array(count, numbers)
         else:
             raise Malformed(f"{what} has the unknown type {kind}")
-    return pairs
+    return pairs, kinds
 
 
 def _read_key(cursor: _Cursor, index: int) -> str:
@@ -254,10 +265,11 @@ def _alignment(pairs: Mapping[str, Value]) -> int:
     return value
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> TensorSums:
+def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[TensorSums, dict[str, TensorLine]]:
     parameters = 0
     bytes_by_type, count_by_type = Counter[str](), Counter[str]()
     names: set[bytes] = set()
+    table: dict[str, TensorLine] = {}
     end = 0  # of the tensors so far, counted from the start of the weights
     for index in range(n_tensors):
         name = _read_tensor_name(cursor, index)
@@ -265,7 +277,8 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> TensorSums
         if name in names:
             raise Malformed(f"{what} is there twice")
         names.add(name)
-        elements, row = _read_shape(cursor, what)
+        elements, dims = _read_shape(cursor, what)
+        row = dims[0] if dims else 1
         number = cursor.number(_U32, f"the type of {what}")
         if number not in GGML_TYPES:
             raise Malformed(f"{what} has the ggml type {number}, which is unknown or was removed from ggml")
@@ -279,13 +292,14 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> TensorSums
                 f"{what} is at offset {offset}; after the tensors before it comes {_padded(end, alignment)}"
             )
         end = offset + elements // block * block_bytes
+        table[name.decode(errors="replace")] = TensorLine(dims, type_name)
         parameters += elements
         bytes_by_type[type_name] += end - offset
         count_by_type[type_name] += 1
     missing = _padded(cursor.position, alignment) + end - cursor.size
     if n_tensors and missing > 0:
         raise Malformed(f"the file has {cursor.size} bytes, {missing} fewer than its tensors need")
-    return TensorSums(parameters, bytes_by_type, count_by_type)
+    return TensorSums(parameters, bytes_by_type, count_by_type), table
 
 
 def _read_tensor_name(cursor: _Cursor, index: int) -> bytes:
@@ -296,18 +310,18 @@ def _read_tensor_name(cursor: _Cursor, index: int) -> bytes:
     return cursor.take(length, what)
 
 
-def _read_shape(cursor: _Cursor, what: str) -> tuple[int, int]:
-    """Elements of a tensor, and of one row of it."""
+def _read_shape(cursor: _Cursor, what: str) -> tuple[int, tuple[int, ...]]:
+    """Elements of a tensor, and its dimensions."""
     n_dims = cursor.number(_U32, f"the number of dimensions of {what}")
     if n_dims > MAX_DIMS:
         raise Malformed(f"{what} claims {n_dims} dimensions; at most {MAX_DIMS} are allowed")
-    dims = [cursor.number(_U64, f"a dimension of {what}") for _ in range(n_dims)]
+    dims = tuple(cursor.number(_U64, f"a dimension of {what}") for _ in range(n_dims))
     elements = 1
     for dim in dims:
         elements *= dim
     if not 1 <= elements < 2**63:
-        raise Malformed(f"{what} has the impossible shape {dims}")
-    return elements, dims[0] if dims else 1
+        raise Malformed(f"{what} has the impossible shape {list(dims)}")
+    return elements, dims
 
 
 def _padded(size: int, alignment: int) -> int:

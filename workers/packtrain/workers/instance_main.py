@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +43,7 @@ from packtrain.workers.engine.sequence import Ended, SequenceRequest
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
 from packtrain.workers.own_memory import OwnMemory, own_memory
 from packtrain.workers.publisher import Publisher
-from packtrain.workers.receipts import Computer, model_sha256
+from packtrain.workers.receipts import Computer, adapter_sha256, model_sha256
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
 from packtrain.workers.supervision import DRAINING_MARGIN_S, EXIT_LOAD_FAILED, EXIT_THREAD_DIED
@@ -75,6 +76,7 @@ def load_backend(config: InstanceConfig) -> Backend:
         n_ctx=config.n_ctx,
         n_threads=config.n_threads,
         options=config.options,
+        adapters=config.adapters,
     )
 
 
@@ -93,6 +95,7 @@ class Instance:
         settings: Settings,
         backend: Backend,
         model_sha256: str,
+        adapter_sha256: Mapping[str, str],
         memory: tuple[OwnMemory, OwnMemory],
         news: SimpleQueue[str],
     ) -> None:
@@ -107,7 +110,8 @@ class Instance:
         self._engine = Engine(backend, clock=time.monotonic, on_activity=lambda: news.put(""))
         self._embeds_only = backend.shape.embeds_only
         self._recipe = backend.shape.recipe
-        computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe)
+        computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe, adapter_sha256)
+        self._numerics_class = computer.class_of_moves
         self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
@@ -116,7 +120,8 @@ class Instance:
         self._runner = Runner(
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
-            numerics=config.options.numerics, ring=Doorbell(self._app).ring, clock=time.monotonic,
+            numerics=config.options.numerics, numerics_class=self._numerics_class,
+            ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -213,6 +218,7 @@ class Instance:
                 batch_peak=stats.batch_peak,
                 tokens_out=stats.tokens_out,
                 recipe=self._recipe,
+                numerics_class=self._numerics_class,
                 is_busy=self._engine.is_busy,
                 threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
@@ -267,9 +273,12 @@ def main(argv: list[str]) -> int:
         import_backend(config)
         before_load = own_memory()
         with ThreadPoolExecutor(1) as beside:  # the first time it reads the whole file, as the load does
-            sha256 = beside.submit(model_sha256, Path(config.path), settings.home / "hashes.json")
+            cache = settings.home / "hashes.json"
+            sha256 = beside.submit(model_sha256, Path(config.path), cache)
+            adapters = beside.submit(adapter_sha256, config.adapters, cache)
             backend = load_backend(config)
-        instance = Instance(config, settings, backend, sha256.result(), (before_load, own_memory()), news)
+        memory = (before_load, own_memory())
+        instance = Instance(config, settings, backend, sha256.result(), adapters.result(), memory, news)
         instance.warm_up()
     except PacktrainError as error:
         why = error.data["reason"] if isinstance(error, NotDeterministic) else ""

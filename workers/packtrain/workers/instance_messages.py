@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from packtrain.broker.messages import Recipe
 from packtrain.broker.states import InstanceState
+from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.own_memory import OwnMemory
 
@@ -32,6 +33,7 @@ class InstanceConfig(BaseModel):
     n_threads: int
     report_fd: int
     options: LoadOptions = LoadOptions()
+    adapters: tuple[AdapterFile, ...] = ()
 
 
 class InstanceOrder(BaseModel):
@@ -51,6 +53,7 @@ class InstanceReport(BaseModel):
     reason: str = ""
     not_deterministic: str = ""  # why, where that is behind FAILED
     recipe: Recipe | None = None
+    numerics_class: str = ""
     slots_used: int = 0
     steps: int = 0
     batch_peak: int = 0

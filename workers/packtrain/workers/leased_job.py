@@ -20,6 +20,7 @@ from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
+from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.output import Parser, PlainParser
 from packtrain.workers.engine.sequence import End, Ended, Tokens
@@ -61,6 +62,7 @@ class LeasedJob:
         self.spec = spec
         self.seed = seed
         self.prompt: Sequence[int] = ()
+        self.adapters: AdapterSet = ()
         self.ended: Ended | None = None
         self.published = threading.Event()  # the broker knows the end, or need not
         self._claim = claim
@@ -172,9 +174,14 @@ class LeasedJob:
             seed=self.seed,
             tokens=tuple(self._tokens) if self.spec.deterministic else (),
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=ended.prompt_logprobs,
             embedding=vectors.to_wire(ended.embedding),
             receipt=computer.receipt(
-                threads=threads, seed=self.seed, prompt=self.prompt, output=ended.embedding or self._tokens
+                threads=threads,
+                seed=self.seed,
+                prompt=self.prompt,
+                output=ended.embedding or self._tokens,
+                adapters=self.adapters,
             ),
             batch_peak=ended.batch_peak,
             node=node,

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from packtrain.broker.ids import ModelId
 from packtrain.broker.messages import ModelFault, ModelInfo, ModelMemory
 from packtrain.broker.settings import Settings
+from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.backends.scripted_files import scripted_models
 from packtrain.workers.catalog import Catalog, CatalogEntry, CatalogScanner
 from packtrain.workers.catalog_config import load_catalog_config
@@ -46,6 +47,10 @@ class NodeCatalog(Protocol):
 
     def options(self, model: ModelId) -> LoadOptions:
         """How to load a model that is there."""
+        ...
+
+    def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
+        """LoRA adapters to load with it: those that can be used."""
         ...
 
     def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
@@ -115,6 +120,9 @@ class GgufCatalog:
     def options(self, model: ModelId) -> LoadOptions:
         return self._catalog.models[model].options
 
+    def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
+        return self._catalog.models[model].adapters
+
     def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
         entry = self._catalog.models.get(ModelId(config.model))
         if entry is None:  # its file is gone
@@ -150,9 +158,10 @@ class GgufCatalog:
         return entry.info.model_copy(update={"memory": memory, "required_bytes": memory.required_bytes})
 
     def _estimate(self, key: LoadKey, entry: CatalogEntry) -> ModelMemory:
-        return self._book.estimate(key) or estimate_memory(
+        estimate = self._book.estimate(key) or estimate_memory(
             entry.header, key.options, n_ctx=key.n_ctx, n_slots=key.n_slots
         )
+        return estimate.model_copy(update={"adapter_bytes": entry.adapter_bytes})
 
     def _key(self, entry: CatalogEntry) -> LoadKey:
         return LoadKey(
@@ -183,6 +192,10 @@ class ScriptedCatalog:
 
     def options(self, model: ModelId) -> LoadOptions:  # noqa: ARG002
         return LoadOptions()
+
+    def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
+        info, path = self.models[model]
+        return tuple(AdapterFile(name=a.name, path=str(path), scale=a.scale) for a in info.adapters)
 
     def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:  # noqa: ARG002
         return None  # scripted models take what their file says

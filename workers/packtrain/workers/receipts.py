@@ -1,8 +1,8 @@
 """Receipts: what exactly computed an answer, in hashes, so that it can be computed again and compared.
 
-Inside one *numerics class* a deterministic job gives the same bits: same weights, same build of llama.cpp with the same
-CPU features, same recipe. The class is a hash over just these. Slots, context, threads, company and node are not in it,
-because by the recipe they change nothing, which `packtrain verify` and the tests show.
+Inside one *numerics class* a deterministic job gives the same bits: same weights and adapters, same build of
+llama.cpp with the same CPU features, same recipe. The class is a hash over just these. Slots, context, threads, company
+and node are not in it, because by the recipe they change nothing, which `packtrain verify` and the tests show.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import os
 import re
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from packtrain.broker.messages import Numerics, Receipt, Recipe
+from packtrain.broker.messages import Numerics, Receipt, Recipe, UsedAdapter
+from packtrain.workers.adapters import AdapterFile, AdapterSet
 
 logger = logging.getLogger(__name__)
 
@@ -42,24 +44,44 @@ class Computer:
     model_sha256: str
     numerics: Numerics
     recipe: Recipe
+    adapter_sha256: Mapping[str, str] = field(default_factory=dict)  # by name
 
     @property
     def numerics_class(self) -> str:
-        """16 hex digits; equal where equal jobs get equal bits."""
-        parts = (self.build.library, self.build.features, self.build.flags, self.model_sha256, self.recipe)
+        """16 hex digits; equal where equal jobs without adapters get equal bits."""
+        return self.class_with(())
+
+    @property
+    def class_of_moves(self) -> str:
+        """Equal where a begun job may go on. Of all adapters, for a claim does not know which of them a job has."""
+        return self.class_with([(name, 1.0) for name in sorted(self.adapter_sha256)])
+
+    def class_with(self, adapters: Sequence[tuple[str, float]]) -> str:
+        """The same for jobs with these adapters: their files count, not what they are called."""
+        files = [self.adapter_sha256.get(name, "") for name, _ in adapters]
+        parts = (self.build.library, self.build.features, self.build.flags, self.model_sha256, self.recipe, *files)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
-    def receipt(self, *, threads: int, seed: int, prompt: Sequence[int], output: Sequence[int] | bytes) -> Receipt:
+    def receipt(
+        self,
+        *,
+        threads: int,
+        seed: int,
+        prompt: Sequence[int],
+        output: Sequence[int] | bytes,
+        adapters: AdapterSet = (),
+    ) -> Receipt:
         """For one answer.
 
         Args:
             output: Token ids, or the bytes of a vector.
+            adapters: That it was computed with.
         """
         return Receipt(
             model_sha256=self.model_sha256,
             numerics=self.numerics,
             recipe=self.recipe,
-            numerics_class=self.numerics_class,
+            numerics_class=self.class_with(adapters),
             library=self.build.library,
             features=self.build.features,
             flags=self.build.flags,
@@ -67,6 +89,10 @@ class Computer:
             seed=seed,
             prompt_sha256=tokens_sha256(prompt),
             output_sha256=_output_sha256(output),
+            adapters=tuple(
+                UsedAdapter(name=name, scale=scale, sha256=self.adapter_sha256.get(name, ""))
+                for name, scale in adapters
+            ),
         )
 
 
@@ -92,6 +118,15 @@ def model_sha256(path: Path, cache: Path) -> str:
     parts = _parts(path)
     hashes = [_file_sha256(part, cache) for part in parts]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def adapter_sha256(files: Iterable[AdapterFile], cache: Path) -> dict[str, str]:
+    """Of adapters, by name; arguments as of `model_sha256`. One that cannot be read has none, nor can it be used."""
+    found = {}
+    for file in files:
+        with suppress(OSError):
+            found[file.name] = model_sha256(Path(file.path), cache)
+    return found
 
 
 def _parts(path: Path) -> list[Path]:

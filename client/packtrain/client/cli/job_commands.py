@@ -43,7 +43,12 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="What to ask; left out or '-': read from stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="With --raw: print the prompt before the answer.")] = False,
     suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA adapter, NAME or NAME=SCALE; may be given several times."),
+    ] = None,
     reasoning: Annotated[str, typer.Option(help="auto, off, on, low, medium or high, if the model can.")] = "auto",
     show_reasoning: Annotated[bool, typer.Option(help="Show on stderr what the model thinks.")] = False,
     max_tokens: Annotated[
@@ -62,6 +67,9 @@ def run(
     ] = None,
     json_object: Annotated[bool, typer.Option("--json-object", help="Answer in a JSON object of any schema.")] = False,
     grammar: Annotated[Path | None, typer.Option(help="Answer in what this GBNF file allows.", dir_okay=False)] = None,
+    prompt_logprobs: Annotated[
+        int | None, typer.Option(help="With --json: logprob of each prompt token, and of so many likeliest beside it.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
     deterministic: Annotated[
@@ -71,6 +79,8 @@ def run(
     as_json: JSON = False,
 ) -> None:
     """Ask a model and stream its answer. Ctrl-C cancels the job."""
+    if prompt_logprobs is not None and not as_json:
+        raise InvalidParameter("--prompt-logprobs shows in JSON only; add --json", field="prompt_logprobs")
     text = _prompt(prompt)
     options = {
         name: value
@@ -85,6 +95,9 @@ def run(
             "grammar": _text_of(grammar) if grammar else None,
             "stop": tuple(stop) if stop else None,
             "suffix": suffix,
+            "adapters": _adapters(adapter) if adapter else None,
+            "echo": echo or None,
+            "prompt_logprobs": prompt_logprobs,
             "reasoning": reasoning,
             "deterministic": deterministic or None,
         }.items()
@@ -192,6 +205,18 @@ def verify(
         raise typer.Exit(1)
 
 
+def _adapters(given: list[str]) -> dict[str, float | None]:
+    """Scales by name; None: the set one."""
+    adapters: dict[str, float | None] = {}
+    for text in given:
+        name, has_scale, scale = text.partition("=")
+        try:
+            adapters[name] = float(scale) if has_scale else None
+        except ValueError:
+            raise InvalidParameter(f"--adapter {text}: {scale!r} is no number; write NAME=0.5") from None
+    return adapters
+
+
 def _schema(path: Path) -> Any:
     try:
         return json.loads(_text_of(path))
@@ -282,6 +307,7 @@ def _result_json(result: Result) -> dict[str, Any]:
         "timings": result.timings.model_dump(),
         "tool_calls": [call.model_dump() for call in result.tool_calls],
         "logprobs": [entry.model_dump() for entry in result.logprobs],
+        "prompt_logprobs": [entry.model_dump() for entry in result.prompt_logprobs],
         "receipt": result.receipt.model_dump() if result.receipt else None,
     }
 

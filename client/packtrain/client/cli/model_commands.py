@@ -57,6 +57,8 @@ def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_js
     out.print(f"{info.id}: {info.file}, {info.architecture}, {info.quantization}, {info.parameters / 1e6:,.0f} M")
     options = "".join(f", {name} {value}" for name, value in info.options.items())
     out.print(f"loaded as {info.n_slots} slots of {info.n_ctx} tokens{options}")
+    if info.adapters:
+        out.print(adapters_table(info))
     out.print(memory_table(info))
     for beat in loaded:
         took = f"{views.size(beat.resident_bytes)} resident, {views.size(beat.reserved_bytes)} reserved"
@@ -83,6 +85,18 @@ def model_facts(info: ModelInfo, loaded: Sequence[InstanceBeat]) -> dict[str, An
     }
 
 
+def adapters_table(info: ModelInfo) -> Table:
+    """Its LoRA adapters, and what is wrong with them."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("ADAPTER", "FILE", "SCALE", "WEIGHTS", ""):
+        table.add_column(column)
+    for adapter in info.adapters:
+        fault = f"cannot be used: {adapter.fault}" if adapter.fault else ""
+        weights = "" if adapter.fault else _mib(adapter.weights_bytes)
+        table.add_row(adapter.name, adapter.file, f"{adapter.scale:g}", weights, fault)
+    return table
+
+
 def memory_table(info: ModelInfo) -> Table:
     """What it takes, part by part."""
     memory = info.memory
@@ -94,6 +108,8 @@ def memory_table(info: ModelInfo) -> Table:
     if memory.buffers:
         table.add_row("process", _mib(memory.process_bytes), "Python, libraries, vocabulary")
         table.add_row("weights", _mib(memory.host("weights")), "")
+        if memory.adapter_bytes:
+            table.add_row("adapters", _mib(memory.adapter_bytes), "")
         table.add_row("cache", _mib(memory.host("cache")), cache)
         table.add_row("scratch space", _mib(memory.scratch_bytes), "of one step")
         table.add_row("in all", _mib(memory.estimated_bytes), _SOURCES[memory.source])

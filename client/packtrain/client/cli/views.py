@@ -76,7 +76,7 @@ def show_verification(found: Verification, *, as_json: bool) -> None:
         if not found.is_deterministic:
             out.print("it ran in fast numerics, where company may change an answer; submit with deterministic=True")
         elif not found.is_same_class:
-            out.print("the classes differ in build, weights or recipe, so the answers may; compare with --json")
+            out.print("classes differ in build, weights, adapters or recipe, so answers may; compare with --json")
 
 
 def _candidate(candidate: Candidate) -> str:

@@ -5,6 +5,9 @@
     company     joining others that decode and prefill, in pieces  serial: turn about with them
     shared      its first part copied from another slot            batched only
 
+With an adapter the same again, all of it computed with that; in company of the serial recipe, and once
+more in the batched one (`turns`), it takes turns with sequences that have none.
+
 70 prompt tokens, because from 64 query rows on llama.cpp's attention changes its kernel. It takes some 300 rows, a
 second for a small model. Why bits differ at all: docs/determinism.md.
 """
@@ -18,6 +21,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from packtrain.broker.messages import SamplingParams
+from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, StepRows
 
 NUM_PROMPT, NUM_FORCED = 70, 6
@@ -43,6 +47,7 @@ class _Slot:
     chunk: int
     begins: int = 0  # step
     num_cached: int = 0
+    adapters: AdapterSet = ()
 
     def rows(self) -> StepRows | None:
         if self.num_cached == len(self.tokens):
@@ -52,29 +57,32 @@ class _Slot:
         return StepRows(self.seq_id, self.num_cached, self.tokens[self.num_cached : end], end >= num_prompt)
 
 
-def self_test(backend: Tested, recipe: Literal["batched", "serial"]) -> str:
+def self_test(backend: Tested, recipe: Literal["batched", "serial"], adapters: AdapterSet = ()) -> str:
     """Why this recipe does not hold here; '' when it does. All slots must be free; their caches are noise then."""
     shape = backend.shape
     tokens = _noise(0, min(NUM_PROMPT + NUM_FORCED, shape.n_ctx), shape.n_vocab)
     last, company = shape.n_slots - 1, min(shape.n_slots - 1, 7)
     whole = len(tokens)
+    mates = () if recipe == "serial" else adapters  # serial: turn about with sequences that have none
     others = [
-        _Slot(seq_id, _noise(seq_id, min(8 + 5 * seq_id, shape.n_ctx), shape.n_vocab), 16, seq_id // 2)
+        _Slot(seq_id, _noise(seq_id, min(8 + 5 * seq_id, shape.n_ctx), shape.n_vocab), 16, seq_id // 2, adapters=mates)
         for seq_id in range(company)
     ]
     if recipe == "serial":
-        ways = {"company": [*others, _Slot(company, tokens, whole, begins=3)]}
+        ways = {"company": [*others, _Slot(company, tokens, whole, begins=3, adapters=adapters)]}
     else:
         ways = {
-            "chunked": [_Slot(last, tokens, 23)],
-            "company": [*others, _Slot(company, tokens, 17, begins=3)],
+            "chunked": [_Slot(last, tokens, 23, adapters=adapters)],
+            "company": [*others, _Slot(company, tokens, 17, begins=3, adapters=adapters)],
         }
-    alone = _compute(backend, recipe, [_Slot(0, tokens, whole)])
+        if adapters and last > 0:
+            ways["turns"] = [_Slot(0, tokens[::-1], 5), _Slot(last, tokens, 23, adapters=adapters)]
+    alone = _compute(backend, recipe, [_Slot(0, tokens, whole, adapters=adapters)])
     # A context may be shorter than the test, down to one token.
     num_shared = min(NUM_SHARED, whole - NUM_FORCED - 1)
     if recipe == "batched" and last > 0 and num_shared > 0:
         backend.copy(0, [last], num_shared)
-        ways["shared"] = [_Slot(last, tokens, 40, num_cached=num_shared)]
+        ways["shared"] = [_Slot(last, tokens, 40, num_cached=num_shared, adapters=adapters)]
     for way in sorted(ways, key=lambda way: way != "shared"):  # first, for the others clear its slot
         if reason := _difference(alone, _compute(backend, recipe, ways[way]), way):
             return reason
@@ -85,7 +93,7 @@ def _compute(backend: Tested, recipe: str, slots: Sequence[_Slot]) -> _Logits:
     """Logits of the last slot, from its last prompt token on."""
     for slot in slots:
         backend.truncate(slot.seq_id, slot.num_cached)
-        backend.open(slot.seq_id, _GREEDY, 0, slot.tokens, 0)
+        backend.open(slot.seq_id, _GREEDY, 0, slot.tokens, 0, adapters=slot.adapters)
     found: _Logits = []
     for step in _steps(slots, recipe):
         rows = sorted(step, key=lambda r: r.seq_id)
@@ -100,6 +108,7 @@ def _compute(backend: Tested, recipe: str, slots: Sequence[_Slot]) -> _Logits:
 
 def _steps(slots: Sequence[_Slot], recipe: str) -> Iterator[list[StepRows]]:
     number = 0
+    mine = slots[-1].adapters
     while any(slot.num_cached < len(slot.tokens) for slot in slots):
         step = []
         for slot in slots:
@@ -107,7 +116,7 @@ def _steps(slots: Sequence[_Slot], recipe: str) -> Iterator[list[StepRows]]:
             if rows is None:
                 continue
             slot.num_cached += len(rows.tokens)
-            if recipe == "serial":
+            if recipe == "serial" or slot.adapters != mine:
                 yield [rows]
             else:
                 step.append(rows)

@@ -8,6 +8,9 @@ so every answer belongs visibly to its own prompt. Words in the prompt make trou
     !hang    the step never returns
     !long    the answer is repeated until the slot is full
 
+An answer with LoRA adapters begins with their names and scales: `pirate*0.5 `. A cache knows the adapters of each of
+its tokens, so that one who mixes them is found out.
+
 The vector of a text is made of its hash. `!fail`, `!crash` and `!hang` work there, too.
 """
 
@@ -16,7 +19,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +29,7 @@ import numpy as np
 from packtrain.broker.errors import InvalidParameter, InvalidRequest
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.broker.structured import FreeText
+from packtrain.workers.adapters import Adapter, AdapterSet
 from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Sampled, Shape, StepRows
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
@@ -42,7 +47,8 @@ NO_SPECIAL_TEXTS = SpecialTexts(())
 @dataclass(slots=True)
 class _Open:
     num_prompt: int
-    num_logprobs: int | None
+    params: SamplingParams
+    adapters: AdapterSet = ()
 
 
 class ScriptedBackend:
@@ -51,6 +57,7 @@ class ScriptedBackend:
     Args:
         step_s: Seconds that one step takes.
         row_s: Seconds more for each row of it.
+        adapters: Their scales by name.
     """
 
     def __init__(
@@ -62,11 +69,14 @@ class ScriptedBackend:
         row_s: float = 0,
         recipe: Recipe = "batched",
         embeds_only: bool = False,
+        adapters: Mapping[str, float] | None = None,
     ) -> None:
         n_batch = max(64, n_slots)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab=END + 1, recipe=recipe, embeds_only=embeds_only)
         self._embedding = EmbeddingShape(N_DIMS, n_ctx, n_batch, n_slots)
         self._caches: list[list[int]] = [[] for _ in range(n_slots)]
+        self._computed_with: list[list[AdapterSet]] = [[] for _ in range(n_slots)]  # each token of the caches
+        self._adapters = {name: Adapter(scale) for name, scale in (adapters or {}).items()}
         self._slots: dict[int, _Open] = {}
         self._step_s = step_s
         self._row_s = row_s
@@ -116,37 +126,60 @@ class ScriptedBackend:
                 field="response_format",
             )
 
-    def open(self, seq_id: int, params: SamplingParams, seed: int, history: Sequence[int], num_output: int) -> None:
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        return self._adapters
+
+    def open(
+        self,
+        seq_id: int,
+        params: SamplingParams,
+        seed: int,
+        history: Sequence[int],
+        num_output: int,
+        *,
+        adapters: AdapterSet = (),
+    ) -> None:
         assert seq_id not in self._slots, f"slot {seq_id} is in use"
-        self._slots[seq_id] = _Open(len(history) - num_output, params.logprobs)
+        self._slots[seq_id] = _Open(len(history) - num_output, params, adapters)
 
     def close(self, seq_id: int) -> None:
         del self._slots[seq_id]
 
     def truncate(self, seq_id: int, num_cached: int) -> int:
         del self._caches[seq_id][num_cached:]
+        del self._computed_with[seq_id][num_cached:]
         return len(self._caches[seq_id])
 
     def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
         assert len(self._caches[source]) >= num_tokens, f"slot {source} has {len(self._caches[source])} tokens"
         for target in targets:
             self._caches[target] = self._caches[source][:num_tokens]
+            self._computed_with[target] = self._computed_with[source][:num_tokens]
 
     def move(self, source: int, target: int) -> None:
         assert target not in self._slots, f"slot {target} is in use"
         self._slots[target] = self._slots.pop(source)
         self._caches[target] = list(self._caches[source])
+        self._computed_with[target] = list(self._computed_with[source])
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self.steps.append(list(rows))
+        sets = {self._slots[row.seq_id].adapters for row in rows}
+        assert len(sets) <= 1, f"one step with the adapters {sets}"
+        num_outputs = sum(len(row.scored) + row.wants_token for row in rows)
+        assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"
         self._pass_time(self._step_s + self._row_s * sum(len(r.tokens) for r in rows), should_stop)
         for row in rows:
             cache = self._caches[row.seq_id]
             assert row.start == len(cache), f"slot {row.seq_id} has a gap: {row.start} after {len(cache)}"
             cache += row.tokens
+            computed_with = self._computed_with[row.seq_id]
+            computed_with += [*sets] * len(row.tokens)
+            assert set(computed_with) == sets, f"slot {row.seq_id} mixes the adapters {set(computed_with)}"
         for row in rows:
             self._make_trouble(self._prompt(row.seq_id))
-        return [self._sampled(row.seq_id) for row in rows if row.wants_token]
+        return [sampled for row in rows for sampled in self._outputs(row)]
 
     @property
     def embedding(self) -> EmbeddingShape:
@@ -184,14 +217,28 @@ class ScriptedBackend:
     def _prompt(self, seq_id: int) -> str:
         return bytes(self._caches[seq_id][: self._slots[seq_id].num_prompt]).decode(errors="replace")
 
-    def _sampled(self, seq_id: int) -> Sampled:
-        token = self._next(self._caches[seq_id], self._slots[seq_id].num_prompt)
-        num_top = self._slots[seq_id].num_logprobs
+    def _outputs(self, row: StepRows) -> Iterator[Sampled]:
+        for num_cached, token in enumerate(row.scored, row.start + 1):
+            yield self._scored(row.seq_id, num_cached, token)
+        if row.wants_token:
+            yield self._sampled(row.seq_id, row.start + len(row.tokens))
+
+    def _scored(self, seq_id: int, num_cached: int, token: int) -> Sampled:
+        """What it thinks of a token behind the first `num_cached` ones: a number made of all of them."""
+        logprob = -zlib.crc32(bytes([*self._caches[seq_id][:num_cached], token])) / 2**32
+        return Sampled(token, logprob, ((token, logprob),)[: self._slots[seq_id].params.prompt_logprobs])
+
+    def _sampled(self, seq_id: int, num_cached: int) -> Sampled:
+        """The token behind the first `num_cached` ones."""
+        slot = self._slots[seq_id]
+        token = self._next(self._caches[seq_id][:num_cached], slot.num_prompt, slot.adapters)
+        num_top = slot.params.logprobs
         return Sampled(token) if num_top is None else Sampled(token, 0.0, ((token, 0.0),)[:num_top])
 
-    def _next(self, cached: list[int], num_prompt: int) -> int:
+    def _next(self, cached: list[int], num_prompt: int, adapters: AdapterSet) -> int:
         prompt = bytes(cached[:num_prompt]).decode()
-        answer = list(prompt[::-1].encode())
+        begin = "".join(f"{name}*{scale:g} " for name, scale in adapters)
+        answer = list((begin + prompt[::-1]).encode())
         produced = len(cached) - num_prompt
         if "!long" in prompt:
             return answer[produced % len(answer)]

@@ -1,8 +1,8 @@
 """Scripted models as files, so that tests and benchmarks run whole fleets without weights.
 
 A file `<name>.scripted.json` in a model folder is a model: {"n_slots": 4, "n_ctx": 512, "step_ms": 0, "row_ms": 0,
-"required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false}. Only an agent started with PACKTRAIN_SCRIPTED=1
-looks for them.
+"required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false, "adapters": {"name": 1.0}}.
+Only an agent started with PACKTRAIN_SCRIPTED=1 looks for them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from packtrain.broker.errors import ModelLoadFailed, NotDeterministic
 from packtrain.broker.ids import ModelId, slug
-from packtrain.broker.messages import ModelInfo, Numerics
+from packtrain.broker.messages import AdapterInfo, ModelInfo, Numerics
 from packtrain.workers.backends.scripted import ScriptedBackend
 
 SUFFIX = ".scripted.json"
@@ -36,6 +36,7 @@ class ScriptedModel(BaseModel):
     required_mib: int = 1
     embeds_only: bool = False
     keep_alive_s: float = 300
+    adapters: dict[str, float] = Field(default_factory=dict)  # names to scales
     fails: str = ""  # not empty: the load fails with this reason
     not_deterministic: str = ""  # not empty: why it cannot be deterministic
 
@@ -57,6 +58,7 @@ def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, P
                 n_slots=script.n_slots,
                 required_bytes=script.required_mib * MIB,
                 keep_alive_s=script.keep_alive_s,
+                adapters=tuple(AdapterInfo(name=name, scale=scale) for name, scale in script.adapters.items()),
             )
             found[model] = (info, path)
     return found
@@ -77,4 +79,5 @@ def load_scripted(path: Path, *, n_slots: int, n_ctx: int, numerics: Numerics = 
         row_s=script.row_ms / 1000,
         recipe="fast" if numerics == "fast" else "batched",
         embeds_only=script.embeds_only,
+        adapters=script.adapters,
     )

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from packtrain.workers.adapters import AdapterSet
+
 #: A shorter prefix is not worth a wait, tokens.
 MIN_SHARED = 16
 
@@ -26,6 +28,7 @@ class Cache:
     tokens: Sequence[int]
     num_cached: int  # of `tokens`: can be copied now
     num_soon: int  # of `tokens`: will be in the cache when its sequence has its prompt computed
+    adapters: AdapterSet = ()  # that it was computed with
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,19 @@ class Reuse:
     is_worth_waiting: bool = False  # a longer prefix is being computed
 
 
-def find_reuse(tokens: Sequence[int], caches: Iterable[Cache], *, limit: int, granule: int = 1) -> Reuse:
+def find_reuse(
+    tokens: Sequence[int], caches: Iterable[Cache], *, limit: int, granule: int = 1, adapters: AdapterSet = ()
+) -> Reuse:
     """The best way to begin a sequence with these tokens.
 
     Args:
         caches: Of other slots, and of its own; the first of equals wins.
         limit: Most tokens that may be reused; the last one must be computed, to know what follows it.
         granule: Reuse only multiples of this (serial recipe: whole chunks).
+        adapters: Of the sequence. What was computed with others is no beginning of it.
     """
     best, soon = Reuse(), 0
-    for cache in caches:
+    for cache in (cache for cache in caches if cache.adapters == adapters):
         common = min(common_prefix(tokens, cache.tokens), limit)
         now = min(common, cache.num_cached) // granule * granule
         if now > best.count:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.engine.reuse import MIN_SHARED, common_prefix
 
 
@@ -23,6 +24,11 @@ class Retained:
 
     tokens: list[int]
     used_at: int  # a count that grows
+    adapters: AdapterSet = ()  # that it was computed with
+
+    def num_shared(self, tokens: list[int], adapters: AdapterSet) -> int:
+        """Tokens that a sequence with these may begin with."""
+        return common_prefix(tokens, self.tokens) if adapters == self.adapters else 0
 
 
 class Slots:
@@ -45,22 +51,22 @@ class Slots:
         """The lowest free slot."""
         return min(self._retained)
 
-    def best_for(self, tokens: list[int]) -> int:
+    def best_for(self, tokens: list[int], adapters: AdapterSet = ()) -> int:
         """The free slot that suits a sequence that is alone."""
-        held = {slot: common_prefix(tokens, kept.tokens) for slot, kept in self._retained.items()}
+        held = {slot: kept.num_shared(tokens, adapters) for slot, kept in self._retained.items()}
         best = max(held, key=lambda slot: (held[slot], -slot))
         if held[best] >= MIN_SHARED:
             return best
         return min(held, key=lambda slot: (self._retained[slot].used_at, slot))
 
-    def take(self, slot: int) -> list[int]:
+    def take(self, slot: int) -> Retained:
         """Take a free slot; what its cache holds."""
-        return self._retained.pop(slot).tokens
+        return self._retained.pop(slot)
 
-    def give_back(self, slot: int, tokens: Sequence[int]) -> None:
+    def give_back(self, slot: int, tokens: Sequence[int], adapters: AdapterSet = ()) -> None:
         """A slot is free again, and its cache holds these tokens. One that holds next to nothing goes first."""
         self._time += 1
-        self._retained[slot] = Retained(list(tokens), self._time if len(tokens) >= MIN_SHARED else 0)
+        self._retained[slot] = Retained(list(tokens), self._time if len(tokens) >= MIN_SHARED else 0, adapters)
 
     def retained(self) -> dict[int, Retained]:
         """By free slot; not to be changed."""
@@ -79,7 +85,11 @@ class Slots:
         oldest = min(others, key=lambda other: (self._retained[other].used_at, other))
         return oldest if self._retained[oldest].used_at < mine.used_at else None
 
+    def forget(self, slot: int) -> None:
+        """A free slot holds nothing."""
+        self._retained[slot] = Retained([], 0)
+
     def copied(self, source: int, target: int) -> None:
         """What `source` retains is now in `target`, too."""
         kept = self._retained[source]
-        self._retained[target] = Retained(kept.tokens, kept.used_at)
+        self._retained[target] = Retained(kept.tokens, kept.used_at, kept.adapters)

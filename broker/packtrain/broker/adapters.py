@@ -1,0 +1,31 @@
+"""Adapters of a job against those that the registry knows, so that a wrong name is refused when it is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from packtrain.broker.errors import AdapterUnavailable
+from packtrain.broker.messages import JobSpec, ModelInfo
+
+
+def check_adapters(spec: JobSpec, models: Iterable[ModelInfo]) -> None:
+    """Refuse a job that names an adapter which its model has not, or cannot use.
+
+    An unknown model is left to the submit itself to refuse.
+
+    Raises:
+        AdapterUnavailable
+    """
+    if not spec.adapters:
+        return
+    known = {info.id: info for info in models}
+    info = known.get(spec.model)
+    if info and info.alias_of:
+        info = known.get(info.alias_of)
+    if info is None:
+        return
+    faults = {adapter.name: adapter.fault for adapter in info.adapters}
+    for name in spec.adapters:
+        if faults.get(name, "unknown"):
+            usable = [adapter.name for adapter in info.adapters if not adapter.fault]
+            raise AdapterUnavailable(adapter=name, model=info.id, usable=usable, fault=faults.get(name, ""))
