@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import JobSpec, SamplingParams
 from packtrain.broker.structured import JsonSchema
-from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
+from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, SequenceFailed, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_sampling import MIN_TEMPERATURE, is_plain_greedy, token_seed
 from packtrain.workers.backends.scripted import ScriptedBackend
@@ -233,6 +235,36 @@ class BackendContract:
         assert [lp for _, lp in told.top] == sorted((lp for _, lp in told.top), reverse=True)
         assert untold.logprob is None
 
+    def test_a_step_gives_scored_tokens_before_the_sampled_one_in_order_of_the_rows(self, backend: Backend) -> None:
+        scoring = SamplingParams(temperature=0, prompt_logprobs=1)
+        slots = [Slot(backend, "first", seq_id=0, params=scoring), Slot(backend, "second", seq_id=2, params=scoring)]
+        rows = [replace(slot.rows(), scored=slot.tokens[1:]) for slot in slots]
+        alone = [answer(backend, 1, prompt=prompt, seq_id=3) for prompt in ("first", "second")]
+
+        results = backend.step(rows, Counter())
+
+        first, second = results[: len(rows[0].tokens)], results[len(rows[0].tokens) :]
+        for slot, found, token in zip(slots, (first, second), alone, strict=True):
+            assert [s.token for s in found] == [*slot.tokens[1:], *token]
+            assert all(s.logprob is not None and s.logprob < 0 and len(s.top) == 1 for s in found[:-1])
+            assert found[-1].logprob is None
+
+    def test_a_score_is_the_same_in_pieces(self, backend: Backend) -> None:
+        scoring = SamplingParams(temperature=0, prompt_logprobs=0)
+        whole, slot = Slot(backend, "0123456789", seq_id=1, params=scoring), Slot(backend, "0123456789", params=scoring)
+        rows = whole.rows()
+        expected = backend.step([replace(rows, scored=whole.tokens[1:])], Counter())[:-1]
+
+        found = []
+        while (end := slot.num_cached + 3) < len(slot.tokens):
+            part = slot.rows(3)
+            found += backend.step([replace(part, scored=slot.tokens[slot.num_cached + 1 : end + 1])], Counter())
+            slot.took(part)
+
+        assert [s.token for s in found] == [s.token for s in expected][: len(found)]
+        pairs = zip(found, expected, strict=False)
+        assert all(a.logprob == pytest.approx(b.logprob, abs=0.01) for a, b in pairs)
+
     def test_an_open_slot_is_not_opened_again(self, backend: Backend) -> None:
         Slot(backend)
 
@@ -337,6 +369,24 @@ class TestLlamaCpp(BackendContract):
             backend.step([other.rows()], impatient)
 
         assert impatient.asked < calm.asked
+
+    @pytest.mark.parametrize("function", ["llama_state_seq_get_data", "llama_state_seq_set_data"])
+    def test_a_copy_or_move_that_fails_leaves_its_source_as_it_was(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch, function: str
+    ) -> None:
+        expected = answer(backend, 6)
+        slot = Slot(backend, seq_id=1)
+        begun = slot.run(2)
+        with monkeypatch.context() as broken:
+            broken.setattr(f"llama_cpp.llama_cpp.{function}", lambda *_: 0)
+            with pytest.raises(DecodeFailed):
+                backend.copy(1, [0], 5)
+            with pytest.raises(DecodeFailed):
+                backend.move(1, 0)
+        backend.truncate(0, 0)
+
+        assert begun + slot.run(4) == expected
+        assert answer(backend, 6, seq_id=0) == expected
 
     def test_another_seed_gives_other_tokens(self, backend: Backend) -> None:
         assert answer(backend, params=WARM, seed=5) != answer(backend, params=WARM, seed=6)
@@ -588,6 +638,38 @@ class TestLlamaCpp(BackendContract):
             backend.render_chat({"messages": [{"role": "user", "content": "x"}]})
         assert answer(backend, 2)
         backend.shutdown()
+
+
+def _damaged(path: Path, value: float) -> Path:
+    """A model of which one token's logit is no finite number, or is minus infinity, whatever came before."""
+    reader = gguf.GGUFReader(write_tiny_model(path), "r+")
+    (output,) = [tensor for tensor in reader.tensors if tensor.name == "output.weight"]
+    output.data[7] = value  # times a state, of which some numbers are positive and some negative: the sum is NaN
+    reader.data.flush()
+    return path
+
+
+@pytest.mark.parametrize("params", [GREEDY, WARM, SamplingParams(temperature=0, repeat_penalty=1.1)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sequence_whose_logits_are_not_finite_ends_with_the_reason(
+    tmp_path: Path, value: float, params: SamplingParams
+) -> None:
+    backend = LlamaCppBackend(_damaged(tmp_path / "d.gguf", value), model="d", n_slots=2, n_ctx=64, n_threads=1)
+    slot = Slot(backend, seq_id=1, params=params)
+
+    with pytest.raises(SequenceFailed, match="'d' computed a logit of nan: its weights are damaged") as failed:
+        slot.next()
+
+    assert failed.value.seq_id == 1
+    backend.shutdown()
+
+
+def test_a_damaged_model_is_not_loaded_as_deterministic(tmp_path: Path) -> None:
+    options = LoadOptions(numerics="deterministic")
+    path = _damaged(tmp_path / "d.gguf", float("nan"))
+
+    with pytest.raises(ModelLoadFailed, match=r"computes nothing: .* a logit of nan"):
+        LlamaCppBackend(path, model="d", n_slots=2, n_ctx=64, n_threads=1, options=options)
 
 
 def test_token_seeds_are_stable_distinct_and_never_llamas_random_one() -> None:

@@ -15,10 +15,11 @@ from redis import Redis
 
 from packtrain.broker import errors, keys
 from packtrain.broker.chat import CallDelta
+from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, Chunk, EmitReply, JobStore
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Cause, JobSpec, Outcome
+from packtrain.broker.messages import Cause, JobSpec, Logprob, Outcome, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
@@ -48,6 +49,21 @@ def claim(store: JobStore, instance: str = INSTANCE, lease_ms: int = LEASE_MS) -
     taken = store.claim(ROUTES, InstanceId(instance), NODE, lease_ms=lease_ms)
     assert taken is not None
     return taken.job_id, taken.epoch
+
+
+def strict_claim(store: JobStore, numerics_class: str) -> JobId | None:
+    """The job that an instance of this class gets from the route of deterministic jobs."""
+    taken = store.claim((DETERMINISTIC,), INSTANCE, NODE, lease_ms=LEASE_MS, numerics_class=numerics_class)
+    return None if taken is None else taken.job_id
+
+
+def begun(store: JobStore, numerics_class: str) -> tuple[JobId, str]:
+    """A deterministic job that waits with one token of this class, and the id of its last event."""
+    job_id = submit(store, spec(deterministic=True))
+    assert strict_claim(store, numerics_class) == job_id
+    store.emit([(job_id, 1, Chunk(0, "he", (1,)))])
+    store.release(job_id, 1)
+    return job_id, store.events({job_id: "0"})[-1].id
 
 
 def state(store: JobStore, job_id: JobId) -> JobState:
@@ -162,6 +178,67 @@ class JobStoreContract:
         assert state(store, elsewhere) is JobState.QUEUED
         assert store.strand({DETERMINISTIC: {"n1"}}) == 1
         assert store.waiting() == {}
+
+    def test_a_deterministic_job_with_tokens_is_left_to_instances_of_its_class(self, store: JobStore) -> None:
+        job_id, _ = begun(store, "class-a")
+
+        assert strict_claim(store, "class-b") is None
+        assert strict_claim(store, "class-a") == job_id
+
+    def test_without_tokens_it_is_computed_in_whatever_class_claims_it_last(self, store: JobStore) -> None:
+        job_id = submit(store, spec(deterministic=True))
+        assert strict_claim(store, "class-a") == job_id
+        store.reap(INSTANCE)
+        assert strict_claim(store, "class-b") == job_id
+        store.emit([(job_id, 2, Chunk(0, "he", (1,)))])
+        store.reap(INSTANCE)
+
+        assert strict_claim(store, "class-a") is None
+        assert strict_claim(store, "class-b") == job_id
+
+    def test_jobs_of_another_class_hide_no_job(self, store: JobStore) -> None:
+        others = [submit(store, spec(deterministic=True)) for _ in range(CLAIM_LOOK + 1)]
+        assert [strict_claim(store, "class-a") for _ in others] == others
+        store.emit([(job_id, 1, Chunk(0, "he", (1,))) for job_id in others])
+        store.reap(INSTANCE)
+        mine = submit(store, spec(deterministic=True))
+
+        assert strict_claim(store, "class-b") == mine
+
+    def test_a_job_that_is_not_deterministic_goes_on_in_any_class(self, store: JobStore) -> None:
+        job_id = submit(store)
+        for epoch, numerics_class in enumerate(("class-a", "class-b", "class-a"), 1):
+            taken = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS, numerics_class=numerics_class)
+            assert taken is not None
+            store.emit([(job_id, epoch, Chunk(epoch - 1, "x", (1,)))])
+            store.release(job_id, epoch)
+
+        assert store.begin_anew({ROUTE: {"class-b"}}) == []
+
+    def test_a_job_whose_class_is_gone_begins_anew_behind_what_was_read(self, store: JobStore) -> None:
+        job_id, read = begun(store, "class-a")
+        other, _ = begun(store, "class-b")
+
+        assert [r.job_id for r in store.begin_anew({DETERMINISTIC: {"class-b", "class-c"}})] == [job_id]
+        assert store.begin_anew({DETERMINISTIC: {"class-b", "class-c"}}) == []
+
+        assert store.events({job_id: "0"}) == []
+        assert strict_claim(store, "class-c") == job_id
+        store.emit([(job_id, 2, Chunk(0, "HE", (7,)))])
+        assert [(e.index, e.text) for e in store.events({job_id: read})] == [(0, "HE")]
+        assert strict_claim(store, "class-b") == other
+        assert [e.text for e in store.events({other: "0"})] == ["he"]
+
+    def test_only_waiting_jobs_of_the_named_routes_begin_anew(self, store: JobStore) -> None:
+        ended, _ = begun(store, "class-a")
+        store.cancel(ended)
+        running, _ = begun(store, "class-a")
+        assert strict_claim(store, "class-a") == running
+        waiting, _ = begun(store, "class-a")
+
+        assert store.begin_anew({ROUTE: {"class-b"}, DETERMINISTIC: {"class-a"}}) == []
+        assert [r.job_id for r in store.begin_anew({DETERMINISTIC: {"class-b"}})] == [waiting]
+        assert [len(store.events({job_id: "0"})) for job_id in (ended, running, waiting)] == [2, 1, 0]
 
     def test_many_jobs_meant_for_others_hide_no_job(self, store: JobStore) -> None:
         for _ in range(2 * CLAIM_LOOK + 1):
@@ -285,6 +362,20 @@ class JobStoreContract:
             ("Hi", "So.", (begun,)),
             ("", "", (more,)),
         ]
+
+    def test_logprobs_stand_beside_their_tokens_to_the_last_bit(self, store: JobStore) -> None:
+        job_id, epoch = submit(store), claim(store)[1]
+        top = (Logprob(token=7, text="\u00e9", logprob=-1 / 3), Logprob(token=8, text='"\n', logprob=-2e-300))
+        first, second = (
+            TokenLogprob(token=7, text="\u00e9", logprob=-1 / 3, top=top),
+            TokenLogprob(token=8, logprob=-0.0),
+        )
+
+        store.emit([(job_id, epoch, Chunk(0, "\u00e9", (7,), logprobs=(first,))), (job_id, epoch, Chunk(1, "b", (9,)))])
+        store.finish(job_id, epoch, DONE, Chunk(2, "", (8, 7), logprobs=(second, first)))
+
+        events = store.events({job_id: "0"})
+        assert [e.logprobs for e in events] == [(first,), (), (second, first), ()]
 
     def test_a_chunk_sent_twice_stands_once(self, store: JobStore) -> None:
         job_id, epoch = submit(store), claim(store)[1]
@@ -624,6 +715,18 @@ class TestRedisJobs(JobStoreContract):
         assert [event.text for event in store.events({job_id: "0"})] == ["a"]
         assert redis.ttl(keys.out(job_id)) > 0
 
+    def test_a_job_from_before_there_were_routes_waits_on_its_models_own(self, store: JobStore, redis: Redis) -> None:
+        moved, cancelled, late = submit(store), submit(store), submit(store, spec(expires_in_ms=50))
+        for job_id in (moved, cancelled, late):
+            redis.hdel(keys.job(job_id), "route")
+        time.sleep(0.06)
+        store.cancel(cancelled)
+        claim(store)
+
+        assert {(r.job_id, r.route) for r in store.reap(INSTANCE)} == {(moved, ROUTE), (late, ROUTE)}
+        assert store.waiting() == {ROUTE: 1}
+        assert claim(store)[0] == moved
+
     def test_a_claim_says_which_routes_have_more_jobs_than_bells(self, store: JobStore, redis: Redis) -> None:
         for number in range(6):
             submit(store, spec(deterministic=number % 2 == 0))
@@ -640,9 +743,14 @@ class TestRedisJobs(JobStoreContract):
         redis.delete(keys.model_queue(ROUTE))
 
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
-        job_id, epoch = submit(store), claim(store)[1]
-        store.finish(job_id, epoch, DONE)
-        store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
+        job_id, _ = begun(store, "class-a")
+        store.begin_anew({DETERMINISTIC: {"class-b"}})
+        assert strict_claim(store, "class-b") == job_id
+        store.emit([(job_id, 2, Chunk(0, "he", (1,)))])
+        store.release(job_id, 2)
+        assert strict_claim(store, "class-b") == job_id
+        store.finish(job_id, 3, DONE)
+        assert strict_claim(store, "class-b") is None
 
         left = {str(key) for key in redis.scan_iter("pt:*")} - keys.PERMANENT
         assert left == {keys.job(job_id), keys.out(job_id), keys.model(MODEL), keys.model(ModelId("little"))}
@@ -656,7 +764,7 @@ _ACTIONS = st.lists(
         st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
         st.tuples(st.just("claim"), st.integers(0, 5), st.integers(0, 2)),
         st.tuples(
-            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand"]),
+            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand", "anew"]),
             st.integers(0, _NUM_JOBS - 1),
             st.integers(0, 2),
         ),
@@ -664,10 +772,10 @@ _ACTIONS = st.lists(
     max_size=40,
 )
 _BEGINNINGS = ("", "one beginning of many a prompt. " * 20, "another, much longer beginning of a prompt. " * 40)
-_FLEET = (  # instance, node and what it serves
-    (InstanceId("i0"), NodeId("n1"), ROUTES),
-    (InstanceId("i1"), NodeId("n1"), (DETERMINISTIC, ROUTE)),
-    (InstanceId("i2"), NodeId("n2"), (DETERMINISTIC, ROUTE)),
+_FLEET = (  # instance, node, what it serves, in which numerics class
+    (InstanceId("i0"), NodeId("n1"), ROUTES, "fast"),
+    (InstanceId("i1"), NodeId("n1"), (DETERMINISTIC, ROUTE), "strict"),
+    (InstanceId("i2"), NodeId("n2"), (DETERMINISTIC, ROUTE), "strict too"),
 )
 
 
@@ -690,7 +798,7 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
     seen: list[object] = []
     for name, number, worker in actions:
         job_id = JobId(f"j{number}")
-        instance, node, routes = _FLEET[worker % 3]
+        instance, node, routes, numerics_class = _FLEET[worker % 3]
         epoch = held.get(job_id, 0)
         match name:
             case "submit" | "submit many":
@@ -701,7 +809,9 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                         seen.append(error.code)
             case "claim":
                 prefixes = [*prefix_hashes(spec(_BEGINNINGS[number // 2]))][: 2 if number % 2 else None]
-                taken = store.claim(routes, instance, node, lease_ms=LEASE_MS, prefixes=prefixes)
+                taken = store.claim(
+                    routes, instance, node, lease_ms=LEASE_MS, numerics_class=numerics_class, prefixes=prefixes
+                )
                 seen.append(taken and (taken.job_id, taken.epoch, taken.attempts, taken.route))
                 if taken:
                     stale[taken.job_id] = held.get(taken.job_id, 0)
@@ -718,6 +828,8 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                 seen.append(sorted((r.job_id, r.state) for r in store.reap(instance)))
             case "strand":
                 seen.append(store.strand({ROUTE: {"i1"}, DETERMINISTIC: {f"n{worker}"}} if worker else {ROUTE: set()}))
+            case "anew":
+                seen.append(sorted(r.job_id for r in store.begin_anew({route: {numerics_class} for route in routes})))
             case "stale":
                 old = stale.get(job_id, 0)
                 seen.append((store.emit([(job_id, old, Chunk(5, "y", (2,)))]), store.finish(job_id, old, DONE)))

@@ -223,6 +223,17 @@ def test_the_command_line_shows_the_fleet(real: Fleet) -> None:
     assert packtrain(real, "doctor").returncode == 0, packtrain(real, "doctor").stdout
 
 
+def test_a_stream_has_the_logprobs_of_its_tokens_bit_by_bit(real: Fleet) -> None:
+    job = real.client.submit(MODEL, "Name a fruit.", max_tokens=12, temperature=0, logprobs=3)
+    told = [entry for delta in job.deltas() for entry in delta.logprobs]
+    result = job.result()
+
+    assert tuple(told) == result.logprobs
+    assert len(told) == result.usage.completion_tokens
+    assert all([entry.token, entry.logprob] == [entry.top[0].token, entry.top[0].logprob] for entry in told)
+    assert all(len(entry.top) == 3 for entry in told)
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "says"),
     [

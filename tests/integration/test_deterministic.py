@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from packtrain.client import InvalidParameter, InvalidRequest, NotDeterministic
+from packtrain.client import AnswerBegunAnew, InvalidParameter, InvalidRequest, NotDeterministic
 from tests.support.fleets import Fleet, scripted_fleet
 
 pytestmark = pytest.mark.integration
 
 MODELS: dict[str, dict[str, Any]] = {
     "echo": {"n_slots": 4, "n_ctx": 512},
+    "moving": {"n_slots": 2, "n_ctx": 512, "step_ms": 10},
     "shaky": {"n_slots": 2, "not_deterministic": "its kernels look at the company"},
 }
 
@@ -73,6 +75,38 @@ def test_verify_on_a_named_instance_or_node_runs_there(fleet: Fleet) -> None:
     assert fleet.client.verify(first.job_id, on="n1", timeout=30).node == "n1"
     with pytest.raises(InvalidRequest, match="no instance or node 'n7'"):
         fleet.client.verify(first.job_id, on="n7")
+
+
+def test_a_job_that_moves_to_another_numerics_class_begins_anew_and_its_readers_are_told(fleet: Fleet) -> None:
+    job = fleet.client.submit("moving", "!long hello", deterministic=True, max_tokens=300)
+    texts = job.stream()
+    first = next(texts)
+    before = fleet.instance("moving")
+    # The same model by another file is another class.
+    path = fleet.running.home / "models" / "moving.scripted.json"
+    path.write_text(json.dumps({**MODELS["moving"], "step_ms": 1}))
+    fleet.kill(before.pid)
+
+    with pytest.raises(AnswerBegunAnew):
+        list(texts)
+    result = job.result(30)
+
+    assert result.text.startswith(first)
+    assert result.usage.completion_tokens == 300
+    assert result.receipt is not None
+    after = fleet.instance("moving")
+    assert result.receipt.numerics_class == after.numerics_class != before.numerics_class
+    assert "".join(job.stream()) == result.text
+
+
+def test_a_deterministic_job_goes_on_where_it_was_in_the_same_class(fleet: Fleet) -> None:
+    job = fleet.client.submit("moving", "!long again", deterministic=True, max_tokens=300)
+    texts = job.stream()
+    read = next(texts)
+    fleet.kill(fleet.instance("moving").pid)
+
+    assert read + "".join(texts) == job.result(30).text
+    assert job.status().attempts == 1
 
 
 def test_choices_share_a_prompt_and_differ_in_their_seeds(fleet: Fleet) -> None:

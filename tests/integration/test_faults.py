@@ -18,9 +18,9 @@ from redis import Redis
 
 from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
+from packtrain.broker.chunks import Event
 from packtrain.broker.connection import connect
 from packtrain.broker.ids import JobId, NodeId, Route, new_job_id
-from packtrain.broker.jobs import Event
 from packtrain.broker.messages import NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.client import Job, JobState
@@ -90,6 +90,23 @@ def test_killing_an_instance_in_mid_generation_costs_time_but_no_token(fleet: Fl
 
     assert_each_finished_once(redis, jobs, seen)
     assert {job.status().attempts for job in jobs} == {1}
+
+
+def test_killing_an_instance_in_mid_generation_costs_no_logprob(fleet: Fleet) -> None:
+    streamed, unread = (
+        fleet.client.submit("steady", PROMPT, max_tokens=100, logprobs=1, stream=stream) for stream in (True, False)
+    )
+    for job in (streamed, unread):
+        until_first_text(job)
+
+    fleet.kill(fleet.instance("steady").pid)
+
+    for job in (streamed, unread):
+        result = job.result(timeout=60)
+        told = [entry for delta in job.deltas() for entry in delta.logprobs]
+        assert "".join(entry.text for entry in result.logprobs) == ANSWER
+        assert tuple(told) == result.logprobs
+        assert job.status().attempts == 1
 
 
 def test_late_writes_of_a_frozen_instance_are_refused(fleet: Fleet, redis: Redis) -> None:

@@ -30,6 +30,7 @@ from packtrain.client import (
     JobFailed,
     JobState,
     Message,
+    ModelGone,
     ModelLoadFailed,
     ModelTooLarge,
     PacktrainError,
@@ -49,6 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "echo": {"n_slots": 24, "n_ctx": 512, "step_ms": 2},
     "slow": {"n_slots": 2, "n_ctx": 512, "step_ms": 50},
     "short": {"n_slots": 2, "keep_alive_s": 1},
+    "leaving": {},
     "broken": {"fails": "the script says so"},
     "huge": {"required_mib": 10_000_000},
 }
@@ -56,7 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with scripted_fleet(tmp_path_factory.mktemp("home"), MODELS) as running:
+    with scripted_fleet(tmp_path_factory.mktemp("home"), MODELS, PACKTRAIN_OFFER_WAIT_S="2") as running:
         yield running
 
 
@@ -205,6 +207,19 @@ def test_an_answer_comes_in_its_parts(fleet: Fleet) -> None:
     assert join_calls(call for delta in deltas for call in delta.calls) == result.tool_calls
 
 
+def test_a_stream_has_the_logprobs_of_its_tokens_when_asked_for(fleet: Fleet) -> None:
+    job = fleet.client.submit("slow", "likely", logprobs=2)
+    deltas = list(job.deltas())
+    result = job.result()
+
+    told = [entry for delta in deltas for entry in delta.logprobs]
+    assert len(deltas) > 1
+    assert "".join(entry.text for entry in told) == result.text == "ylekil"
+    assert tuple(told) == result.logprobs
+    assert all(entry.top for entry in told)
+    assert not any(delta.logprobs for delta in fleet.client.submit("slow", "unasked").deltas())
+
+
 def test_a_tool_call_can_be_answered_with_the_call_as_it_came(fleet: Fleet) -> None:
     asked = fleet.client.generate("echo", PARTS[::-1], tools=TOOLS)
     turns: list[Any] = [
@@ -333,6 +348,14 @@ def test_a_wrong_request_is_a_clear_error_and_the_fleet_lives(
 
     assert ";" in caught.value.message  # every message ends with its remedy
     assert fleet.client.generate("echo", "alive").text == "evila"
+
+
+def test_a_job_whose_model_no_node_offers_any_more_fails_with_what_would_help(fleet: Fleet) -> None:
+    (fleet.running.home / "models" / "leaving.scripted.json").unlink()
+    eventually(lambda: all("leaving" not in node.models for node in fleet.client.nodes()), "the file to be missed")
+
+    with pytest.raises(ModelGone, match=r"offered the model 'leaving'.*offered now: .*echo.*submit again"):
+        fleet.client.generate("leaving", "hello", timeout=30)
 
 
 def test_an_unknown_job_is_named(fleet: Fleet) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import pytest
 
 from packtrain.client import ModelLoadFailed
@@ -24,9 +25,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     write_tiny_model(folder / "good.gguf")
     write_tiny_model(folder / "shrinks.gguf")
     write_encoder_decoder(folder / "t5.gguf")
+    _damage(write_tiny_model(folder / "damaged.gguf"))
     with fleet(home) as running:
         generates(running)
         yield running
+
+
+def _damage(path: Path) -> None:
+    reader = gguf.GGUFReader(path, "r+")
+    (output,) = [tensor for tensor in reader.tensors if tensor.name == "output.weight"]
+    output.data[:] = float("nan")
+    reader.data.flush()
 
 
 def generates(fleet: Fleet, model: str = "good") -> None:
@@ -39,6 +48,11 @@ def test_a_model_that_is_no_text_generator_fails_its_jobs_with_the_reason(real: 
         real.client.generate("t5", "hello", raw=True, timeout=90)
 
     generates(real)
+
+
+def test_a_model_that_computes_no_numbers_fails_its_jobs_with_the_reason(real: Fleet) -> None:
+    with pytest.raises(ModelLoadFailed, match=r"computes nothing: .* a logit of nan"):
+        real.client.generate("damaged", "hello", raw=True, timeout=90)
 
 
 def test_a_file_that_shrinks_under_its_instance_costs_only_that_instance(real: Fleet) -> None:

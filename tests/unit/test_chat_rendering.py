@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from packtrain.broker.errors import InvalidParameter, InvalidRequest
+from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.messages import JobSpec
-from packtrain.workers.chat import rendering
 from packtrain.workers.chat.families import detect
 from packtrain.workers.chat.forced import forced_call_schema
 from packtrain.workers.chat.infill import FimTokens, infill
 from packtrain.workers.chat.masking import Part, SpecialTexts, unmask
-from packtrain.workers.chat.rendering import Rendered, render
+from packtrain.workers.chat.rendering import Rendered, render, short_id
+from packtrain.workers.chat.template import ChatTemplate
 from tests.support import templates
 from tests.support.factories import MODEL
 
@@ -44,12 +43,12 @@ ROUND = [USER, ASKED, ANSWERED]
 def rendered(
     template: str, messages: list[dict[str, Any]] | None = None, special: SpecialTexts = NOTHING_SPECIAL, **fields: Any
 ) -> Rendered:
-    """By a real Jinja environment, errors as a backend gives them."""
-    formatter = Jinja2ChatFormatter(template, eos_token="</s>", bos_token="<s>")
+    """By a template in this process, errors as a backend gives them."""
+    compiled = ChatTemplate(template, eos_token="</s>", bos_token="<s>", max_chars=10_000)
 
     def call(variables: Mapping[str, Any]) -> str:
         try:
-            return str(formatter(**variables).prompt)
+            return compiled.render(variables)
         except Exception as error:
             raise InvalidParameter(str(error)) from error
 
@@ -115,7 +114,7 @@ def test_arguments_that_are_no_json_are_passed_on() -> None:
 
 def test_ids_are_made_short_for_templates_that_insist() -> None:
     shown = text(templates.MISTRAL, ROUND)
-    short = rendering.short_id("call_1234567890")
+    short = short_id("call_1234567890")
 
     assert len(short) == 9
     assert shown.count(short) == 2
@@ -186,13 +185,6 @@ def test_a_forced_call_does_not_begin_in_reasoning(template: str) -> None:
 
 def test_further_arguments_reach_the_template() -> None:
     assert text("{{ mood }}{{ level }}", template_args={"mood": "calm", "level": 3}) == "calm3"
-
-
-def test_a_template_that_writes_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "MAX_RENDERED_CHARS", 999)
-
-    with pytest.raises(InvalidRequest, match="makes 1000 characters"):
-        rendered("{% for i in range(1000) %}x{% endfor %}")
 
 
 def test_special_tokens_of_users_stay_text() -> None:

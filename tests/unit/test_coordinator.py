@@ -8,15 +8,27 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker.chunks import Chunk
 from packtrain.broker.coordinator import MAX_RERING, Coordinator
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, NodeCommand
-from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB
+from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB, OFFER_WAIT_MS
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import InstanceState, JobState
 from tests.support.clock import FakeClock
-from tests.support.factories import INSTANCE, MODEL, NODE, ROUTE, ROUTES, instance_beat, model_info, node_beat, spec
+from tests.support.factories import (
+    DETERMINISTIC,
+    INSTANCE,
+    MODEL,
+    NODE,
+    ROUTE,
+    ROUTES,
+    instance_beat,
+    model_info,
+    node_beat,
+    spec,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -267,6 +279,42 @@ def test_jobs_for_a_model_too_large_fail_at_once() -> None:
     assert status.outcome.error["code"] == "model_too_large"
 
 
+def test_jobs_for_a_model_that_no_node_offers_fail_after_a_while_and_later_ones_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fleet = Fleet(models=())
+    (job_id,) = fleet.submit()
+    fleet.tick(3)
+    waiting = fleet.jobs.status(job_id)
+    fleet.clock.advance(OFFER_WAIT_MS)
+    fleet.tick()
+    failed = fleet.jobs.status(job_id)
+    fleet.jobs.submit(JobId("late"), spec(), max_waiting=10)
+    fleet.tick()
+    late = fleet.jobs.status(JobId("late"))
+
+    assert waiting is not None
+    assert waiting.state is JobState.QUEUED
+    for status in (failed, late):
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert status.outcome.error["code"] == "model_gone"
+    assert [getattr(record, "event", "") for record in caplog.records].count("model.missing") == 1
+
+
+def test_a_new_leadership_gives_nodes_their_time_again() -> None:
+    fleet = Fleet(models=())
+    (job_id,) = fleet.submit()
+    fleet.tick()
+    fleet.clock.advance(OFFER_WAIT_MS)
+    fleet.coordinator.tick(TERM + 2)
+
+    status = fleet.jobs.status(job_id)
+    assert status is not None
+    assert status.state is JobState.QUEUED
+
+
 def test_a_rejection_that_meets_no_job_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     fleet = Fleet(memory_budget=50 * MIB)
     fleet.registry.set_desired(MODEL, Desired(replicas=1))
@@ -292,6 +340,62 @@ def test_a_job_meant_for_an_instance_that_is_gone_fails_and_holds_nothing_up() -
     assert states == {
         "gone-1": JobState.FAILED, "n9": JobState.FAILED, INSTANCE: JobState.QUEUED, NODE: JobState.QUEUED,
     }  # fmt: skip
+
+
+def begun(fleet: Fleet, numerics_class: str) -> JobId:
+    """A deterministic job that waits with a token of this class."""
+    job_id = JobId("begun")
+    fleet.jobs.submit(job_id, spec(deterministic=True), max_waiting=10)
+    fleet.jobs.claim((DETERMINISTIC,), INSTANCE, NODE, lease_ms=1000, numerics_class=numerics_class)
+    fleet.jobs.emit([(job_id, 1, Chunk(0, "he", (1,)))])
+    fleet.jobs.release(job_id, 1)
+    return job_id
+
+
+def test_a_job_begins_anew_and_is_rung_for_when_its_numerics_class_is_gone() -> None:
+    fleet = Fleet()
+    fleet.bells_waiting = 1
+    job_id = begun(fleet, "a")
+    fleet.registry.put_instance(instance_beat(numerics="deterministic", numerics_class="b"))
+    fleet.coordinator.tick(TERM, reap=False)
+    assert fleet.jobs.events({job_id: "0"})
+
+    fleet.tick()
+
+    assert not fleet.jobs.events({job_id: "0"})
+    assert fleet.bells.rings == [DETERMINISTIC]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],  # it will be loaded
+        [{"numerics_class": "a"}],
+        [{"numerics_class": "b"}, {"instance": "tiny-2", "state": InstanceState.LOADING}],
+    ],
+)
+def test_a_job_keeps_its_tokens_while_its_numerics_class_is_there_or_may_come(others: list[dict[str, Any]]) -> None:
+    fleet = Fleet()
+    job_id = begun(fleet, "a")
+    for other in others:
+        fleet.registry.put_instance(instance_beat(**{"numerics": "deterministic", **other}))
+
+    fleet.tick()
+
+    assert fleet.jobs.events({job_id: "0"})
+
+
+def test_an_instance_that_drains_will_not_go_on_with_a_job() -> None:
+    fleet = Fleet()
+    job_id = begun(fleet, "a")
+    fleet.registry.put_instance(instance_beat(numerics="deterministic", numerics_class="b"))
+    fleet.registry.put_instance(
+        instance_beat("tiny-2", numerics="deterministic", numerics_class="a", state=InstanceState.DRAINING)
+    )
+
+    fleet.tick()
+
+    assert not fleet.jobs.events({job_id: "0"})
 
 
 def test_a_job_meant_for_a_node_waits_while_its_model_is_loaded_nowhere() -> None:

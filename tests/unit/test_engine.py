@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.errors import InvalidParameter, PromptEmpty
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import MAX_FAILURES_IN_A_ROW, Engine, EngineBroken
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
 
@@ -737,6 +738,86 @@ def test_a_failing_leader_does_not_take_its_followers_with_it() -> None:
 
     assert leader.end is End.FAILED
     assert [f.text for f in followers] == [f"a preamble that they share {number}"[::-1] for number in range(2)]
+
+
+class Immovable(ScriptedBackend):
+    """A model whose caches can neither be copied nor moved, and are garbage where that was tried."""
+
+    def __init__(self, *, n_slots: int = 4) -> None:
+        super().__init__(n_slots=n_slots)
+        self.tried: list[str] = []
+
+    def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
+        self.tried.append("copy")
+        for target in targets:
+            self._caches[target] = [0] * 7
+        raise DecodeFailed("scripted: no copies")
+
+    def move(self, source: int, target: int) -> None:
+        self.tried.append("move")
+        self._caches[target] = [0] * 7
+        raise DecodeFailed("scripted: no moves")
+
+
+def test_prefixes_that_cannot_be_copied_are_computed() -> None:
+    backend = Immovable()
+    bench = Bench(backend)
+    prompts = [f"a beginning that all of them share, {number}" for number in range(4)]
+    readers = [bench.submit(prompt) for prompt in prompts]
+    bench.finish()
+
+    assert [reader.text for reader in readers] == [prompt[::-1] for prompt in prompts]
+    assert "copy" in backend.tried
+    assert {reader.ends[0].num_reused for reader in readers} == {0}
+    assert bench.engine.stats.tokens_reused == 0
+
+
+def test_a_copy_of_what_an_earlier_copy_should_have_brought_is_not_made() -> None:
+    """The third slot holds a prefix; the first sequence is to take it from there, the second from the first."""
+    backend = Immovable()
+    bench = Bench(backend)
+    for prompt in ("one", "two", "a beginning that some have in common"):
+        bench.submit(prompt, max_new=3)
+    bench.finish()
+    prompts = ["a beginning that some have, A", "a beginning that some have, B"]
+    readers = [bench.submit(prompt) for prompt in prompts]
+    bench.finish()
+
+    assert [reader.text for reader in readers] == [prompt[::-1] for prompt in prompts]
+    assert backend.tried == ["copy"]
+
+
+def test_a_cache_that_cannot_be_saved_is_let_go() -> None:
+    backend = Immovable(n_slots=3)
+    bench = Bench(backend)
+    bench.submit("the first chat, which leaves its cache")
+    bench.finish()
+    pair = [bench.submit("quite another one"), bench.submit("and again another")]
+    bench.finish()
+
+    assert [reader.text for reader in pair] == ["eno rehtona etiuq", "rehtona niaga dna"]
+    assert backend.tried == ["copy"]
+
+
+def test_a_sequence_that_cannot_be_moved_stays_and_is_not_tried_again() -> None:
+    backend = Immovable()
+    bench = Bench(backend)
+    prompts = ["ab", "one that answers long enough", "and this is another of that kind"]
+    readers = [bench.submit(prompt, max_new=200 if len(prompt) > 2 else 1) for prompt in prompts]
+    bench.finish()
+
+    assert [reader.text for reader in readers] == ["b", *(prompt[::-1] for prompt in prompts[1:])]
+    assert backend.tried == ["move"]
+
+
+def test_nothing_to_compute_is_refused_at_once() -> None:
+    bench = Bench()
+    reader, vectors = bench.submit("", job="empty"), Reader()
+    bench.engine.submit(EmbedRequest(JobId("no text"), (), None, vectors.on_end))
+
+    assert (reader.end, vectors.end) == (End.FAILED, End.FAILED)
+    assert isinstance(reader.ends[0].error, PromptEmpty)
+    assert not bench.engine.is_busy
 
 
 def test_the_serial_recipe_computes_one_sequence_at_a_time_and_all_in_turn() -> None:

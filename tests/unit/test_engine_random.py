@@ -18,7 +18,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.messages import PromptLogprob, Recipe, SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
@@ -37,13 +37,24 @@ class Exact(ScriptedBackend):
 
     Args:
         troubles: What becomes of the next steps: "" nothing, "fail" or "stop" after a part of the rows was written.
+        copy_troubles: Whether the next copies and moves fail, and leave garbage.
     """
 
-    def __init__(self, n_slots: int, recipe: Recipe, *, can_share: bool, troubles: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        n_slots: int,
+        recipe: Recipe,
+        *,
+        can_share: bool,
+        troubles: Sequence[str] = (),
+        copy_troubles: Sequence[bool] = (),
+    ) -> None:
         super().__init__(n_slots=n_slots, n_ctx=N_CTX, recipe=recipe)
         self._shape = replace(self._shape, can_share=can_share, n_batch=N_CTX)
-        self._ways: list[list[tuple[int, int]]] = [[] for _ in range(n_slots)]
+        self._ways: list[list[tuple[int, int, int]]] = [[] for _ in range(n_slots)]
         self._troubles = list(reversed(troubles))
+        self._copy_troubles = list(reversed(copy_troubles))
+        self.num_failed_copies = 0
         self.before_step: Callable[[], None] = lambda: None
 
     def cache(self, slot: int) -> list[int]:
@@ -58,14 +69,24 @@ class Exact(ScriptedBackend):
     def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
         assert self._shape.can_share
         assert source not in targets
+        assert len(self._caches[source]) >= num_tokens
+        self._trouble_copies(targets)
         super().copy(source, targets, num_tokens)
         for target in targets:
             self._ways[target] = self._ways[source][:num_tokens]
 
     def move(self, source: int, target: int) -> None:
         assert self._shape.can_share
+        self._trouble_copies([target])
         super().move(source, target)
         self._ways[target] = list(self._ways[source])
+
+    def _trouble_copies(self, targets: Sequence[int]) -> None:
+        if self._copy_troubles and self._copy_troubles.pop():
+            for target in targets:
+                self._caches[target], self._ways[target] = [0] * 3, [(-1, -1, -1)] * 3
+            self.num_failed_copies += 1
+            raise DecodeFailed("scripted trouble with a copy")
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self.before_step()
@@ -74,18 +95,23 @@ class Exact(ScriptedBackend):
             for row in rows[: (len(rows) + 1) // 2]:
                 part = row.tokens[: (len(row.tokens) + 1) // 2]
                 self._caches[row.seq_id] += part
-                self._ways[row.seq_id] += [(-1, -1)] * len(part)
+                self._ways[row.seq_id] += [(-1, -1, -1)] * len(part)
             raise Interrupted if trouble == "stop" else DecodeFailed("scripted trouble")
         for row in rows:
-            # Only the serial recipe computes other bits in other chunks.
-            way = (row.start, len(row.tokens)) if self._shape.recipe == "serial" else (0, 0)
+            # Only the serial recipe computes other bits in other chunks, or beside other rows with logits.
+            way = (row.start, len(row.tokens), len(row.scored)) if self._shape.recipe == "serial" else (0, 0, 0)
             self._ways[row.seq_id] += [way] * len(row.tokens)
-        sampled = super().step(rows, should_stop)
-        wanting = [row.seq_id for row in rows if row.wants_token]
-        return [replace(s, logprob=self._hash(seq_id)) for s, seq_id in zip(sampled, wanting, strict=True)]
+        return super().step(rows, should_stop)
 
-    def _hash(self, slot: int) -> float:
-        known = (*self._caches[slot], *self._ways[slot], *self._computed_with[slot])
+    def _scored(self, seq_id: int, num_cached: int, token: int) -> Sampled:
+        return replace(super()._scored(seq_id, num_cached, token), logprob=self._hash(seq_id, num_cached))
+
+    def _sampled(self, seq_id: int, num_cached: int) -> Sampled:
+        return replace(super()._sampled(seq_id, num_cached), logprob=self._hash(seq_id, num_cached))
+
+    def _hash(self, slot: int, num_cached: int) -> float:
+        caches, ways, computed_with = self._caches[slot], self._ways[slot], self._computed_with[slot]
+        known = (*caches[:num_cached], *ways[:num_cached], *computed_with[:num_cached])
         return float(-(zlib.crc32(repr(known).encode())))
 
 
@@ -109,9 +135,11 @@ def _request(
     resumed: Sequence[int] = (),
     deadline: float | None = None,
     adapters: AdapterSet = (),
+    *,
+    scores: bool = False,
 ) -> Asked:
     asked: Asked
-    params = SamplingParams(logprobs=0)
+    params = SamplingParams(logprobs=0, prompt_logprobs=0 if scores else None)
     request = SequenceRequest(
         JobId(name), tuple(prompt), params, 1, max_new, lambda t: asked.on_tokens(t), lambda e: asked.ends.append(e),
         tuple(resumed), deadline, adapters,
@@ -124,13 +152,25 @@ def _request(
 def _alone(
     prompt: bytes, recipe: Recipe, *, can_share: bool, adapters: AdapterSet = ()
 ) -> tuple[tuple[int, float], ...]:
+    return tuple(_run_alone(prompt, recipe, can_share=can_share, adapters=adapters, scores=False).told)
+
+
+@cache
+def _scores_alone(
+    prompt: bytes, recipe: Recipe, *, can_share: bool, adapters: AdapterSet = ()
+) -> tuple[PromptLogprob, ...]:
+    asked = _run_alone(prompt, recipe, can_share=can_share, adapters=adapters, scores=True)
+    return asked.ends[0].prompt_logprobs
+
+
+def _run_alone(prompt: bytes, recipe: Recipe, *, can_share: bool, adapters: AdapterSet, scores: bool) -> Asked:
     engine = Engine(Exact(1, recipe, can_share=can_share), clock=lambda: 0)
-    asked = _request("alone", prompt, MAX_NEW, adapters=adapters)
+    asked = _request("alone", prompt, MAX_NEW, adapters=adapters, scores=scores)
     engine.submit(asked.request)
     while engine.is_busy:
         engine.step()
     assert asked.ends[0].end in (End.STOP, End.LENGTH)
-    return tuple(asked.told)
+    return asked
 
 
 def _check_caches(engine: Engine, backend: Exact) -> None:
@@ -152,6 +192,8 @@ def _check_ranks(engine: Engine) -> None:
     """Sequences that run and will for a while have neighbouring ids."""
     live = list(engine._live.values())
     if engine._waiting or not all(s.computed_at for s in live):
+        return
+    if any(s.is_stuck for s in live):
         return
     if len(live) > 1 and all(s.request.max_new - s.num_output >= MIN_LEFT_TO_MOVE for s in live):
         event("ranks are closed")
@@ -213,10 +255,11 @@ _SUBMIT = st.tuples(
         st.sampled_from([0, 5, 20, 40, 127, 128, 130, 260, 400]),  # tokens shared with others of that stem
         st.integers(0, 12),
         st.sampled_from([False] * 9 + [True]),
-        st.sampled_from([1, 3, MAX_NEW, MAX_NEW]),
+        st.sampled_from([0, 1, 3, MAX_NEW, MAX_NEW]),
         st.sampled_from([0, 0, 0, 1, 5]),  # output that it resumes after
         st.sampled_from([None, None, None, 2]),  # deadline
         st.sampled_from([(), (), PIRATE, PIRATE, HALF, (*HALF, *POLITE)]),
+        st.sampled_from([False, False, True]),  # scores of the prompt
     ),
 )
 _SCRIPT = st.lists(
@@ -240,6 +283,7 @@ _SCRIPT = st.lists(
     can_share=st.sampled_from([True, True, False]),
     prefill_budget=st.sampled_from([1, 16, 128]),
     troubles=st.lists(st.sampled_from([""] * 6 + ["fail", "stop"]), max_size=60),
+    copy_troubles=st.lists(st.booleans(), max_size=20),
 )
 def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     script: list[tuple[str, tuple[object, ...] | int]],
@@ -248,9 +292,10 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     can_share: bool,
     prefill_budget: int,
     troubles: list[str],
+    copy_troubles: list[bool],
 ) -> None:
     now = 0.0
-    backend = Exact(n_slots, recipe, can_share=can_share, troubles=troubles)
+    backend = Exact(n_slots, recipe, can_share=can_share, troubles=troubles, copy_troubles=copy_troubles)
     engine = Engine(backend, clock=lambda: now, prefill_budget=prefill_budget)
     planned = False  # the engine's next step is its plan, not a repetition one by one
 
@@ -272,13 +317,16 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     try:
         for action, value in script:
             match action, value:
-                case "submit", (int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline, its):
+                case "submit", (
+                    int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline, its, bool(scores),
+                ):  # fmt: skip
                     adapters = cast(AdapterSet, its)
                     prompt = _prompt(stem, length, own, fails=fails)
                     output = () if fails else _alone(prompt, recipe, can_share=can_share, adapters=adapters)
                     resumed = [token for token, _ in output[: min(done, max_new)]]
                     until = None if deadline is None else now + 2
-                    everything.append(_request(f"j{len(everything)}", prompt, max_new, resumed, until, adapters))
+                    name = f"j{len(everything)}"
+                    everything.append(_request(name, prompt, max_new, resumed, until, adapters, scores=scores))
                     engine.submit(everything[-1].request)
                 case "end", (int(number), End() as end):
                     engine.cancel(JobId(f"j{number}"), end)
@@ -294,16 +342,26 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     except EngineBroken:
         return  # too many that fail in a row: the process ends here
     assert not engine.is_busy, "the engine never came to an end"
+    if backend.num_failed_copies:
+        event("copies failed")
 
     for asked in everything:
         assert len(asked.ends) == 1
         end = asked.ends[0].end
-        if b"!fail" in bytes(asked.request.prompt):
-            assert end in (End.FAILED, End.CANCELLED, End.LOST, End.EXPIRED)
+        prompt, is_scored = bytes(asked.request.prompt), asked.request.params.prompt_logprobs is not None
+        if b"!fail" in prompt:
+            unless = () if asked.request.max_new else (End.LENGTH,)  # its last token was not computed
+            assert end in (End.FAILED, End.CANCELLED, End.LOST, End.EXPIRED, *unless)
             continue
+        alone = {"can_share": can_share, "adapters": asked.request.adapters}
+        expected = _scores_alone(prompt, recipe, **alone) if is_scored else ()
+        scores_found = asked.ends[0].prompt_logprobs
+        assert scores_found in ((), expected)
+        if end in (End.STOP, End.LENGTH):
+            assert scores_found == expected
         done = len(asked.request.resumed)
         request = asked.request
-        whole = _alone(bytes(request.prompt), recipe, can_share=can_share, adapters=request.adapters)[: request.max_new]
+        whole = _alone(prompt, recipe, can_share=can_share, adapters=request.adapters)[: request.max_new]
         assert asked.told == list(whole[done : done + len(asked.told)])
         if end in (End.STOP, End.LENGTH):
             assert done + len(asked.told) == len(whole)

@@ -66,6 +66,9 @@ def test_a_plain_chat_is_accepted_with_defaults() -> None:
     [
         (chat(params={"max_tokens": -1}), "params.max_tokens"),
         (chat(params={"max_tokens": 0}), "params.max_tokens"),
+        (chat(params={"max_tokens": 0, "logprobs": 1}), "params.max_tokens"),
+        (chat(params={"max_tokens": -1, "prompt_logprobs": 1}), "params.max_tokens"),
+        (chat(params={"prompt_logprobs": 21}), "params.prompt_logprobs"),
         (chat(params={"max_tokens": "many"}), "params.max_tokens"),
         (chat(params={"max_tokens": 1.5}), "params.max_tokens"),
         (chat(params={"temperature": -0.1}), "params.temperature"),
@@ -178,6 +181,10 @@ def test_messages_and_prompt_do_not_mix(fields: dict[str, Any]) -> None:
         (chat(suffix="x"), "no gap to fill"),
         (complete(kind="embed", suffix="x"), "no gap to fill"),
         (chat(kind="count", prompt="x"), "not both"),
+        (chat(echo=True), "`echo` is of kind 'complete'"),
+        (complete(echo=True, suffix="x"), "without `suffix`"),
+        (complete(kind="embed", params={"prompt_logprobs": 0}), "computes no logprobs"),
+        (chat(kind="count", params={"prompt_logprobs": 0}), "computes no logprobs"),
     ],
 )
 def test_fields_that_do_not_fit_together_are_refused(fields: dict[str, Any], said: str) -> None:
@@ -297,6 +304,7 @@ CODES = {
     "queue_full": errors.QueueFull,
     "broker_unavailable": errors.BrokerUnavailable,
     "result_timeout": errors.ResultTimeout,
+    "answer_begun_anew": errors.AnswerBegunAnew,
     "job_error": errors.JobError,
     "job_failed": errors.JobFailed,
     "job_cancelled": errors.JobCancelled,
@@ -307,6 +315,7 @@ CODES = {
     "model_too_large": errors.ModelTooLarge,
     "not_deterministic": errors.NotDeterministic,
     "model_load_failed": errors.ModelLoadFailed,
+    "model_gone": errors.ModelGone,
     "setup_error": errors.SetupError,
 }
 
@@ -320,6 +329,8 @@ EXAMPLES: list[PacktrainError] = [
     errors.QueueFull(model="m", waiting=3, limit=2, retry_after_s=1.5),
     errors.BrokerUnavailable(url="redis://h", reason="refused"),
     errors.ResultTimeout(job_id="j", timeout_s=1.5, state="QUEUED"),
+    errors.AnswerBegunAnew(job_id="j1"),
+    errors.ModelGone(model="m", waited_s=600, known=["b", "a"]),
     errors.ModelFileInvalid(path="/m.gguf", reason="no magic"),
     errors.NotDeterministic(model="m", reason="its kernels"),
     errors.JobDead(attempts=3, instance="m-1", cause="was killed by SIGABRT", signal="SIGABRT", tail=["bye"]),

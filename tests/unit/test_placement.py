@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge
+from packtrain.broker.errors import ModelGone, ModelLoadFailed, ModelTooLarge
 from packtrain.broker.ids import ModelId, Route, route_of
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
 from packtrain.broker.placement import (
@@ -18,8 +18,10 @@ from packtrain.broker.placement import (
     MAX_LOAD_FAILURES,
     MIB,
     MIN_RESIDENCY_MS,
+    OFFER_WAIT_MS,
     Plan,
     Snapshot,
+    missing_since,
     plan,
 )
 from packtrain.broker.states import InstanceState
@@ -149,8 +151,40 @@ def test_failures_of_another_model_do_not_matter() -> None:
 def test_a_model_whose_file_no_live_node_has_waits(nodes: list[NodeBeat]) -> None:
     result = plan(fleet(nodes=nodes))
 
-    assert result.waits == {ROUTE: "no live node has its file"}
+    assert result.waits == {ROUTE: "no live node has its file; its jobs fail in 600 s"}
     assert result.rejects == []
+
+
+def test_jobs_wait_for_a_node_with_their_model_only_so_long() -> None:
+    snapshot = fleet(nodes=[node_beat(models=("other",))], waiting={ROUTE: 1, DETERMINISTIC: 1})
+
+    waits = plan(replace(snapshot, missing_since={MODEL: NOW - OFFER_WAIT_MS + 1}))
+    fails = plan(replace(snapshot, missing_since={MODEL: NOW - OFFER_WAIT_MS}))
+
+    assert set(waits.waits) == {ROUTE, DETERMINISTIC}
+    assert waits.rejects == []
+    assert {reject.route for reject in fails.rejects} == {ROUTE, DETERMINISTIC}
+    for reject in fails.rejects:
+        assert isinstance(reject.error, ModelGone)
+        assert "'tiny' for 600 s; offered now: other" in str(reject.error)
+
+
+def test_a_model_that_is_loaded_or_offered_again_is_waited_for_as_long_as_it_takes() -> None:
+    loaded = fleet(nodes=[node_beat(models=())], instances=[instance_beat()])
+
+    for snapshot in (loaded, fleet()):
+        assert plan(replace(snapshot, missing_since={MODEL: 0})).rejects == []
+
+
+def test_a_model_is_missing_from_when_it_was_first_seen_so_until_it_is_offered_again() -> None:
+    gone, back = fleet(nodes=[node_beat(models=()), node_beat("n2", draining=True)]), fleet()
+
+    first = missing_since(gone, {})
+    assert first == {MODEL: NOW}
+    assert missing_since(replace(gone, now_ms=NOW + 5), first) == first
+    assert missing_since(back, first) == {}
+    assert missing_since(fleet(models=[], nodes=[], waiting={DETERMINISTIC: 1}), {}) == {MODEL: NOW}
+    assert missing_since(fleet(models=[], nodes=[], waiting={}), first) == {}
 
 
 def test_a_model_too_large_for_every_node_is_rejected_with_the_shortfall() -> None:

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from packtrain.broker.chunks import Chunk
 from packtrain.broker.errors import JobFailed
 from packtrain.broker.ids import InstanceId, JobId
-from packtrain.broker.jobs import Chunk, EmitReply
+from packtrain.broker.jobs import EmitReply
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import JobStatus, Outcome
 from packtrain.broker.states import JobState
@@ -326,7 +327,7 @@ def test_an_end_without_success_says_why_and_keeps_the_text(desk: Desk, how: End
 
 def test_text_of_an_earlier_lease_is_in_the_outcome_but_not_sent_again(desk: Desk) -> None:
     job = desk.lease()
-    job.resume("before ", [])
+    job.resume("before ", [], [])
     say(job, "after", 7)
     end(job, num_output=12)
     desk.publisher.start()

@@ -14,10 +14,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from packtrain.broker import vectors
 from packtrain.broker.chat import join_calls
+from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import JobId, Route
-from packtrain.broker.jobs import Chunk, Claim, Event, RenewVerdict
+from packtrain.broker.jobs import Claim, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobSpec, JobStatus
+from packtrain.broker.messages import JobSpec, JobStatus, Numerics, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
@@ -89,7 +90,9 @@ class Gated(ScriptedBackend):
 class Instance:
     """All parts of an instance but Celery and its process."""
 
-    def __init__(self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False) -> None:
+    def __init__(
+        self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False, numerics: Numerics = "fast"
+    ) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
         self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only)
@@ -102,7 +105,8 @@ class Instance:
         self.runner = Runner(
             self.store, self.backend, self.engine, self.publisher, self.renewer,
             model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
-            numerics="fast", ring=lambda model: self.rung.append(model), clock=self.seconds,
+            numerics=numerics, numerics_class=COMPUTER.numerics_class,
+            ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
         self._engine_thread = threading.Thread(target=self.engine.run, daemon=True)
@@ -219,6 +223,53 @@ def test_the_longest_prompt_leaves_room_for_one_token(instance: Instance) -> Non
     assert (instance.status().state, instance.text()) == (JobState.SUCCEEDED, "x")
 
 
+def test_a_prompt_that_is_only_scored_may_fill_the_slot(instance: Instance) -> None:
+    instance.submit("x" * 64, params={"max_tokens": 0, "prompt_logprobs": 0})
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert (outcome.state, outcome.text, outcome.finish_reason) == (JobState.SUCCEEDED, "", "length")
+    assert [entry.text for entry in outcome.prompt_logprobs] == ["x"] * 64
+    assert [entry.logprob is None for entry in outcome.prompt_logprobs] == [True] + [False] * 63
+
+
+def test_more_logprobs_of_a_prompt_than_a_record_shall_hold_are_refused_with_the_numbers() -> None:
+    instance = Instance(n_ctx=4096)
+    instance.submit("x" * 3121, params={"prompt_logprobs": 20})
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (instance.error(), outcome.error["data"]["field"]) == ("invalid_parameter", "prompt_logprobs")
+    assert "65541 logprobs" in outcome.error["message"]
+    instance.close()
+
+
+@pytest.mark.parametrize("max_tokens", [None, 0])
+def test_an_echo_comes_once_before_the_answer(instance: Instance, max_tokens: int | None) -> None:
+    params = {"max_tokens": max_tokens, "prompt_logprobs": 0}
+    instance.submit("hello ", echo=True, params=params)
+    instance.runner.answer(ROUTE)
+
+    text = "hello " if max_tokens == 0 else "hello olleh"  # this model strips its prompt
+    assert instance.text() == text
+    assert "".join(event.text for event in instance.store.events({JobId("job"): "0"})) == text
+
+
+def test_a_resumed_echo_is_not_told_again(instance: Instance) -> None:
+    instance.submit("hello", echo=True)
+    first = instance.store.claim(MODEL, INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert first is not None
+    instance.store.emit([(first.job_id, first.epoch, Chunk(0, "hellool", tuple(b"ol")))])
+    instance.store.release(first.job_id, first.epoch)
+    instance.runner.answer(ROUTE)
+
+    assert instance.text() == "helloolleh"
+    assert "".join(event.text for event in instance.store.events({first.job_id: "0"})) == "helloolleh"
+
+
 def test_a_prompt_without_a_single_token_is_refused_and_the_engine_goes_on(instance: Instance) -> None:
     instance.submit("  ")
     instance.runner.answer(ROUTE)
@@ -238,6 +289,26 @@ def test_a_job_resumes_after_what_readers_have(instance: Instance) -> None:
     events = instance.store.events({first.job_id: "0"})
     assert instance.text() == "olleh"
     assert "".join(event.text for event in events) == "olleh"
+    assert bytes(token for event in events for token in event.tokens) == b"olleh"
+
+
+def test_a_deterministic_job_of_another_class_is_never_resumed_and_begins_anew_when_that_is_gone() -> None:
+    instance = Instance(numerics="deterministic")
+    instance.submit("hello", deterministic=True)
+    first = instance.store.claim((DETERMINISTIC,), INSTANCE, NODE, lease_ms=LEASE_MS, numerics_class="another")
+    assert first is not None
+    instance.store.emit([(first.job_id, first.epoch, Chunk(0, "ol?", tuple(b"ol?")))])
+    instance.store.release(first.job_id, first.epoch)
+
+    assert instance.runner.answer(DETERMINISTIC) is None
+    assert instance.status().state is JobState.QUEUED
+    assert instance.store.begin_anew({DETERMINISTIC: {COMPUTER.numerics_class}})
+    instance.runner.answer(DETERMINISTIC)
+    instance.close()
+
+    events = instance.store.events({first.job_id: "0"})
+    assert instance.text() == "olleh"
+    assert events[0].index == 0
     assert bytes(token for event in events for token in event.tokens) == b"olleh"
 
 
@@ -511,6 +582,30 @@ def test_a_job_resumes_within_any_part_of_its_answer(roomy: Instance, place: int
     assert "".join(event.text for event in events) == outcome.text
     assert "".join(event.reasoning for event in events) == outcome.reasoning
     assert join_calls(call for event in events for call in event.calls) == outcome.tool_calls
+
+
+def test_a_job_that_goes_on_keeps_the_logprobs_of_its_first_tokens(roomy: Instance) -> None:
+    spec = JobSpec(kind="complete", model=MODEL, prompt="hello", params={"logprobs": 2, "temperature": 0})
+    roomy.store.submit(JobId("job"), spec, max_waiting=10)
+    claim = roomy.store.claim((ROUTE,), INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert claim is not None
+    earlier = [TokenLogprob(token=token, text=chr(token), logprob=-0.25) for token in b"ol"]
+    lease = LeasedJob(claim, spec, 1, clock=roomy.seconds, on_news=lambda *_: None)
+    for index, entry in enumerate(earlier):
+        lease.on_tokens(Tokens(index, entry.text, (entry.token,), (entry,)))
+    chunk, _ = lease.take()
+    assert chunk is not None
+    roomy.store.emit([(claim.job_id, claim.epoch, chunk)])
+    roomy.store.release(claim.job_id, claim.epoch)
+    roomy.runner.answer(ROUTE)
+
+    outcome = roomy.status().outcome
+    assert outcome is not None
+    assert "".join(chr(entry.token) for entry in outcome.logprobs) == outcome.text == "olleh"
+    assert outcome.logprobs[:2] == tuple(earlier)
+    assert [len(entry.top) for entry in outcome.logprobs[2:]] == [1, 1, 1]  # the scripted model knows only its own
+    events = roomy.store.events({claim.job_id: "0"})
+    assert tuple(entry for event in events for entry in event.logprobs) == outcome.logprobs
 
 
 def test_a_cancelled_job_keeps_what_was_held_back(roomy: Instance) -> None:

@@ -9,7 +9,7 @@ import pytest
 from packtrain.broker import vectors
 from packtrain.broker.chat import FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import Logprob, Outcome, TokenLogprob, Usage
+from packtrain.broker.messages import Logprob, Outcome, PromptLogprob, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.client.verify import Candidate, Difference, first_difference, request_again
 from tests.support.factories import spec
@@ -105,17 +105,6 @@ def test_an_answer_that_filled_its_slot_is_compared_at_its_length() -> None:
     assert request_again("j", spec(), stopped, model="tiny", on=None).params.max_tokens is None
 
 
-def test_a_new_run_that_was_resumed_names_the_logprobs_of_the_right_token() -> None:
-    new = answer(1, 2, 3)
-    resumed = new.model_copy(update={"logprobs": new.logprobs[1:]})
-
-    assert first_difference(answer(1, 9, 3), resumed, is_deterministic=True) == Difference(
-        1, Candidate(9, "<9>", -1.5), Candidate(2, "<2>", -0.5)
-    )
-    found = first_difference(answer(9, 2, 3), resumed, is_deterministic=True)
-    assert found == Difference(0, Candidate(9), Candidate(1))
-
-
 @pytest.mark.parametrize("state", [s for s in JobState if s.is_terminal and s is not JobState.SUCCEEDED])
 def test_only_a_whole_answer_is_verified(state: JobState) -> None:
     with pytest.raises(InvalidRequest, match=state.value):
@@ -125,3 +114,17 @@ def test_only_a_whole_answer_is_verified(state: JobState) -> None:
 def test_a_job_without_an_end_is_not_verified() -> None:
     with pytest.raises(InvalidRequest, match="not ended"):
         request_again("j", spec(), None, model="tiny", on=None)
+
+
+def test_a_prompt_that_was_only_scored_parts_at_the_first_logprob_that_differs() -> None:
+    old, new = (
+        Outcome(
+            state=JobState.SUCCEEDED, finish_reason="length",
+            prompt_logprobs=(PromptLogprob(token=1), PromptLogprob(token=2, text="b", logprob=logprob)),
+        )
+        for logprob in (-0.5, -0.25)
+    )  # fmt: skip
+
+    assert first_difference(old, old, is_deterministic=True) is None
+    found = first_difference(old, new, is_deterministic=True)
+    assert found == Difference(1, Candidate(2, "b", -0.5), Candidate(2, "b", -0.25))

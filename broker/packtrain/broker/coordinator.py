@@ -1,7 +1,7 @@
 """The coordinator: a level-triggered loop that keeps jobs moving and models where they are wanted.
 
 Each second the leader looks at the whole fleet and mends what it sees: leases that lapsed, doorbells that got lost,
-models that should be loaded or unloaded. Nothing is remembered that could not be read again, so it may die at any
+models that should be loaded or unloaded. Nothing is remembered that it could not see again, so it may die at any
 moment and a standby goes on. Serving does not depend on it: loaded instances claim and finish without a coordinator.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from packtrain.broker import placement
 from packtrain.broker.celery_app import MAX_BELLS
-from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, new_instance_id
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, new_instance_id
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
 from packtrain.broker.placement import Load, Plan, Snapshot, Unload
@@ -47,6 +48,7 @@ class Coordinator:
         bells: Doorbells and commands.
         bells_waiting: Doorbells that lie in the queue of a route.
         new_instance_id: Makes ids; an argument so that tests know them.
+        offer_wait_ms: How long jobs wait for a model that no live node offers.
     """
 
     def __init__(
@@ -56,13 +58,17 @@ class Coordinator:
         bells: Bells,
         bells_waiting: Callable[[Route], int],
         new_instance_id: Callable[[ModelId], InstanceId] = new_instance_id,
+        offer_wait_ms: int = placement.OFFER_WAIT_MS,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
         self._bells = bells
         self._bells_waiting = bells_waiting
         self._new_instance_id = new_instance_id
+        self._offer_wait_ms = offer_wait_ms
         self._short_before: dict[Route, int] = {}
+        self._term = 0
+        self._missing_since: dict[ModelId, int] = {}
 
     def tick(self, term: int, *, reap: bool = True) -> Plan:
         """Look and mend once.
@@ -74,9 +80,10 @@ class Coordinator:
         self._registry.prune()
         if reap:
             self.reap()
-        snapshot = self._look()
+        snapshot = self._look(term)
         if reap:
             self._strand(snapshot)
+            self._begin_anew(snapshot)
         self._ring_lost_bells(snapshot)
         plan = placement.plan(snapshot)
         self._carry_out(plan, snapshot, term)
@@ -92,21 +99,47 @@ class Coordinator:
             if reaped.state is JobState.QUEUED:
                 self._bells.ring(reaped.route)
 
-    def _look(self) -> Snapshot:
-        return Snapshot(
+    def _look(self, term: int) -> Snapshot:
+        snapshot = Snapshot(
             now_ms=self._registry.now_ms(),
             nodes=self._registry.nodes(),
             instances=self._registry.instances(),
             models=real_models(self._registry.models()),
             waiting=self._jobs.waiting(),
             desired=self._registry.desired(),
+            offer_wait_ms=self._offer_wait_ms,
         )
+        # What was missing in an earlier leadership may have been there in between.
+        before = self._missing_since if term == self._term else {}
+        self._term, self._missing_since = term, placement.missing_since(snapshot, before)
+        for route in snapshot.waiting:
+            model = model_of(route)
+            if model in self._missing_since and model not in before:
+                logger.warning(
+                    "No live node offers %s; jobs wait for it, and fail in %.0f s unless one comes", model,
+                    self._offer_wait_ms / 1000, extra={"event": "model.missing", "model": model},
+                )  # fmt: skip
+        return replace(snapshot, missing_since=self._missing_since)
 
     def _strand(self, snapshot: Snapshot) -> None:
         """Fail what waits for somebody who is gone: it would keep its model loaded and be rung for until it expires."""
         serving = {route: placement.serving(route, snapshot) for route in snapshot.waiting}
         if serving and (failed := self._jobs.strand(serving)):
             logger.warning("Failed %d jobs meant for somebody gone", failed, extra={"event": "jobs.stranded"})
+
+    def _begin_anew(self, snapshot: Snapshot) -> None:
+        """Let go of tokens of a numerics class that is gone: nobody would go on with them, so others begin anew."""
+        classes = {
+            route: placement.numerics_classes(route, snapshot) for route in snapshot.waiting if is_deterministic(route)
+        }
+        if not any(classes.values()):
+            return
+        for begun in self._jobs.begin_anew(classes):
+            logger.warning(
+                "Job %s begins anew: no instance has the numerics class of its tokens", begun.job_id,
+                extra={"event": "job.anew", "job": begun.job_id},
+            )  # fmt: skip
+            self._bells.ring(begun.route)
 
     def _ring_lost_bells(self, snapshot: Snapshot) -> None:
         """Jobs that outnumber their doorbells on two ticks in a row have lost some.

@@ -41,7 +41,13 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
     jobs = RedisJobs(redis)
     bells = Doorbell(make_app(url, name=f"coordinator.{settings.node}"))
     election = Election(redis, me)
-    coordinator = Coordinator(jobs, RedisRegistry(redis), bells, lambda model: _queue_length(redis, model))
+    coordinator = Coordinator(
+        jobs,
+        RedisRegistry(redis),
+        bells,
+        lambda route: _queue_length(redis, route),
+        offer_wait_ms=int(settings.offer_wait_s * 1000),
+    )
     logger.info("Coordinator %s stands for election at %s", me, masked(url), extra={"event": "coordinator.start"})
 
     grace = _ReapGrace(settings.lease_ms / 1000)

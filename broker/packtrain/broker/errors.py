@@ -12,7 +12,8 @@
     ├── TryLater                  send the same request again later
     │   ├── QueueFull             too many jobs wait for this model
     │   ├── BrokerUnavailable     Redis cannot be reached
-    │   └── ResultTimeout         the job goes on; only this wait has ended
+    │   ├── ResultTimeout         the job goes on; only this wait has ended
+    │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
     ├── JobError                  the job has ended without a result
     │   ├── JobFailed             the engine could not finish it
     │   ├── JobCancelled          somebody cancelled it
@@ -20,6 +21,7 @@
     │   └── JobDead               its instance died under it too often
     ├── ModelError                the operator must change the model or the node
     │   ├── ModelFileInvalid      the GGUF file is broken or hostile
+    │   ├── ModelGone             no live node has offered it for a while
     │   ├── ModelTooLarge         no node could hold it even when empty
     │   └── ModelLoadFailed       the load was tried and failed
     └── SetupError                this machine needs a change first
@@ -206,6 +208,19 @@ class ResultTimeout(TryLater, TimeoutError):
         )
 
 
+class AnswerBegunAnew(TryLater):
+    """A deterministic job lost its instance, and no other of its numerics class is left to go on with its tokens."""
+
+    code = "answer_begun_anew"
+
+    def __init__(self, *, job_id: str) -> None:
+        super().__init__(
+            f"the answer of job {job_id} begins anew in another numerics class, and what was read of it is void; read "
+            "the job again from the beginning, or wait for its result (`Packtrain.stream` has cancelled it: ask again)",
+            job_id=job_id,
+        )
+
+
 class JobError(PacktrainError):
     """The job has ended without a result."""
 
@@ -271,6 +286,22 @@ class ModelFileInvalid(ModelError):
     def __init__(self, *, path: str, reason: str) -> None:
         super().__init__(
             f"{path} is not a usable GGUF file: {reason}; download it again or remove it", path=path, reason=reason
+        )
+
+
+class ModelGone(ModelError):
+    """No live node has offered the model for so long that its jobs wait no more."""
+
+    code = "model_gone"
+
+    def __init__(self, *, model: str, waited_s: float, known: list[str]) -> None:
+        offered = ", ".join(sorted(known)[:12]) or "none"
+        super().__init__(
+            f"no live node has offered the model {model!r} for {waited_s:.0f} s; offered now: {offered}. Start the "
+            "node that has its GGUF file, or put the file into a model folder of a node, and submit again",
+            model=model,
+            waited_s=waited_s,
+            known=sorted(known),
         )
 
 

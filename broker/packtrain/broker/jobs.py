@@ -8,15 +8,14 @@ can do no harm when it comes back, and a job ends exactly once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
-from packtrain.broker.chat import CallDelta
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
+from packtrain.broker.chunks import Chunk, Event, to_entry
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.scripts import Call
@@ -58,33 +57,8 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens for the stream of a job. Text may lag behind tokens: held back for stop strings and split characters."""
-
-    index: int  # of its first token in the answer
-    text: str
-    tokens: tuple[int, ...]
-    reasoning: str = ""
-    calls: tuple[CallDelta, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry of a job's stream: tokens, or the end."""
-
-    job_id: JobId
-    id: str  # Redis stream id: give it back to resume after it
-    text: str = ""
-    index: int = 0
-    tokens: tuple[int, ...] = ()
-    reasoning: str = ""
-    calls: tuple[CallDelta, ...] = ()
-    end: JobState | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Reaped:
-    """A job that a reap changed."""
+    """A job that a reap changed, or that begins anew."""
 
     job_id: JobId
     route: Route
@@ -120,12 +94,14 @@ class JobStore(Protocol):
         node: NodeId,
         *,
         lease_ms: int,
+        numerics_class: str = "",
         prefixes: Iterable[str] = (),
     ) -> Claim | None:
         """Lease the best ready job; None when none is ready, or a suspect has to run alone first (see claim.lua).
 
         Args:
             routes: All that the instance serves.
+            numerics_class: That it computes in. A deterministic job with tokens of another one is left where it is.
             prefixes: Hashes of the beginnings of prompts that it holds, see prefixes.py.
         """
         ...
@@ -156,6 +132,10 @@ class JobStore(Protocol):
 
     def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
         """Fail waiting jobs of these routes that are meant for somebody not among the route's names; how many were."""
+        ...
+
+    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[Reaped]:
+        """Drop the tokens of waiting jobs of these routes whose class is not among the route's; which ones."""
         ...
 
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[Reaped]:
@@ -225,7 +205,13 @@ def submit(
 
 
 def claim(
-    routes: Sequence[Route], instance: InstanceId, node: NodeId, *, lease_ms: int, prefixes: Iterable[str] = ()
+    routes: Sequence[Route],
+    instance: InstanceId,
+    node: NodeId,
+    *,
+    lease_ms: int,
+    numerics_class: str = "",
+    prefixes: Iterable[str] = (),
 ) -> Call[Claim | None]:
     """Call of claim.lua."""
 
@@ -238,12 +224,14 @@ def claim(
         short = tuple(Route(other) for other in unrung)
         return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), short)
 
+    classes = [numerics_class if is_deterministic(route) else "" for route in routes]
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
     return Call(
         "claim",
         (*lanes, *map(keys.model_queue, routes)),
         (
             instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, *routes,
+            *classes,
         ),
         parse,
     )  # fmt: skip
@@ -254,7 +242,7 @@ def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
     return Call(
         "emit",
         (keys.job(job_id), keys.out(job_id)),
-        (epoch, chunk.index + len(chunk.tokens), chunk.index, *_fields(chunk)),
+        (epoch, chunk.index + len(chunk.tokens), *to_entry(chunk)),
         lambda reply: EmitReply(int(reply)),
     )
 
@@ -273,7 +261,7 @@ def renew(held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> Call[dict[JobI
 
 def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> Call[bool]:
     """Call of finish.lua."""
-    chunk: Sequence[str | int] = (last.index, *_fields(last)) if last else ()
+    chunk = to_entry(last) if last else ()
     return Call(
         "finish",
         (keys.job(job_id), keys.out(job_id)),
@@ -302,6 +290,17 @@ def strand(serving: Mapping[Route, Collection[str]]) -> Call[int]:
     """Call of strand.lua."""
     flat = [part for route, names in serving.items() for name in (*names, "") for part in (route, name)]
     return Call("strand", (keys.MEANT,), (_json(JobState.FAILED, STRANDED), *flat), int)
+
+
+def begin_anew(classes: Mapping[Route, Collection[str]]) -> Call[list[Reaped]]:
+    """Call of anew.lua."""
+
+    def parse(reply: Any) -> list[Reaped]:
+        rows = zip(reply[::2], reply[1::2], strict=True)
+        return [Reaped(JobId(job_id), Route(route), JobState.QUEUED) for job_id, route in rows]
+
+    flat = [part for route, computed in classes.items() for name in computed for part in (route, name)]
+    return Call("anew", (keys.BEGUN,), flat, parse)
 
 
 def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call[list[Reaped]]:
@@ -341,15 +340,6 @@ def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
     )
 
 
-def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Event:
-    """A stream entry as an `Event`."""
-    if "end" in fields:
-        return Event(job_id, entry_id, end=JobState(fields["end"]))
-    tokens = tuple(int(token) for token in fields["k"].split(",")) if fields["k"] else ()
-    calls = tuple(CallDelta(*piece) for piece in json.loads(fields["c"])) if "c" in fields else ()
-    return Event(job_id, entry_id, fields["t"], int(fields["i"]), tokens, fields.get("r", ""), calls)
-
-
 def ended(state: JobState, error: errors.PacktrainError) -> Outcome:
     """The outcome of a job that ends without a result."""
     return Outcome(state=state, error=error.to_wire())
@@ -383,12 +373,6 @@ def dead(cause: Cause) -> Outcome:
         tail=cause.tail,
     )
     return ended(JobState.DEAD, error)
-
-
-def _fields(chunk: Chunk) -> tuple[str, str, str, str]:
-    """A chunk as a stream entry has it: text, tokens, reasoning, pieces of tool calls."""
-    calls = json.dumps([(c.index, c.arguments, c.id, c.name) for c in chunk.calls]) if chunk.calls else ""
-    return chunk.text, ",".join(map(str, chunk.tokens)), chunk.reasoning, calls
 
 
 def _json(state: JobState, error: errors.PacktrainError) -> str:

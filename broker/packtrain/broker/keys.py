@@ -9,6 +9,7 @@
 | pt:leases              | zset   | while jobs run                             | job id → lease deadline, ms |
 | pt:deadlines           | zset   | while such jobs live                       | job id → deadline, ms |
 | pt:meant               | hash   | while such jobs live, 7 d from submit      | job id → who alone may run it |
+| pt:begun               | hash   | while such jobs live, 7 d from the last    | job id → numerics class of its tokens |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
 | pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
 | pt:order               | string | permanent                                  | counter that gives jobs their order |
@@ -32,6 +33,8 @@ from typing import Final
 
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 
+#: Another one wherever data of an earlier version can no longer be read. A field that is only added is no such change:
+#: the scripts say what a record without it means (`place_of` in prelude.lua).
 SCHEMA_VERSION: Final = "1"
 
 JOB_PREFIX: Final = "pt:job:"
@@ -43,6 +46,7 @@ WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
 DEADLINES: Final = "pt:deadlines"
 MEANT: Final = "pt:meant"
+BEGUN: Final = "pt:begun"
 RECENT: Final = "pt:recent"
 ORDER: Final = "pt:order"
 MODELS: Final = "pt:models"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
+from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
 from packtrain.broker.prefixes import prefix_hashes
@@ -32,12 +33,14 @@ class _Record:
     lease_ms: int = 0
     cancel: bool = False
     next_index: int = 0
+    numerics_class: str = ""  # of its tokens
+    num_events: int = 0  # ever; an answer begun anew goes on counting
     started_ms: int | None = None
     first_token_ms: int | None = None
     finished_ms: int | None = None
     cause: Cause | None = None
     outcome: Outcome | None = None
-    events: list[jobs.Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     @property
     def route(self) -> Route:
@@ -93,6 +96,7 @@ class MemoryJobs:
         node: NodeId,
         *,
         lease_ms: int,
+        numerics_class: str = "",
         prefixes: Iterable[str] = (),
     ) -> jobs.Claim | None:
         with self._changed:
@@ -101,20 +105,22 @@ class MemoryJobs:
             held = [r for r in self._records.values() if r.state is JobState.RUNNING and r.instance == instance]
             if len(held) == 1 and held[0].attempts >= SUSPECT_ATTEMPTS:
                 return None
-            best = self._choose(routes, {None, str(instance), str(node)}, frozenset(prefixes))
+            best = self._choose(routes, {None, str(instance), str(node)}, numerics_class, frozenset(prefixes))
             if best is None or (best[1].attempts >= SUSPECT_ATTEMPTS and held):
                 return None
             job_id, record = best
             record.state, record.epoch = JobState.RUNNING, record.epoch + 1
             record.instance, record.node, record.started_ms = instance, node, now
             record.lease_ms = now + lease_ms
+            if record.spec.deterministic and not record.next_index:
+                record.numerics_class = numerics_class
             remaining = None if record.deadline_ms is None else record.deadline_ms - now
             return jobs.Claim(
                 job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
                 record.spec.model_dump_json(), record.route,
             )  # fmt: skip
 
-    def emit(self, chunks: Sequence[tuple[JobId, int, jobs.Chunk]]) -> list[jobs.EmitReply]:
+    def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
         with self._changed:
             return [self._emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks]
 
@@ -131,7 +137,7 @@ class MemoryJobs:
                     news[job_id] = "cancel"
             return news
 
-    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: jobs.Chunk | None = None) -> bool:
+    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
         with self._changed:
             record = self._records.get(job_id)
             if record and record.epoch == epoch and record.state is outcome.state:
@@ -184,6 +190,18 @@ class MemoryJobs:
                 self._settle(job_id, record, jobs.ended(JobState.FAILED, jobs.STRANDED))
             return len(stranded)
 
+    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[jobs.Reaped]:
+        with self._changed:
+            begun = [
+                (job_id, record)
+                for job_id, record in self._ready([route for route, computed in classes.items() if computed])
+                if record.next_index and record.numerics_class and record.numerics_class not in classes[record.route]
+            ]
+            for _, record in begun:
+                record.events.clear()
+                record.next_index, record.numerics_class, record.first_token_ms = 0, "", None
+            return [jobs.Reaped(job_id, record.route, record.state) for job_id, record in begun]
+
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
         with self._changed:
             now = self._now_ms()
@@ -215,8 +233,8 @@ class MemoryJobs:
                 outcome=record.outcome,
             )  # fmt: skip
 
-    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
-        def found() -> list[jobs.Event]:
+    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
+        def found() -> list[Event]:
             return [
                 event
                 for job_id, last in after.items()
@@ -244,14 +262,18 @@ class MemoryJobs:
         return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order))
 
     def _choose(
-        self, routes: Sequence[Route], names: set[str | None], prefixes: frozenset[str]
+        self, routes: Sequence[Route], names: set[str | None], numerics_class: str, prefixes: frozenset[str]
     ) -> tuple[JobId, _Record] | None:
         ready = self._ready(routes)
         for lane in ("interactive", "bulk"):
             in_lane = [(i, r) for i, r in ready if r.spec.lane == lane]
             for begin in range(0, len(in_lane), jobs.CLAIM_LOOK):
                 looked_at = in_lane[begin : begin + jobs.CLAIM_LOOK]
-                mine = [(i, r) for i, r in looked_at if r.spec.meant_for in names]
+                mine = [
+                    (i, r)
+                    for i, r in looked_at
+                    if r.spec.meant_for in names and not _is_begun_elsewhere(r, numerics_class)
+                ]
                 if mine:
                     return self._best(mine, prefixes)
         return None
@@ -275,7 +297,7 @@ class MemoryJobs:
         record = self._records.get(job_id)
         return record if record and record.epoch == epoch and record.state is JobState.RUNNING else None
 
-    def _emit(self, job_id: JobId, epoch: int, chunk: jobs.Chunk) -> jobs.EmitReply:
+    def _emit(self, job_id: JobId, epoch: int, chunk: Chunk) -> jobs.EmitReply:
         record = self._owned(job_id, epoch)
         if record is None:
             return jobs.EmitReply.LOST
@@ -286,12 +308,13 @@ class MemoryJobs:
             record.next_index = chunk.index + len(chunk.tokens)
         return jobs.EmitReply.CANCEL if record.cancel else jobs.EmitReply.OK
 
-    def _append(self, job_id: JobId, record: _Record, chunk: jobs.Chunk) -> None:
+    def _append(self, job_id: JobId, record: _Record, chunk: Chunk) -> None:
         if record.first_token_ms is None:
             record.first_token_ms = self._now_ms()
-        event_id = str(len(record.events) + 1)
+        record.num_events += 1
+        event_id = str(record.num_events)
         record.events.append(
-            jobs.Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens, chunk.reasoning, chunk.calls)
+            Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens, chunk.reasoning, chunk.calls, chunk.logprobs)
         )
         self._changed.notify_all()
 
@@ -307,5 +330,11 @@ class MemoryJobs:
 
     def _settle(self, job_id: JobId, record: _Record, outcome: Outcome) -> None:
         record.state, record.outcome, record.finished_ms = outcome.state, outcome, self._now_ms()
-        record.events.append(jobs.Event(job_id, str(len(record.events) + 1), end=outcome.state))
+        record.num_events += 1
+        record.events.append(Event(job_id, str(record.num_events), end=outcome.state))
         self._changed.notify_all()
+
+
+def _is_begun_elsewhere(record: _Record, numerics_class: str) -> bool:
+    classes = {record.numerics_class, numerics_class if record.spec.deterministic else ""} - {""}
+    return bool(record.next_index) and len(classes) == 2

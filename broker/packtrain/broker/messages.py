@@ -10,7 +10,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from packtrain.broker.chat import MAX_TOOL_DEPTH, Message, NamedTool, Tool, ToolCall, ToolChoice
 from packtrain.broker.errors import InvalidParameter, PromptEmpty
@@ -27,6 +35,8 @@ MAX_TOOLS_CHARS = 512 * 1024
 #: Adapters of one job.
 MAX_ADAPTERS = 4
 MAX_ADAPTER_SCALE = 100.0
+#: Logprobs of one prompt, the likeliest beside each token included: some 4 MB in the job's record.
+MAX_PROMPT_LOGPROBS = 65_536
 
 Reasoning = Literal["auto", "off", "on", "low", "medium", "high"]
 #: Variables of a chat template that are ours to set; its own switches have other names.
@@ -50,7 +60,15 @@ _M = TypeVar("_M", bound=BaseModel)
 class SamplingParams(_Input):
     """How the next token is chosen. The names and meanings are llama.cpp's and OpenAI's."""
 
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000, description="tokens to produce; null: what the slot holds")
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="the same as `logprobs` for each token of the prompt, given those before it"
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="tokens to produce; null: what the slot holds; 0: none, only with prompt_logprobs",
+    )
     temperature: float = Field(0.8, ge=0, le=5, description="0 takes the most likely token")
     top_k: int = Field(40, ge=0, le=100_000, description="keep the k most likely tokens; 0: all")
     top_p: float = Field(0.95, gt=0, le=1, description="keep the smallest set with this probability")
@@ -68,6 +86,13 @@ class SamplingParams(_Input):
     )
     ignore_eos: bool = Field(False, description="go on past the end-of-text token")
     response_format: ResponseFormat = Field(FreeText(), description="the form that the text must have")
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _something_is_asked_for(cls, value: int | None, known: ValidationInfo) -> int | None:
+        if value == 0 and known.data.get("prompt_logprobs") is None:
+            raise ValueError("asks for nothing; give at least 1, or prompt_logprobs to have the prompt scored")
+        return value
 
     @model_validator(mode="after")
     def _form_has_an_end(self) -> Self:
@@ -96,6 +121,7 @@ class JobSpec(_Input):
     model: SafeId
     messages: tuple[Message, ...] = Field((), max_length=4096, description="for kind `chat`")
     prompt: Text = Field("", description="for kind `complete`: continued as it is, no template; for `embed`: its text")
+    echo: bool = Field(False, description="for kind `complete`: the text of the answer begins with the prompt")
     suffix: Text = Field("", description="for kind `complete`: what stands behind the gap that is to be filled")
     dimensions: int | None = Field(None, ge=1, le=65_536, description="for kind `embed`: keep the first so many")
     tools: tuple[Tool, ...] = Field((), max_length=128, description="functions the model may call")
@@ -144,6 +170,10 @@ class JobSpec(_Input):
             raise ValueError("kind 'embed' takes `prompt` alone; a vector has no gap to fill")
         if self.kind != "embed" and self.dimensions is not None:
             raise ValueError(f"kind {self.kind!r} has no `dimensions`, they are of kind 'embed'; leave them out")
+        if self.echo and (self.kind != "complete" or self.suffix):
+            raise ValueError("`echo` is of kind 'complete' without `suffix`; leave it out")
+        if self.kind in ("embed", "count") and self.params.prompt_logprobs is not None:
+            raise ValueError(f"kind {self.kind!r} computes no logprobs; leave prompt_logprobs out")
         return self
 
     @model_validator(mode="after")
@@ -255,6 +285,15 @@ class UsedAdapter(_Report):
     sha256: str = Field("", description="of its file")
 
 
+class PromptLogprob(_Report):
+    """The same of a prompt token, given those before it."""
+
+    token: int
+    text: str = ""
+    logprob: float | None = Field(None, description="null: the first one, which follows nothing")
+    top: tuple[Logprob, ...] = Field((), description="likeliest first")
+
+
 class Receipt(_Report):
     """What exactly computed an answer. Hashes are SHA-256, of token ids as 32-bit little-endian integers.
 
@@ -288,8 +327,9 @@ class Outcome(_Report):
     timings: Timings = Timings()
     seed: int | None = None
     tokens: tuple[int, ...] = Field((), description="of the output; only of deterministic jobs, for `packtrain verify`")
-    logprobs: tuple[TokenLogprob, ...] = Field(
-        (), description="of each output token, where the job asked for them; after a resume only of those since"
+    logprobs: tuple[TokenLogprob, ...] = Field((), description="of each output token, where the job asked for them")
+    prompt_logprobs: tuple[PromptLogprob, ...] = Field(
+        (), description="of each prompt token, where the job asked for them and came so far"
     )
     embedding: str = Field("", description="of an `embed` job: base64 of 32-bit little-endian floats, length 1")
     receipt: Receipt | None = None
@@ -457,6 +497,7 @@ class InstanceBeat(_Report):
     n_ctx: int = 0
     numerics: Numerics = "fast"
     recipe: Recipe | None = Field(None, description="what it does for its numerics; null: not loaded yet")
+    numerics_class: str = Field("", description="equal where a begun job may go on; empty: not loaded yet")
     reserved_bytes: int = 0
     resident_bytes: int = 0
     slots_used: int = 0

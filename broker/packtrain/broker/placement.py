@@ -5,7 +5,7 @@ One pass over the models, most wanted first; each meets the first case that hold
     1. it is loaded or on its way         nothing to do
     2. its loads failed too often         reject its waiting jobs with the cause
     3. its last load failed just now      wait (backoff doubles with each failure)
-    4. no live node has its file          wait
+    4. no live node has its file          wait; after a while reject its waiting jobs
        none that has can be deterministic reject the waiting jobs that ask for it
     5. no node could hold it even empty   reject its waiting jobs with the shortfall
     6. some node has room                 load on the one with most free memory
@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from packtrain.broker.errors import ModelError, ModelLoadFailed, ModelTooLarge, NotDeterministic
+from packtrain.broker.errors import ModelError, ModelGone, ModelLoadFailed, ModelTooLarge, NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, Numerics
 from packtrain.broker.states import InstanceState
@@ -34,6 +34,9 @@ MAX_LOAD_FAILURES = 3
 LOAD_BACKOFF_MS = 2_000
 #: An instance is not evicted before it has been READY this long, so that two models do not chase each other, ms.
 MIN_RESIDENCY_MS = 10_000
+
+#: How long jobs wait for a model that no live node offers, ms. A machine that reboots is back in a few minutes.
+OFFER_WAIT_MS = 600_000
 
 MIB = 1024 * 1024
 
@@ -48,6 +51,8 @@ class Snapshot:
     models: Mapping[ModelId, ModelInfo] = field(default_factory=dict)  # without aliases
     waiting: Mapping[Route, int] = field(default_factory=dict)
     desired: Mapping[ModelId, Desired] = field(default_factory=dict)
+    missing_since: Mapping[ModelId, int] = field(default_factory=dict)  # as `missing_since` has it, ms
+    offer_wait_ms: int = OFFER_WAIT_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,18 @@ def plan(now: Snapshot) -> Plan:
         _place(route, now, rooms, result)
     _unload_unwanted(now, wanted, result)
     return result
+
+
+def missing_since(now: Snapshot, before: Mapping[ModelId, int]) -> dict[ModelId, int]:
+    """Models that are known or waited for and that no live node offers, each with when that was first seen, ms.
+
+    Args:
+        before: What this gave the last time. What nobody looked at does not count: a fleet that was down with its
+            coordinator has had no time to come back yet.
+    """
+    offered = {model for node in now.nodes if not node.draining for model in node.models}
+    wanted = now.models.keys() | {model_of(route) for route, count in now.waiting.items() if count}
+    return {model: before.get(model, now.now_ms) for model in sorted(wanted) if model not in offered}
 
 
 @dataclass(slots=True)
@@ -176,6 +193,14 @@ def serving(route: Route, now: Snapshot) -> set[str]:
     return {i.instance for i in instances} | nodes
 
 
+def numerics_classes(route: Route, now: Snapshot) -> set[str]:
+    """Classes that a waiting job of this route can be computed in, when that is certain; empty while one comes up."""
+    instances = [i for i in now.instances if _serves(i, route) and not i.state.is_terminal]
+    if any(not i.numerics_class for i in instances):
+        return set()
+    return {i.numerics_class for i in instances if i.state is not InstanceState.DRAINING}
+
+
 def _serves(instance: InstanceBeat, route: Route) -> bool:
     fits = instance.numerics == "deterministic" or not is_deterministic(route)
     return instance.model == model_of(route) and fits
@@ -198,7 +223,7 @@ def _place(route: Route, now: Snapshot, rooms: dict[NodeId, _Room], result: Plan
         return
     offering = [n for n in now.nodes if model in n.models and not n.draining]
     if info is None or not offering:
-        result.waits[route] = "no live node has its file"
+        _wait_for_offer(route, now, result)
         return
     if is_deterministic(route):
         able = [n for n in offering if model not in n.not_deterministic]
@@ -227,6 +252,17 @@ def _place(route: Route, now: Snapshot, rooms: dict[NodeId, _Room], result: Plan
             return
     free = max(0, rooms[best].free)
     result.waits[route] = f"needs {need // MIB} MiB, {best} has {free // MIB} MiB free and nothing idle to unload"
+
+
+def _wait_for_offer(route: Route, now: Snapshot, result: Plan) -> None:
+    model = model_of(route)
+    missing_ms = now.now_ms - now.missing_since.get(model, now.now_ms)
+    if missing_ms >= now.offer_wait_ms:
+        known = sorted({known for node in now.nodes for known in node.models})
+        result.rejects.append(Reject(route, ModelGone(model=model, waited_s=missing_ms / 1000, known=known)))
+    else:
+        left_s = (now.offer_wait_ms - missing_ms) / 1000
+        result.waits[route] = f"no live node has its file; its jobs fail in {left_s:.0f} s"
 
 
 def _make_room(

@@ -8,6 +8,7 @@ from typing import Any, cast
 from redis import Redis
 
 from packtrain.broker import errors, jobs, keys
+from packtrain.broker.chunks import Chunk, Event, parse_event
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
 from packtrain.broker.scripts import Scripts
@@ -44,17 +45,19 @@ class RedisJobs:
         node: NodeId,
         *,
         lease_ms: int,
+        numerics_class: str = "",
         prefixes: Iterable[str] = (),
     ) -> jobs.Claim | None:
-        return self._scripts.run(jobs.claim(routes, instance, node, lease_ms=lease_ms, prefixes=prefixes))
+        call = jobs.claim(routes, instance, node, lease_ms=lease_ms, numerics_class=numerics_class, prefixes=prefixes)
+        return self._scripts.run(call)
 
-    def emit(self, chunks: Sequence[tuple[JobId, int, jobs.Chunk]]) -> list[jobs.EmitReply]:
+    def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
         return self._scripts.run_many([jobs.emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks])
 
     def renew(self, held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> dict[JobId, jobs.RenewVerdict]:
         return self._scripts.run(jobs.renew(held, lease_ms=lease_ms))
 
-    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: jobs.Chunk | None = None) -> bool:
+    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
         return self._scripts.run(jobs.finish(job_id, epoch, outcome, last))
 
     def release(self, job_id: JobId, epoch: int) -> bool:
@@ -69,6 +72,9 @@ class RedisJobs:
     def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
         return self._scripts.run(jobs.strand(serving))
 
+    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[jobs.Reaped]:
+        return self._scripts.run(jobs.begin_anew(classes))
+
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:
         return self._scripts.run(jobs.reap(instance, cause))
 
@@ -80,7 +86,7 @@ class RedisJobs:
         found = cast(str | None, self._redis.hget(keys.job(job_id), "spec"))
         return None if found is None else JobSpec.model_validate_json(found)
 
-    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[jobs.Event]:
+    def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
         if not after:
             return []
         cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
@@ -109,7 +115,7 @@ class RedisJobs:
         self._redis.zremrangebyrank(keys.RECENT, 0, -keys.RECENT_MAX - 1)
 
 
-def parse_streams(reply: Any) -> list[jobs.Event]:
+def parse_streams(reply: Any) -> list[Event]:
     """What XREAD returned (a list or, under RESP3, a mapping), as events in the order of each stream."""
     rows = reply.items() if isinstance(reply, Mapping) else reply or ()
     events = []
@@ -117,5 +123,5 @@ def parse_streams(reply: Any) -> list[jobs.Event]:
         job_id = JobId(key.removeprefix(keys.OUT_PREFIX))
         # RESP3 wraps the entries of one stream in one more list.
         flat = entries[0] if isinstance(reply, Mapping) else entries
-        events += [jobs.parse_event(job_id, entry_id, fields) for entry_id, fields in flat]
+        events += [parse_event(job_id, entry_id, fields) for entry_id, fields in flat]
     return events

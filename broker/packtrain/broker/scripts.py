@@ -1,7 +1,7 @@
-"""Runs the Lua scripts in `lua/` on a Redis client, sync or async.
+"""Runs the Lua scripts in `lua/` on a Redis client.
 
 A `Call` is one script call as a value: which script, its KEYS and ARGV, and how to read the reply. Building calls is
-pure (`jobs.py`); running them is here. So the sync and the async client share all of it but these few lines.
+pure (`jobs.py`); running them is here.
 
 Redis forgets its script cache at a restart (the AOF holds only effects), so every run may meet NOSCRIPT and loads anew.
 """
@@ -16,7 +16,6 @@ from importlib import resources
 from typing import Any, Generic, TypeVar
 
 from redis import Redis
-from redis import asyncio as aioredis
 from redis.exceptions import NoScriptError, RedisError
 
 from packtrain.broker import keys
@@ -25,8 +24,8 @@ T = TypeVar("T")
 
 #: Constants of keys.py that scripts use by the same name.
 _CONSTANTS = (
-    "JOB_PREFIX", "OUT_PREFIX", "READY_PREFIX", "HELD_PREFIX", "WAITING", "LEASES", "DEADLINES", "MEANT", "RECENT",
-    "ORDER", "QUEUED_TTL_MS", "ENDED_TTL_MS", "STREAM_TTL_MS", "STREAM_ENDED_TTL_MS",
+    "JOB_PREFIX", "OUT_PREFIX", "READY_PREFIX", "HELD_PREFIX", "WAITING", "LEASES", "DEADLINES", "MEANT", "BEGUN",
+    "RECENT", "ORDER", "QUEUED_TTL_MS", "ENDED_TTL_MS", "STREAM_TTL_MS", "STREAM_ENDED_TTL_MS",
 )  # fmt: skip
 
 
@@ -106,22 +105,3 @@ class Scripts:
             for name in _names():
                 pipe.script_load(source(name))
             pipe.execute()
-
-
-class AsyncScripts:
-    """The same on an asyncio client."""
-
-    def __init__(self, redis: aioredis.Redis) -> None:
-        self._redis = redis
-
-    async def run(self, call: Call[T]) -> T:
-        """One call, one round trip."""
-        try:
-            reply = await self._redis.evalsha(*_evalsha(call))
-        except NoScriptError:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                for name in _names():
-                    pipe.script_load(source(name))
-                await pipe.execute()
-            reply = await self._redis.evalsha(*_evalsha(call))
-        return call.parse(reply)

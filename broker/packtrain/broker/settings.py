@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     memory: int | None = Field(
         None, ge=1, description="bytes that instances may use together; unset: 80 % of the total"
     )
-    cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all")
+    cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all it may")
     lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
     max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
     keep_s: float = Field(
@@ -43,6 +43,9 @@ class Settings(BaseSettings):
         ge=1,
         le=30 * 86_400,
         description="how long a job's record stays after its end, seconds",
+    )
+    offer_wait_s: float = Field(
+        600, gt=0, description="how long jobs wait for a model that no live node offers, seconds; then they fail"
     )
     events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")

@@ -8,6 +8,7 @@
 from packtrain.broker.chat import CallDelta, Message, Tool, ToolCall
 from packtrain.broker.errors import (
     AdapterUnavailable,
+    AnswerBegunAnew,
     BrokerUnavailable,
     IdempotencyConflict,
     InvalidParameter,
@@ -19,6 +20,7 @@ from packtrain.broker.errors import (
     JobFailed,
     ModelError,
     ModelFileInvalid,
+    ModelGone,
     ModelLoadFailed,
     ModelTooLarge,
     NotDeterministic,
@@ -44,13 +46,16 @@ from packtrain.broker.messages import (
     Usage,
 )
 from packtrain.broker.states import InstanceState, JobState
-from packtrain.client.aio import AsyncJob, AsyncPacktrain, AsyncTextStream
-from packtrain.client.client import Job, Packtrain, TextStream
+from packtrain.client.aio import AsyncPacktrain
+from packtrain.client.aio_job import AsyncJob, AsyncTextStream
+from packtrain.client.client import Packtrain
+from packtrain.client.job import Job, TextStream
 from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.verify import Verification
 
 __all__ = [
     "AdapterUnavailable",
+    "AnswerBegunAnew",
     "AnswerDelta",
     "AsyncJob",
     "AsyncPacktrain",
@@ -74,6 +79,7 @@ __all__ = [
     "Message",
     "ModelError",
     "ModelFileInvalid",
+    "ModelGone",
     "ModelInfo",
     "ModelLoadFailed",
     "ModelTooLarge",

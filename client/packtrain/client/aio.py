@@ -1,129 +1,54 @@
-"""`AsyncPacktrain`: the twin of `Packtrain` for asyncio. Looking at the fleet (`ps`, `load`) is left to the latter."""
+"""`AsyncPacktrain`: the twin of `Packtrain` for asyncio, method for method.
+
+What takes milliseconds is the method of `Packtrain` itself, run in a thread (threads.py); what waits for jobs waits
+here, asynchronously, however many tasks do so.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
-from functools import partial
-from itertools import islice
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Self, overload
 
-from packtrain.broker.errors import (
-    BrokerUnavailable,
-    InvalidRequest,
-    ResultTimeout,
-    SetupError,
-    TryLater,
-    UnknownJob,
-)
 from packtrain.broker.ids import JobId
-from packtrain.broker.jobs import Event
-from packtrain.broker.messages import JobStatus, ModelInfo, NodeBeat
-from packtrain.broker.settings import load_settings
-from packtrain.broker.states import JobState
-from packtrain.client.client import BLOCK_S
-from packtrain.client.reading import EMBED_IN_FLIGHT, RETRY_S, Cursors, Patience, Window
-from packtrain.client.redis_transport import AsyncRedisTransport
-from packtrain.client.request import Prompt, build_embed_spec, build_spec, job_id_of
-from packtrain.client.result import AnswerDelta, Result, delta_of, result_of
+from packtrain.client.aio_job import AsyncJob, AsyncTextStream
+from packtrain.client.aio_waiting import Waiter
+from packtrain.client.client import Packtrain
+from packtrain.client.job import Job
+from packtrain.client.reading import EMBED_IN_FLIGHT, Window
+from packtrain.client.redis_transport import AsyncRedisTransport, open_transport
+from packtrain.client.request import Prompt, build_spec, choice_seeds
+from packtrain.client.result import Result
+from packtrain.client.threads import Twin, in_thread, new_pool
 from packtrain.client.transport import AsyncTransport
+from packtrain.client.verify import Verification, start_again
+
+P = ParamSpec("P")
 
 
-class AsyncJob:
-    """A submitted job, see `Job`."""
+def _submits(
+    method: Callable[Concatenate[Packtrain, P], Job],
+) -> Callable[Concatenate[AsyncPacktrain, P], Coroutine[Any, Any, AsyncJob]]:
+    """The same method for the twin. Cancelled before it returns, it leaves no job that nobody knows the id of."""
 
-    def __init__(self, transport: AsyncTransport, job_id: JobId) -> None:
-        self.id = job_id
-        self._transport = transport
+    @wraps(method)
+    async def run(self: AsyncPacktrain, /, *args: P.args, **kwargs: P.kwargs) -> AsyncJob:
+        undo = None if kwargs.get("idempotency_key") else Job.cancel
+        return self._job(await self._in_thread(partial(method, self._sync, *args, **kwargs), undo=undo))
 
-    def __repr__(self) -> str:
-        return f"<AsyncJob {self.id}>"
-
-    async def status(self) -> JobStatus:
-        """As `Job.status`."""
-        status = await self._transport.status(self.id)
-        if status is None:
-            raise UnknownJob(job_id=self.id)
-        return status
-
-    async def result(self, timeout: float | None = None) -> Result:
-        """As `Job.result`."""
-        status = await self.status()
-        if not status.state.is_terminal:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            try:
-                async for _ in read_events(self._transport, Cursors([self.id]), deadline):
-                    pass
-                status = await self.status()
-            except BrokerUnavailable:
-                if deadline is None or time.monotonic() < deadline:
-                    raise  # else the wait has ended before the broker was back
-        if status.outcome is None:
-            raise ResultTimeout(job_id=self.id, timeout_s=timeout or 0, state=status.state)
-        return result_of(self.id, status.outcome)
-
-    async def stream(self) -> AsyncIterator[str]:
-        """As `Job.stream`."""
-        async for delta in self.deltas():
-            if delta.text:
-                yield delta.text
-
-    async def deltas(self) -> AsyncIterator[AnswerDelta]:
-        """As `Job.deltas`."""
-        status = await self.status()
-        if status.state.is_terminal and not await self._transport.events({self.id: "0"}, block_s=0):
-            yield delta_of(await self.result())
-            return
-        async for event in read_events(self._transport, Cursors([self.id]), None):
-            if event.text or event.reasoning or event.calls:
-                yield AnswerDelta(event.text, event.reasoning, event.calls)
-            if event.end and event.end is not JobState.SUCCEEDED:
-                await self.result()
-
-    async def cancel(self) -> JobState:
-        """As `Job.cancel`."""
-        state = await self._transport.cancel(self.id)
-        if state is None:
-            raise UnknownJob(job_id=self.id)
-        return state
+    return run
 
 
-class AsyncTextStream:
-    """The text of one job as it comes. Leave it by `async with` or `aclose`, and the job is cancelled.
-
-    (asyncio cannot run a finaliser at a bare `break`; the job would be cancelled when the loop collects the stream.)
-    """
-
-    def __init__(self, job: AsyncJob) -> None:
-        self.job = job
-        self._texts = _read_or_cancel(job)
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self._texts
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Stop reading; the job is cancelled unless it has ended."""
-        await self._texts.aclose()
-        if not (await self.job.status()).state.is_terminal:  # it was closed before it was ever read
-            await self.job.cancel()
-
-
-class AsyncPacktrain:
+class AsyncPacktrain(Twin[Packtrain]):
     """A fleet, for one event loop. Arguments and errors as of `Packtrain`."""
 
     def __init__(self, url: str | None = None, *, transport: AsyncTransport | None = None) -> None:
-        self._transport = transport or _open(url)
+        self._transport = transport or AsyncRedisTransport(open_transport(url))
+        self._pool = new_pool()
+        super().__init__(Packtrain(transport=self._transport.blocking), self._pool)
+        self._waiter = Waiter(self._transport, self._pool)
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,38 +59,43 @@ class AsyncPacktrain:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<AsyncPacktrain {self._transport.url}>"
+        return f"<AsyncPacktrain {self._transport.blocking.url}>"
 
     async def close(self) -> None:
-        """As `Packtrain.close`."""
+        """As `Packtrain.close`. Waits for calls under way, such as the cancelling of a job whose reader left."""
+        await asyncio.to_thread(self._pool.shutdown)
         await self._transport.close()
 
-    async def submit(
-        self,
-        model: str,
-        prompt: Prompt,
-        *,
-        raw: bool = False,
-        stream: bool = True,
-        idempotency_key: str | None = None,
-        expires_in: float | None = None,
-        **options: Any,
-    ) -> AsyncJob:
-        """As `Packtrain.submit`."""
-        spec = build_spec(model, prompt, raw=raw, stream=stream, expires_in=expires_in, options=options)
-        submitted = await self._transport.submit(job_id_of(spec, idempotency_key), spec)
-        return AsyncJob(self._transport, submitted.job_id)
+    submit = _submits(Packtrain.submit)
+    submit_embedding = _submits(Packtrain.submit_embedding)
+    hand_in = _submits(Packtrain.hand_in)
+    jobs = in_thread(Packtrain.jobs)
+    models = in_thread(Packtrain.models)
+    nodes = in_thread(Packtrain.nodes)
+    instances = in_thread(Packtrain.instances)
+    waiting = in_thread(Packtrain.waiting)
+    load = in_thread(Packtrain.load)
+    unload = in_thread(Packtrain.unload)
 
-    async def generate(
-        self,
-        model: str,
-        prompt: Prompt,
-        *,
-        timeout: float | None = None,
-        **options: Any,
-    ) -> Result:
+    async def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
         """As `Packtrain.generate`."""
         return await (await self.submit(model, prompt, stream=False, **options)).result(timeout)
+
+    async def choices(
+        self,
+        model: str,
+        prompt: Prompt,
+        n: int,
+        *,
+        seed: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> list[Result]:
+        """As `Packtrain.choices`."""
+        seeds = choice_seeds(n, seed)
+        window = Window(n, raises=True, options=options)
+        submits = (partial(self.submit, model, prompt, seed=each, stream=False, **options) for each in seeds)
+        return [result async for result in self._waiter.run_in_order(submits, window, timeout)]
 
     async def stream(self, model: str, prompt: Prompt, **options: Any) -> AsyncTextStream:
         """As `Packtrain.stream`."""
@@ -176,8 +106,7 @@ class AsyncPacktrain:
     ) -> int:
         """As `Packtrain.count_tokens`."""
         spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, is_count=True)
-        submitted = await self._transport.submit(job_id_of(spec, None), spec)
-        return (await AsyncJob(self._transport, submitted.job_id).result(timeout)).usage.prompt_tokens
+        return (await (await self.hand_in(spec)).result(timeout)).usage.prompt_tokens
 
     async def map(
         self,
@@ -191,23 +120,8 @@ class AsyncPacktrain:
         """As `Packtrain.map`."""
         window = Window(in_flight, raises=on_error == "raise", options=options)
         submits = (partial(self.submit, model, prompt, stream=False, **options) for prompt in prompts)
-        async for result in self._run_in_order(submits, window):
+        async for result in self._waiter.run_in_order(submits, window):
             yield result
-
-    async def submit_embedding(
-        self,
-        model: str,
-        text: str,
-        *,
-        dimensions: int | None = None,
-        idempotency_key: str | None = None,
-        expires_in: float | None = None,
-        **options: Any,
-    ) -> AsyncJob:
-        """As `Packtrain.submit_embedding`."""
-        spec = build_embed_spec(model, text, dimensions=dimensions, expires_in=expires_in, options=options)
-        submitted = await self._transport.submit(job_id_of(spec, idempotency_key), spec)
-        return AsyncJob(self._transport, submitted.job_id)
 
     @overload
     async def embed(
@@ -238,93 +152,19 @@ class AsyncPacktrain:
         window = Window(EMBED_IN_FLIGHT, raises=True, options=options)
         each = iter([texts] if isinstance(texts, str) else texts)
         submits = (partial(self.submit_embedding, model, text, dimensions=dimensions, **options) for text in each)
-        vectors = [list(r.embedding or ()) async for r in self._run_in_order(submits, window, timeout)]
+        vectors = [list(r.embedding or ()) async for r in self._waiter.run_in_order(submits, window, timeout)]
         return vectors[0] if isinstance(texts, str) else vectors
 
-    async def _run_in_order(
-        self, submits: Iterator[Callable[[], Awaitable[AsyncJob]]], window: Window, timeout: float | None = None
-    ) -> AsyncIterator[Result]:
-        """Results in the order of `submits`, each called once the window has room for its job."""
-        begin = time.monotonic()
-        deadline = None if timeout is None else begin + timeout
-        try:
-            while True:
-                for submit in islice(submits, window.room):
-                    try:
-                        window.add((await submit()).id)
-                    except InvalidRequest as error:
-                        window.refuse(error)
-                if window.is_empty:
-                    return
-                while not window.is_next_ready:
-                    async for event in read_events(self._transport, window.cursors, deadline, until_end=True):
-                        if event.end:
-                            window.ended(event.job_id, await self._transport.status(event.job_id))
-                    window.check_time(timeout, time.monotonic() - begin)
-                yield window.take()
-        finally:
-            for job_id in window.cursors.after:
-                with suppress(TryLater):  # what is in flight is not worth hiding the cause for
-                    await self._transport.cancel(job_id)
+    async def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
+        """As `Packtrain.verify`."""
+        rerun = await self._in_thread(partial(start_again, self._transport.blocking, JobId(job_id), on))
+        again = self.job(rerun.new_job_id)
+        await again.result(timeout)
+        return rerun.compare(await again.status())
 
     def job(self, job_id: str) -> AsyncJob:
         """As `Packtrain.job`."""
-        return AsyncJob(self._transport, JobId(job_id))
+        return self._job(self._sync.job(job_id))
 
-    async def models(self) -> list[ModelInfo]:
-        """As `Packtrain.models`."""
-        return await self._transport.models()
-
-    async def nodes(self) -> list[NodeBeat]:
-        """As `Packtrain.nodes`."""
-        return await self._transport.nodes()
-
-
-async def _read_or_cancel(job: AsyncJob) -> AsyncGenerator[str]:
-    has_ended = False
-    try:
-        async for text in job.stream():
-            yield text
-        has_ended = True
-    finally:
-        if not has_ended:
-            await job.cancel()
-
-
-def _open(url: str | None) -> AsyncTransport:
-    settings = load_settings(**({"url": url} if url else {}))
-    url = settings.broker_url()
-    if url.startswith(("http://", "https://")):
-        raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
-    return AsyncRedisTransport(url, max_waiting=settings.max_waiting, keep_ms=int(settings.keep_s * 1000))
-
-
-async def read_events(
-    transport: AsyncTransport, cursors: Cursors, deadline: float | None, *, until_end: bool = False
-) -> AsyncIterator[Event]:
-    """As `client.read_events`."""
-    patience = Patience()
-    while cursors.after:
-        block_s = BLOCK_S if deadline is None else min(BLOCK_S, deadline - time.monotonic())
-        if block_s <= 0:
-            return
-        try:
-            events = await transport.events(cursors.after, block_s=block_s)
-            patience.is_back()
-        except BrokerUnavailable as error:
-            patience.is_away(error, time.monotonic())
-            await asyncio.sleep(RETRY_S)
-            continue
-        if not events:
-            for job_id in list(cursors.after):
-                # A record that is gone or has ended without an end in its stream: nothing will come any more.
-                status = await transport.status(job_id)
-                if status is None:
-                    raise UnknownJob(job_id=job_id)
-                if status.state.is_terminal and not await transport.events({job_id: cursors.after[job_id]}, block_s=0):
-                    events.append(Event(job_id, cursors.after[job_id], end=status.state))
-        for event in events:
-            cursors.advance(event)
-            yield event
-        if until_end and any(event.end for event in events):
-            return
+    def _job(self, job: Job) -> AsyncJob:
+        return AsyncJob(job, self._waiter)

@@ -9,17 +9,36 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, InvalidRequest, ResultTimeout, UnknownJob
+from packtrain.broker.chunks import Event
+from packtrain.broker.errors import (
+    AnswerBegunAnew,
+    BrokerUnavailable,
+    InvalidParameter,
+    InvalidRequest,
+    ResultTimeout,
+    UnknownJob,
+)
 from packtrain.broker.ids import JobId, new_job_id
-from packtrain.broker.jobs import Event
 from packtrain.broker.messages import JobStatus
-from packtrain.client.result import Result, result_of
+from packtrain.client.result import AnswerDelta, Result, result_of
 
 #: How long a reader waits for a broker that went away, seconds. A restart takes 2, a reboot of its host a minute.
 PATIENCE_S = 120.0
 RETRY_S = 0.5
+#: One read of events waits at most so long; a record is looked at when nothing came.
+BLOCK_S = 2.0
 #: Texts that `embed` has submitted and not yet got back: four full batches of an instance of 16 slots.
 EMBED_IN_FLIGHT = 64
+
+
+def block_s_until(deadline: float | None, now: float) -> float:
+    """How long the next read may wait; 0 or less: the deadline (None: there is none) has passed."""
+    return BLOCK_S if deadline is None else min(BLOCK_S, deadline - now)
+
+
+def is_over(deadline: float | None, now: float) -> bool:
+    """True when the deadline has passed."""
+    return deadline is not None and now >= deadline
 
 
 class Cursors:
@@ -38,6 +57,31 @@ class Cursors:
             self.after.pop(event.job_id, None)
         else:
             self.after[event.job_id] = event.id
+
+
+class Reader:
+    """What a reader of one answer has been given, to notice when the answer begins anew."""
+
+    def __init__(self, job_id: JobId) -> None:
+        self._job_id = job_id
+        self._num_tokens = 0
+        self._has_given = False
+
+    def take(self, event: Event) -> AnswerDelta | None:
+        """What an event adds to the answer; None: nothing.
+
+        Raises:
+            AnswerBegunAnew: It comes again from its beginning, and some of the old one has been given.
+        """
+        if event.index < self._num_tokens and self._has_given and not event.end:
+            raise AnswerBegunAnew(job_id=self._job_id)
+        if not event.end:
+            self._num_tokens = event.index + len(event.tokens)
+        delta = AnswerDelta(event.text, event.reasoning, event.calls, event.logprobs)
+        if delta == AnswerDelta():
+            return None
+        self._has_given = True
+        return delta
 
 
 class Window:
@@ -73,8 +117,7 @@ class Window:
         """True when every result has been given out."""
         return not self._order
 
-    @property
-    def is_next_ready(self) -> bool:
+    def has_next(self) -> bool:
         """True when `take` has something to give."""
         return self._order[0] in self._results
 
@@ -97,14 +140,9 @@ class Window:
             raise UnknownJob(job_id=job_id)
         self._results[job_id] = result_of(job_id, status.outcome, raise_error=False)
 
-    def check_time(self, timeout_s: float | None, waited_s: float) -> None:
-        """How long all results together may be waited for, and have been; None: as long as it takes.
-
-        Raises:
-            ResultTimeout: Too long, and the next one is not there.
-        """
-        if timeout_s is not None and waited_s >= timeout_s and not self.is_next_ready:
-            raise ResultTimeout(job_id=self._order[0], timeout_s=timeout_s, state="unfinished")
+    def out_of_time(self, timeout_s: float | None) -> ResultTimeout:
+        """The wait of `timeout_s` has ended before the next result was there."""
+        return ResultTimeout(job_id=self._order[0], timeout_s=timeout_s or 0, state="unfinished")
 
     def take(self) -> Result:
         """The next result in order, or its error."""

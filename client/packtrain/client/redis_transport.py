@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from redis.exceptions import RedisError
 
-from packtrain.broker import jobs, keys
+from packtrain.broker import keys
 from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
+from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
-from packtrain.broker.errors import UnknownModel
-from packtrain.broker.ids import JobId, ModelId, NodeId, Route
-from packtrain.broker.jobs import Event, Submitted
+from packtrain.broker.errors import SetupError, UnknownModel
+from packtrain.broker.ids import JobId, ModelId, Route
+from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
-from packtrain.broker.registry import RedisRegistry, load_fact
-from packtrain.broker.scripts import AsyncScripts
+from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
 
 
@@ -34,7 +34,7 @@ class RedisTransport:
 
     def __init__(self, url: str, *, max_waiting: int, keep_ms: int) -> None:
         self.url = masked(url)
-        self._raw_url = url
+        self.raw_url = url  # with its password
         self._max_waiting = max_waiting
         self._keep_ms = keep_ms
         self._redis = connect(url, name="client")
@@ -105,68 +105,40 @@ class RedisTransport:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
-        with reachable(self._raw_url):
+        with reachable(self.raw_url):
             yield
 
 
 class AsyncRedisTransport:
-    """An `AsyncTransport` on the broker itself, for one event loop."""
+    """An `AsyncTransport` beside this transport."""
 
-    def __init__(self, url: str, *, max_waiting: int, keep_ms: int) -> None:
-        self.url = masked(url)
-        self._raw_url = url
-        self._max_waiting = max_waiting
-        self._keep_ms = keep_ms
-        self._redis = connect_async(url, name="client")
-        self._scripts = AsyncScripts(self._redis)
-        self._bell = Doorbell(make_app(url, name="client"))
-
-    async def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
-        if spec.adapters:
-            check_adapters(spec, await self.models())
-        with reachable(self._raw_url):
-            try:
-                submitted = await self._scripts.run(
-                    jobs.submit(job_id, spec, max_waiting=self._max_waiting, keep_ms=self._keep_ms)
-                )
-            except UnknownModel:
-                known = cast(list[str], await self._redis.zrange(keys.MODELS, 0, -1))
-                raise UnknownModel(model=spec.model, known=known) from None
-        if submitted.is_new and submitted.ready <= MAX_BELLS:
-            # kombu has no asyncio side; a message takes about a millisecond.
-            await asyncio.to_thread(self._bell.ring, submitted.route)
-        return submitted
+    def __init__(self, blocking: RedisTransport) -> None:
+        self.blocking = blocking
+        self._redis = connect_async(blocking.raw_url, name="client")
 
     async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
         if not after:
             return []
         cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
-        with reachable(self._raw_url):
+        with reachable(self.blocking.raw_url):
             return parse_streams(await self._redis.xread(cursors, count=EVENTS_BATCH, block=_block_ms(block_s)))
 
-    async def status(self, job_id: JobId) -> JobStatus | None:
-        with reachable(self._raw_url):
-            return jobs.parse_status(job_id, cast(dict[str, str], await self._redis.hgetall(keys.job(job_id))))
-
-    async def cancel(self, job_id: JobId) -> JobState | None:
-        with reachable(self._raw_url):
-            return await self._scripts.run(jobs.cancel(job_id))
-
-    async def models(self) -> list[ModelInfo]:
-        return await self._all(keys.MODELS, lambda member: keys.model(ModelId(member)), ModelInfo)
-
-    async def nodes(self) -> list[NodeBeat]:
-        return await self._all(keys.NODES, lambda member: keys.node(NodeId(member)), NodeBeat)
-
     async def close(self) -> None:
-        self._bell.close()
         await self._redis.aclose()
+        self.blocking.close()
 
-    async def _all(self, index: str, key: Any, cls: Any) -> list[Any]:
-        with reachable(self._raw_url):
-            members = sorted(await self._redis.zrange(index, 0, -1))
-            rows = [(str(member), await self._redis.hgetall(key(member))) for member in members]
-        return [fact for member, row in rows if row and (fact := load_fact(cls, member, cast(dict[str, str], row)))]
+
+def open_transport(url: str | None) -> RedisTransport:
+    """The transport that a URL's scheme asks for; None: the URL of the settings.
+
+    Raises:
+        SetupError: There is no fleet at such a URL.
+    """
+    settings = load_settings(**({"url": url} if url else {}))
+    url = settings.broker_url()
+    if url.startswith(("http://", "https://")):
+        raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
+    return RedisTransport(url, max_waiting=settings.max_waiting, keep_ms=int(settings.keep_s * 1000))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ MAX_CHOICES = 128
 _ANY_KIND_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
 #: Options that are no sampling parameters.
 _SPEC_FIELDS = _ANY_KIND_FIELDS | {
-    *("suffix", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args", "adapters")
+    *("suffix", "echo", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args", "adapters")
 }
 #: Short for `response_format`.
 _FORMS = frozenset({"schema", "json", "grammar"})

@@ -7,8 +7,8 @@ from typing import Literal
 
 from packtrain.broker import vectors
 from packtrain.broker.chat import CallDelta, ToolCall
-from packtrain.broker.errors import JobFailed, PacktrainError
-from packtrain.broker.messages import Outcome, Receipt, Timings, TokenLogprob, Usage
+from packtrain.broker.errors import JobFailed, PacktrainError, ResultTimeout
+from packtrain.broker.messages import JobStatus, Outcome, PromptLogprob, Receipt, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 
 
@@ -31,6 +31,7 @@ class Result:
     error: PacktrainError | None = None  # only from `map(..., on_error="return")`
     reasoning: str = ""  # what the model thought before it answered, where its family marks it
     tool_calls: tuple[ToolCall, ...] = ()  # what it asks for; they can stand in the next request as they are
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()  # of each prompt token, with `prompt_logprobs=` in the request
 
     def __str__(self) -> str:
         return self.text
@@ -43,6 +44,8 @@ class AnswerDelta:
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
+    #: Of its tokens, with `logprobs=` in the request. Tokens come at once, their text may come with a later delta.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def delta_of(result: Result) -> AnswerDelta:
@@ -51,7 +54,19 @@ def delta_of(result: Result) -> AnswerDelta:
         CallDelta(index, call.function.arguments, call.id, call.function.name)
         for index, call in enumerate(result.tool_calls)
     )
-    return AnswerDelta(result.text, result.reasoning, calls)
+    return AnswerDelta(result.text, result.reasoning, calls, result.logprobs)
+
+
+def finished(status: JobStatus, timeout_s: float | None) -> Result:
+    """The result in a record that was waited for, `timeout_s` long.
+
+    Raises:
+        ResultTimeout: It has not ended yet.
+        PacktrainError: How it ended, when it did not succeed.
+    """
+    if status.outcome is None:
+        raise ResultTimeout(job_id=status.id, timeout_s=timeout_s or 0, state=status.state)
+    return result_of(status.id, status.outcome)
 
 
 def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Result:
@@ -82,4 +97,5 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         error,
         outcome.reasoning,
         outcome.tool_calls,
+        outcome.prompt_logprobs,
     )

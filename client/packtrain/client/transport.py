@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from packtrain.broker.chunks import Event
 from packtrain.broker.ids import JobId, ModelId, Route
-from packtrain.broker.jobs import Event, Submitted
+from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import JobState
 
@@ -69,34 +70,21 @@ class Transport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """The part that `AsyncPacktrain` needs, for one event loop."""
+    """A way to a fleet, for one event loop.
 
-    url: str
+    Only what may take long is asynchronous, so that a thousand tasks may wait at once; for the rest, which takes
+    milliseconds, threads call the blocking transport beside it.
+    """
 
-    async def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
-        """As `Transport.submit`."""
+    @property
+    def blocking(self) -> Transport:
+        """The transport for what takes milliseconds."""
         ...
 
     async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
         """As `Transport.events`."""
         ...
 
-    async def status(self, job_id: JobId) -> JobStatus | None:
-        """As `Transport.status`."""
-        ...
-
-    async def cancel(self, job_id: JobId) -> JobState | None:
-        """As `Transport.cancel`."""
-        ...
-
-    async def models(self) -> list[ModelInfo]:
-        """As `Transport.models`."""
-        ...
-
-    async def nodes(self) -> list[NodeBeat]:
-        """As `Transport.nodes`."""
-        ...
-
     async def close(self) -> None:
-        """As `Transport.close`."""
+        """Free both connections."""
         ...

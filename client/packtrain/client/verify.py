@@ -7,17 +7,22 @@ the receipts say in what. A fast job promises nothing: only its text is compared
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from packtrain.broker import vectors
-from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import JobSpec, Outcome, Receipt
+from packtrain.broker.errors import InvalidRequest, UnknownJob
+from packtrain.broker.ids import JobId, ModelId, Route, is_deterministic, model_of, new_job_id, route_of
+from packtrain.broker.jobs import routes_of
+from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, Outcome, Receipt
 from packtrain.broker.states import JobState
+from packtrain.client.transport import Transport
 
 #: Likeliest tokens that the new run notes, to say what it thinks of the old token where it took another.
 NUM_TOP = 20
+
+Unit = Literal["token", "character", "dimension", "prompt token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Verification:
     node: str  # where it ran again
     instance: str
     difference: Difference | None
-    unit: Literal["token", "character", "dimension"] = "token"  # that the difference counts
+    unit: Unit = "token"  # that the difference counts
 
     @property
     def is_equal(self) -> bool:
@@ -61,6 +66,45 @@ class Verification:
     def is_same_class(self) -> bool:
         """True when the numerics classes are equal, so that a deterministic job must be."""
         return bool(self.old and self.new and self.old.numerics_class == self.new.numerics_class)
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """A job that has been submitted again, to be compared once it has ended."""
+
+    old: JobStatus
+    spec: JobSpec  # of the new run
+    new_job_id: JobId
+
+    def compare(self, new: JobStatus) -> Verification:
+        """What came of it."""
+        before, after = self.old.outcome, new.outcome
+        assert before is not None
+        assert after is not None
+        difference = first_difference(before, after, is_deterministic=self.spec.deterministic)
+        return Verification(
+            self.old.id, self.new_job_id, self.spec.deterministic, before.receipt, after.receipt, after.node,
+            after.instance, difference, unit_of(self.spec),
+        )  # fmt: skip
+
+
+def start_again(transport: Transport, job_id: JobId, on: str | None) -> Rerun:
+    """Submit a job again from its record.
+
+    Args:
+        on: The instance or node that shall run it; None: any that may.
+
+    Raises:
+        InvalidRequest: The job has no whole answer, or nobody is called `on`.
+        UnknownJob
+    """
+    old = transport.status(job_id)
+    if old is None:
+        raise UnknownJob(job_id=job_id)
+    spec = request_again(job_id, transport.spec(job_id), old.outcome, model=old.model, on=on)
+    if on is not None:
+        _check_is_there(transport.instances(), on, route_of(ModelId(old.model), deterministic=spec.deterministic))
+    return Rerun(old, spec, transport.submit(new_job_id(), spec).job_id)
 
 
 def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *, model: str, on: str | None) -> JobSpec:
@@ -87,10 +131,12 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
     return spec.model_copy(update=again)
 
 
-def unit_of(spec: JobSpec) -> Literal["token", "character", "dimension"]:
+def unit_of(spec: JobSpec) -> Unit:
     """What the index of a difference counts."""
     if spec.kind == "embed":
         return "dimension"
+    if spec.params.max_tokens == 0:
+        return "prompt token"
     return "token" if spec.deterministic else "character"
 
 
@@ -100,6 +146,9 @@ def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> D
         before, after = vectors.from_wire(old.embedding), vectors.from_wire(new.embedding)
         index = _parting(before, after)
         return None if index is None else Difference(index, _number_at(before, index), _number_at(after, index))
+    if old.finish_reason == "length" and not old.usage.completion_tokens:  # max_tokens=0: the prompt was only scored
+        index = _parting(old.prompt_logprobs, new.prompt_logprobs)
+        return None if index is None else Difference(index, _score_at(old, index), _score_at(new, index))
     if not is_deterministic:
         said, now = _said(old), _said(new)
         index = _parting(said, now)
@@ -110,12 +159,22 @@ def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> D
     if index is None:
         return None
     seen = {}
-    place = index - (len(new.tokens) - len(new.logprobs))  # tokens from before a resume have none
-    if 0 <= place < len(new.logprobs):
-        entry = new.logprobs[place]
+    if index < len(new.logprobs):
+        entry = new.logprobs[index]
         seen = {top.token: Candidate(top.token, top.text, top.logprob) for top in entry.top}
         seen[entry.token] = Candidate(entry.token, entry.text, entry.logprob)
     return Difference(index, _candidate(_at(old.tokens, index), seen), _candidate(_at(new.tokens, index), seen))
+
+
+def _check_is_there(instances: Iterable[InstanceBeat], name: str, route: Route) -> None:
+    """A job meant for nobody would wait in vain."""
+    alive = [i for i in instances if not i.state.is_terminal]
+    serving = [i for i in alive if route in routes_of(ModelId(i.model), i.numerics)]
+    known = sorted({i.instance for i in serving} | {i.node for i in serving})
+    if name not in known:
+        how = " in deterministic numerics" if is_deterministic(route) else ""
+        loaded = ", ".join(known) or "none; load it first"
+        raise InvalidRequest(f"no instance or node {name!r} holds {model_of(route)!r}{how} now; there are: {loaded}")
 
 
 def _said(outcome: Outcome) -> str:
@@ -140,6 +199,13 @@ def _at(tokens: Sequence[int], index: int) -> int | None:
 
 def _text_at(text: str, index: int) -> Candidate:
     return Candidate(None, text[index : index + 24])
+
+
+def _score_at(outcome: Outcome, index: int) -> Candidate:
+    if index >= len(outcome.prompt_logprobs):
+        return Candidate(None)
+    entry = outcome.prompt_logprobs[index]
+    return Candidate(entry.token, entry.text, entry.logprob)
 
 
 def _number_at(vector: Sequence[float], index: int) -> Candidate:

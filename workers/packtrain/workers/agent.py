@@ -26,6 +26,7 @@ from packtrain.broker.messages import Cause, InstanceBeat, ModelInfo, NodeBeat, 
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
+from packtrain.workers import machine
 from packtrain.workers.core_dealer import CoreDealer
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
@@ -84,7 +85,7 @@ class Agent:
         self._reachable_since: float | None = time.monotonic()  # None: the broker is away
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
-        self._total_memory = psutil.virtual_memory().total
+        self._total_memory = machine.memory().total
         self._dealer = CoreDealer(self._cores(), clock=time.monotonic)
         self._dealer.start()
 
@@ -128,7 +129,7 @@ class Agent:
 
     def facts(self) -> dict[str, object]:
         """What Flower shows on the agent's page."""
-        memory = psutil.virtual_memory()
+        memory = machine.memory()
         mib = 1024 * 1024
         return {
             "node": self._node,
@@ -241,6 +242,7 @@ class Agent:
         update: dict[str, object] = {
             "state": state,
             "recipe": report.recipe,
+            "numerics_class": report.numerics_class,
             "slots_used": report.slots_used,
             "steps": report.steps,
             "batch_peak": report.batch_peak,
@@ -331,7 +333,7 @@ class Agent:
         return now.resident if needed is None else now.private + min(now.mapped, needed)
 
     def _node_beat(self) -> NodeBeat:
-        memory = psutil.virtual_memory()
+        memory = machine.memory()
         return NodeBeat(
             node=self._node,
             pid=psutil.Process().pid,
@@ -352,7 +354,7 @@ class Agent:
         return memory_budget(self._settings, self._total_memory)
 
     def _cores(self) -> int:
-        return self._settings.cores or len(psutil.Process().cpu_affinity() or ()) or psutil.cpu_count() or 1
+        return self._settings.cores or machine.cores()
 
     def _free_index(self, info: ModelInfo) -> int:
         """The lowest replica number of this model that is free here, so that worker names come again."""

@@ -20,7 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from celery import Celery
 from redis.exceptions import RedisError
 
@@ -33,6 +32,7 @@ from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings
+from packtrain.workers import machine
 from packtrain.workers.agent import TICK_S, Agent, memory_budget
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.instance_process import end_orphans
@@ -116,7 +116,7 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
 
 def granted_bytes(settings: Settings) -> int:
     """What there is for instances of this node: its budget, or less where other programs have the memory."""
-    memory = psutil.virtual_memory()
+    memory = machine.memory()
     return min(memory_budget(settings, memory.total), memory.available)
 
 

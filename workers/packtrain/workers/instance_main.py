@@ -111,6 +111,7 @@ class Instance:
         self._embeds_only = backend.shape.embeds_only
         self._recipe = backend.shape.recipe
         computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe, adapter_sha256)
+        self._numerics_class = computer.class_of_moves
         self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
@@ -119,7 +120,8 @@ class Instance:
         self._runner = Runner(
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
-            numerics=config.options.numerics, ring=Doorbell(self._app).ring, clock=time.monotonic,
+            numerics=config.options.numerics, numerics_class=self._numerics_class,
+            ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -216,6 +218,7 @@ class Instance:
                 batch_peak=stats.batch_peak,
                 tokens_out=stats.tokens_out,
                 recipe=self._recipe,
+                numerics_class=self._numerics_class,
                 is_busy=self._engine.is_busy,
                 threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),

@@ -53,6 +53,7 @@ class InstanceReport(BaseModel):
     reason: str = ""
     not_deterministic: str = ""  # why, where that is behind FAILED
     recipe: Recipe | None = None
+    numerics_class: str = ""
     slots_used: int = 0
     steps: int = 0
     batch_peak: int = 0

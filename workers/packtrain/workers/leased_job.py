@@ -16,6 +16,7 @@ from typing import Literal
 
 from packtrain.broker import jobs, vectors
 from packtrain.broker.chat import ToolCall, join_calls
+from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
@@ -83,10 +84,11 @@ class LeasedJob:
         """Take the answer apart with this. Before the engine has the job."""
         self._parser = parser
 
-    def resume(self, text: str, tokens: Sequence[int]) -> None:
+    def resume(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
         """Output of an earlier lease: the engine's text, whose parts readers have. Before the engine has the job."""
         self._parts.append(self._read(text))
         self._tokens += tokens
+        self._logprobs += logprobs
 
     def on_tokens(self, tokens: Tokens) -> None:
         """From the engine thread."""
@@ -106,7 +108,7 @@ class LeasedJob:
             self.ended = ended
         self._on_news(self, True)
 
-    def take(self) -> tuple[jobs.Chunk | None, Ended | None]:
+    def take(self) -> tuple[Chunk | None, Ended | None]:
         """What has not been published yet, merged into one chunk, and the end if it has come. Publisher only."""
         with self._lock:
             news, self._unpublished = self._unpublished, []
@@ -121,7 +123,8 @@ class LeasedJob:
         self._parts.append(delta)
         index = news[0].index if news else ended.num_output if ended else 0
         tokens = tuple(token for part in news for token in part.tokens)
-        return jobs.Chunk(index, delta.content, tokens, delta.reasoning, delta.calls), ended
+        logprobs = tuple(entry for part in news for entry in part.logprobs)
+        return Chunk(index, delta.content, tokens, delta.reasoning, delta.calls, logprobs), ended
 
     def _read(self, text: str, *, is_last: bool = False) -> Delta:
         try:
@@ -171,6 +174,7 @@ class LeasedJob:
             seed=self.seed,
             tokens=tuple(self._tokens) if self.spec.deterministic else (),
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=ended.prompt_logprobs,
             embedding=vectors.to_wire(ended.embedding),
             receipt=computer.receipt(
                 threads=threads,

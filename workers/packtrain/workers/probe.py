@@ -14,23 +14,22 @@ from typing import Any
 
 def report() -> dict[str, Any]:
     """What this machine has."""
-    import psutil
-
     from packtrain.broker.settings import load_settings
+    from packtrain.workers import machine
     from packtrain.workers.agent import memory_budget
     from packtrain.workers.backends.llama_cpp_library import supports_rpc, system_info
     from packtrain.workers.memory_book import MemoryBook
     from packtrain.workers.node_catalog import GgufCatalog
 
     settings = load_settings()
-    memory = psutil.virtual_memory()
+    memory = machine.memory()
     catalog = GgufCatalog(settings, lambda: memory_budget(settings, memory.total), MemoryBook(None))
     catalog.scan()
     return {
         "version": version("llama-cpp-python"),
         "rpc": supports_rpc(),
         "system_info": system_info(),
-        "cores": psutil.cpu_count(),
+        "cores": machine.cores(),
         "memory_total": memory.total,
         "memory_free": memory.available,
         "folders": [str(folder) for folder in settings.model_folders],

@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
+from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, NodeId
-from packtrain.broker.jobs import Chunk, EmitReply, JobStore
+from packtrain.broker.jobs import EmitReply, JobStore
 from packtrain.workers.engine.sequence import End, Ended
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.receipts import Computer

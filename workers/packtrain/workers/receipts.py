@@ -51,7 +51,12 @@ class Computer:
         """16 hex digits; equal where equal jobs without adapters get equal bits."""
         return self.class_with(())
 
-    def class_with(self, adapters: AdapterSet) -> str:
+    @property
+    def class_of_moves(self) -> str:
+        """Equal where a begun job may go on. Of all adapters, for a claim does not know which of them a job has."""
+        return self.class_with([(name, 1.0) for name in sorted(self.adapter_sha256)])
+
+    def class_with(self, adapters: Sequence[tuple[str, float]]) -> str:
         """The same for jobs with these adapters: their files count, not what they are called."""
         files = [self.adapter_sha256.get(name, "") for name, _ in adapters]
         parts = (self.build.library, self.build.features, self.build.flags, self.model_sha256, self.recipe, *files)

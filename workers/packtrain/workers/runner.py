@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
+from packtrain.broker.chunks import Event
 from packtrain.broker.errors import (
     InvalidParameter,
     InvalidRequest,
@@ -28,7 +29,7 @@ from packtrain.broker.errors import (
 )
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import JobSpec, Numerics, invalid
+from packtrain.broker.messages import MAX_PROMPT_LOGPROBS, JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.adapters import adapters_of
 from packtrain.workers.backends.base import Backend
@@ -63,6 +64,7 @@ class Runner:
         node: NodeId,
         lease_ms: int,
         numerics: Numerics,
+        numerics_class: str,
         ring: Callable[[Route], None],
         clock: Callable[[], float],
     ) -> None:
@@ -80,6 +82,7 @@ class Runner:
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
+        self._numerics_class = numerics_class
         self._ring = ring
         self._clock = clock
         self._is_draining = threading.Event()
@@ -120,7 +123,12 @@ class Runner:
         try:
             prefixes = {prefix for held in tuple(self._prefixes) for prefix in held}
             return self._store.claim(
-                self._routes, self._instance, self._node, lease_ms=self._lease_ms, prefixes=sorted(prefixes)
+                self._routes,
+                self._instance,
+                self._node,
+                lease_ms=self._lease_ms,
+                numerics_class=self._numerics_class,
+                prefixes=sorted(prefixes),
             )
         except RedisError as error:
             logger.warning("Could not claim: %s", error, extra={"event": "claim.failed"})
@@ -181,14 +189,14 @@ class Runner:
         if is_embed:
             self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
             return None
-        room = self._backend.shape.n_ctx - len(prompt)
+        room, most = self._backend.shape.n_ctx - len(prompt), job.spec.params.max_tokens
         self._engine.submit(
             SequenceRequest(
                 job_id=job.job_id,
                 prompt=tuple(prompt),
                 params=prepared.params,
                 seed=job.seed,
-                max_new=min(job.spec.params.max_tokens or room, room),
+                max_new=room if most is None else min(most, room),
                 on_tokens=job.on_tokens,
                 on_end=job.on_end,
                 resumed=resumed,
@@ -199,7 +207,8 @@ class Runner:
         return None
 
     def _prepare(self, job: LeasedJob) -> Prepared:
-        spec, limit = job.spec, self._backend.shape.n_ctx - 1
+        spec = job.spec
+        limit = self._backend.shape.n_ctx - (spec.params.max_tokens != 0)
         is_embed = spec.kind == "embed"
         if is_embed:
             limit = self._room_to_embed(spec)
@@ -214,6 +223,14 @@ class Runner:
             raise PromptEmpty()
         if num_tokens > limit and spec.kind != "count":
             raise PromptTooLong(model=self._model, num_tokens=num_tokens, limit=limit, embeds=is_embed)
+        num_top = spec.params.prompt_logprobs
+        num_logprobs = 0 if num_top is None else num_tokens * (1 + num_top)
+        if num_logprobs > MAX_PROMPT_LOGPROBS:
+            raise InvalidParameter(
+                f"prompt_logprobs = {num_top} of {num_tokens} tokens are {num_logprobs} logprobs, a result holds at "
+                f"most {MAX_PROMPT_LOGPROBS}; ask for fewer likeliest, or cut the prompt into several jobs",
+                field="prompt_logprobs",
+            )
         return prepared
 
     def _room_to_embed(self, spec: JobSpec) -> int:
@@ -228,11 +245,11 @@ class Runner:
 
     def _resume(self, job: LeasedJob) -> tuple[int, ...]:
         """Output of earlier leases, from the stream: readers have it, so this lease goes on after it."""
-        tokens: list[int] = []
-        last = "0"
-        while events := self._store.events({job.job_id: last}):
-            tokens += (token for event in events for token in event.tokens)
-            last = events[-1].id
+        told: list[Event] = []
+        while events := self._store.events({job.job_id: told[-1].id if told else "0"}):
+            told += events
+        tokens = [token for event in told for token in event.tokens]
+        logprobs = [entry for event in told for entry in event.logprobs]
         n_vocab = self._backend.shape.n_vocab
         if strange := next((token for token in tokens if not 0 <= token < n_vocab), None):
             raise JobFailed(
@@ -243,7 +260,7 @@ class Runner:
             )
         # The stream holds the parts of the answer; its parser needs the text they were made of, as the engine gave it.
         text = TextStream(job.spec.params.stop)
-        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens), tokens)
+        job.resume("".join(text.push(self._backend.piece(token)) for token in tokens), tokens, logprobs)
         return tuple(tokens)
 
 

@@ -2,12 +2,12 @@
 -- KEYS[1] job record   hash
 -- ARGV[1] job id   ARGV[2] outcome of a cancelled job (JSON)
 -- Returns the state afterwards, or false when there is no such job
-local f = redis.call('HMGET', KEYS[1], 'state', 'route', 'lane')
-if not f[1] then return false end
-if f[1] == 'QUEUED' then
-  redis.call('ZREM', ready_key(f[2], f[3]), ARGV[1])
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return false end
+if state == 'QUEUED' then
+  redis.call('ZREM', ready_key(place_of(ARGV[1])), ARGV[1])
   settle(ARGV[1], 'CANCELLED', ARGV[2])
   return 'CANCELLED'
 end
-if f[1] == 'RUNNING' then redis.call('HSET', KEYS[1], 'cancel', 1) end
-return f[1]
+if state == 'RUNNING' then redis.call('HSET', KEYS[1], 'cancel', 1) end
+return state

@@ -1,6 +1,7 @@
 -- Lease the best ready job of an instance's routes to it: interactive lane first, then the order of submission.
 -- Among the first ready jobs those come first whose prompt begins as one that the instance holds; a job is passed over
--- for that only so often. A job that is meant for another instance or node is left where it is.
+-- for that only so often. A job that is meant for another instance or node is left where it is, and so is a
+-- deterministic one that has tokens of another numerics class: resumed, it would be a mix that no receipt could name.
 -- A job whose instances died too often is a suspect: it runs alone, on an instance that holds no other lease, and
 -- nothing is claimed past it meanwhile. So if it kills once more, it kills only itself.
 -- For n routes:
@@ -9,11 +10,12 @@
 -- the last n            doorbells                 list, Celery's
 -- ARGV[1] instance   ARGV[2] node   ARGV[3] lease, ms   ARGV[4] outcome of an expired job (JSON)
 -- ARGV[5] attempts that make a job a suspect   ARGV[6] hashes of prefixes held, '' for none: ' 1f2e3d4c 0a1b2c3d '
--- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over   ARGV[9 ...] the routes
+-- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over   ARGV[9 ...] the routes,
+-- then for each the numerics class that its jobs are computed in, '' where that does not matter
 -- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, {routes with more jobs still ready
 -- than doorbells}}, or false when there is nothing to claim
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
-local num_routes, look = #ARGV - 8, tonumber(ARGV[7])
+local num_routes, look = (#ARGV - 8) / 2, tonumber(ARGV[7])
 local function is_suspect(attempts)
   return tonumber(attempts or '0') >= tonumber(ARGV[5])
 end
@@ -42,6 +44,12 @@ local function candidates(lane, skipped)
   return found
 end
 
+-- True when a job has tokens that were computed in another class than this instance would go on in.
+local function is_begun_elsewhere(c, tokens, class)
+  local mine = ARGV[8 + num_routes + c.route]
+  return tokens and class and mine ~= '' and class ~= mine
+end
+
 -- How many of a job's prefixes the instance holds: the more, the longer the common beginning.
 local function num_shared(prefixes)
   local shared = 0
@@ -57,6 +65,8 @@ local function lease(c)
   local epoch = redis.call('HINCRBY', job, 'epoch', 1)
   -- A stream that has expired has no tokens: what comes next begins at 0 again.
   if redis.call('EXISTS', OUT_PREFIX .. c.id) == 0 then redis.call('HDEL', job, 'tokens') end
+  local class = ARGV[8 + num_routes + c.route]
+  if class ~= '' and redis.call('HEXISTS', job, 'tokens') == 0 then redis.call('HSET', job, 'class', class) end
   redis.call('HSET', job, 'state', 'RUNNING', 'instance', ARGV[1], 'node', ARGV[2], 'started_ms', now)
   redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
   redis.call('SADD', held, c.id)
@@ -78,13 +88,15 @@ for lane = 0, 1 do
     local head, best, best_shared
     for _, c in ipairs(found) do
       local job = JOB_PREFIX .. c.id
-      local f = redis.call('HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed')
+      local f = redis.call(
+        'HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed', 'tokens', 'class'
+      )
       if f[1] ~= 'QUEUED' then
         redis.call('ZREM', c.ready, c.id)
       elseif f[2] and tonumber(f[2]) <= now then
         redis.call('ZREM', c.ready, c.id)
         settle(c.id, 'EXPIRED', ARGV[4])
-      elseif f[4] and f[4] ~= ARGV[1] and f[4] ~= ARGV[2] then
+      elseif (f[4] and f[4] ~= ARGV[1] and f[4] ~= ARGV[2]) or is_begun_elsewhere(c, f[7], f[8]) then
         skipped[c.route] = skipped[c.route] + 1
       elseif is_suspect(f[3]) then
         if not head then

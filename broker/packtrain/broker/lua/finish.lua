@@ -3,14 +3,14 @@
 -- KEYS[1] job record   hash
 -- KEYS[2] job stream   stream
 -- ARGV[1] job id   ARGV[2] epoch   ARGV[3] state   ARGV[4] outcome (JSON)
--- ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9] the last chunk, as emit.lua has it from ARGV[3] on; absent: none
+-- ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10] the last chunk, as emit.lua has it from ARGV[3] on; absent: none
 -- Returns 1 when this epoch ended the job, 0 when the job was lost to it
 local f = redis.call('HMGET', KEYS[1], 'epoch', 'state')
 if f[1] ~= ARGV[2] then return 0 end
 if f[2] == ARGV[3] then return 1 end
 if f[2] ~= 'RUNNING' then return 0 end
 if ARGV[5] then
-  append(KEYS[2], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+  append(KEYS[2], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
   redis.call('HSETNX', KEYS[1], 'first_token_ms', now_ms())
 end
 settle(ARGV[1], ARGV[3], ARGV[4])

@@ -15,16 +15,20 @@ local function ready_key(route, lane)
   return READY_PREFIX .. route .. ':' .. string.sub(lane, 1, 1)
 end
 
--- Add a chunk to a stream: index of its first token, text, token ids; reasoning and tool calls where it has any.
-local function append(out, index, text, tokens, reasoning, calls)
+-- The route and lane that a job waits on. One written before there were routes waits on its model's own.
+local function place_of(id)
+  local f = redis.call('HMGET', JOB_PREFIX .. id, 'route', 'lane', 'model')
+  return f[1] or f[3], f[2]
+end
+
+-- Add a chunk to a stream (see chunks.py): reasoning, tool calls and logprobs only where it has any.
+local function append(out, index, text, tokens, reasoning, calls, logprobs)
   local fields = {'i', index, 't', text, 'k', tokens}
-  if reasoning ~= '' then
-    fields[#fields + 1] = 'r'
-    fields[#fields + 1] = reasoning
-  end
-  if calls ~= '' then
-    fields[#fields + 1] = 'c'
-    fields[#fields + 1] = calls
+  for name, value in pairs({r = reasoning, c = calls, l = logprobs}) do
+    if value ~= '' then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
   end
   redis.call('XADD', out, '*', unpack(fields))
 end
@@ -36,14 +40,19 @@ local function unlease(id)
   if owner then redis.call('SREM', HELD_PREFIX .. owner, id) end
 end
 
--- Put a running job back at its old place in the queue.
+-- Put a running job back at its old place in the queue. A deterministic one that has tokens is noted with their class.
 local function requeue(id)
   local job = JOB_PREFIX .. id
-  local f = redis.call('HMGET', job, 'route', 'lane', 'order')
+  local route, lane = place_of(id)
   unlease(id)
   redis.call('HSET', job, 'state', 'QUEUED')
-  redis.call('ZADD', ready_key(f[1], f[2]), f[3], id)
-  redis.call('SADD', WAITING, f[1])
+  local f = redis.call('HMGET', job, 'order', 'tokens', 'class')
+  redis.call('ZADD', ready_key(route, lane), f[1], id)
+  redis.call('SADD', WAITING, route)
+  if f[2] and f[3] then
+    redis.call('HSET', BEGUN, id, f[3])
+    redis.call('PEXPIRE', BEGUN, QUEUED_TTL_MS)
+  end
 end
 
 -- End a job for good: state, outcome, the last event of its stream, and a lifetime for what is left.
@@ -52,6 +61,7 @@ local function settle(id, state, outcome)
   unlease(id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HDEL', MEANT, id)
+  redis.call('HDEL', BEGUN, id)
   redis.call('HSET', job, 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)

@@ -11,7 +11,7 @@ local now, limit = now_ms(), tonumber(ARGV[2])
 local changed = {}
 local function note(id, state)
   changed[#changed + 1] = id
-  changed[#changed + 1] = redis.call('HGET', JOB_PREFIX .. id, 'route') or ''
+  changed[#changed + 1] = place_of(id)
   changed[#changed + 1] = state
 end
 
@@ -49,12 +49,12 @@ for _, id in ipairs(lapsed) do
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
-  local f = redis.call('HMGET', JOB_PREFIX .. id, 'state', 'route', 'lane')
-  if f[1] == 'QUEUED' then
-    redis.call('ZREM', ready_key(f[2], f[3]), id)
+  local state = redis.call('HGET', JOB_PREFIX .. id, 'state')
+  if state == 'QUEUED' then
+    redis.call('ZREM', ready_key(place_of(id)), id)
     settle(id, 'EXPIRED', ARGV[6])
     note(id, 'EXPIRED')
-  elseif f[1] ~= 'RUNNING' then
+  elseif state ~= 'RUNNING' then
     redis.call('ZREM', KEYS[2], id)
   end
 end

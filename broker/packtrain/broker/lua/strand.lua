@@ -11,11 +11,12 @@ end
 local meant = redis.call('HGETALL', KEYS[1])
 for i = 1, #meant, 2 do
   local id, name = meant[i], meant[i + 1]
-  local f = redis.call('HMGET', JOB_PREFIX .. id, 'state', 'route', 'lane')
-  if not f[1] then
+  local state = redis.call('HGET', JOB_PREFIX .. id, 'state')
+  local route, lane = place_of(id)
+  if not state then
     redis.call('HDEL', KEYS[1], id)
-  elseif f[1] == 'QUEUED' and known[f[2]] and not serves[f[2] .. ' ' .. name] then
-    redis.call('ZREM', ready_key(f[2], f[3]), id)
+  elseif state == 'QUEUED' and known[route] and not serves[route .. ' ' .. name] then
+    redis.call('ZREM', ready_key(route, lane), id)
     settle(id, 'FAILED', ARGV[1])
     failed = failed + 1
   end

@@ -38,7 +38,9 @@ def add_to(app: typer.Typer) -> None:
 
 def up(
     home: HOME = None,
-    broker: Annotated[str | None, typer.Option("--broker", help="URL of a running broker instead of our own.")] = None,
+    broker: Annotated[
+        str | None, typer.Option("--broker", metavar="URL", help="A running broker; default: start one.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of our own broker; 0: a free one.")] = 6390,
     flower: Annotated[bool, typer.Option("--flower", help="Run Flower, too.")] = False,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Flower; 0: a free one.")] = 5555,
@@ -51,8 +53,15 @@ def up(
     ] = None,
     broker_memory: Annotated[str, typer.Option(help="Memory of our own broker; jobs live there for a day.")] = "1gb",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON once the fleet is ready; all else goes to stderr.")
+    ] = False,
 ) -> None:
-    """Run a whole fleet on this machine until Ctrl-C: broker, coordinator, node agent."""
+    """Run a whole fleet on this machine until Ctrl-C.
+
+    It starts a broker, a coordinator and this machine's node agent, says where they are once all are ready, and
+    restarts what dies.
+    """
     settings = _settings(home, node, models)
     _need_worker()
     options = UpOptions(
@@ -68,18 +77,18 @@ def up(
         env=_limits(memory, cores),
         quiet=quiet,
     )
-    raise typer.Exit(run_up(options, Console()))
+    raise typer.Exit(run_up(options, Console(stderr=as_json), as_json=as_json))
 
 
-def down(home: HOME = None) -> None:
+def down(home: HOME = None, as_json: JSON = False) -> None:
     """Stop the fleet that `packtrain up` runs from this home. It drains first; asked again, it kills."""
-    raise typer.Exit(run_down(_settings(home, None, None).home, Console()))
+    raise typer.Exit(run_down(_settings(home, None, None).home, Console(stderr=as_json), as_json=as_json))
 
 
 def node(
     home: HOME = None, node: NODE = None, models: MODELS = None, memory: MEMORY = None, cores: CORES = None
 ) -> None:
-    """Run the agent of this node alone; PACKTRAIN_URL names the fleet it joins."""
+    """Run this machine's node agent alone. PACKTRAIN_URL names the fleet that it joins."""
     settings = _settings(home, node, models)
     _need_worker()
     env = {
@@ -95,7 +104,7 @@ def node(
 
 
 def coordinator() -> None:
-    """Run a coordinator alone; several may run, one leads. PACKTRAIN_URL names the fleet."""
+    """Run a coordinator alone. Several may run, one leads. PACKTRAIN_URL names the fleet."""
     raise typer.Exit(coordinator_main.main())
 
 
@@ -107,7 +116,8 @@ def ps(
     with Packtrain() as fleet:
         rows = [i for i in fleet.instances() if every or not i.state.is_terminal]
         waiting = fleet.waiting()
-    views.show(rows, views.instances_table, as_json=as_json)
+    empty = "nothing is loaded; a job loads its model, and so does `packtrain load MODEL`"
+    views.show(rows, views.instances_table, empty=empty, as_json=as_json)
     if waiting and not as_json:
         out = views.console()
         for model, count in sorted(waiting.items()):
@@ -117,14 +127,16 @@ def ps(
 def nodes(as_json: JSON = False) -> None:
     """Show the nodes of the fleet."""
     with Packtrain() as fleet:
-        views.show(fleet.nodes(), views.nodes_table, as_json=as_json)
+        rows = fleet.nodes()
+    views.show(rows, views.nodes_table, empty="no node is up; start one with `packtrain node`", as_json=as_json)
 
 
 def load(
     model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
     wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
+    as_json: JSON = False,
 ) -> None:
-    """Load a model and keep it loaded."""
+    """Load a model and keep it loaded until it is unloaded. Prints its instances, as `ps` does."""
     with Packtrain() as fleet:
         fleet.load(model)
         info = _real_model(fleet, model)
@@ -147,13 +159,16 @@ def load(
 
         if wait:
             _wait(fleet, info.id, f"loading {model}", is_ready)
+        loaded = [i for i in fleet.instances() if i.model == info.id and not i.state.is_terminal]
+    views.show(loaded, views.instances_table, empty=f"{model} is to be loaded", as_json=as_json)
 
 
 def unload(
-    model: Annotated[str, typer.Argument(help="Model id.")],
+    model: Annotated[str, typer.Argument(help="Model id, see `packtrain ps`.")],
     wait: Annotated[bool, typer.Option(help="Wait until its memory is free.")] = True,
+    as_json: JSON = False,
 ) -> None:
-    """Unload a model once its running jobs have ended."""
+    """Unload a model once its running jobs have ended. Prints its instances, as `ps --all` does."""
     with Packtrain() as fleet:
         fleet.unload(model)
         info = _real_model(fleet, model)
@@ -165,10 +180,12 @@ def unload(
 
         if wait:
             _wait(fleet, info.id, f"unloading {model}", is_gone)
+        left = [i for i in fleet.instances() if i.instance in leaving]
+    views.show(left, views.instances_table, empty=f"{model} was not loaded", as_json=as_json)
 
 
 def doctor(home: HOME = None, as_json: JSON = False) -> None:
-    """Check this machine and its fleet; each finding comes with a remedy."""
+    """Check this machine and its fleet. Each finding comes with a remedy."""
     raise typer.Exit(doctor_.run(_settings(home, None, None), as_json=as_json))
 
 
@@ -177,7 +194,7 @@ def demo(
     model: Annotated[str, typer.Option(help="Model id.")] = "smollm2",
     jobs: Annotated[int, typer.Option(min=1, max=1000, help="Jobs at once.")] = 32,
 ) -> None:
-    """Start a fleet, stream an answer, run many jobs at once, show what happened, stop the fleet."""
+    """Start a fleet, run jobs on it, stop it. It streams one answer, runs many at once, and shows what happened."""
     settings = _settings(None, None, models)
     _need_worker()
     folders = tuple(folder.absolute() for folder in settings.model_folders)

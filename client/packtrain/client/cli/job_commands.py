@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(count)
     app.command()(embed)
     app.command()(verify)
-    jobs = typer.Typer(help="List, show and cancel jobs.", invoke_without_command=True)
+    jobs = typer.Typer(help="List the newest jobs; `show` or `cancel` one.", invoke_without_command=True)
     jobs.callback()(list_jobs)
     jobs.command("show")(show)
     jobs.command("cancel")(cancel)
@@ -43,6 +43,7 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="What to ask; left out or '-': read from stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="With --raw: print the prompt before the answer.")] = False,
     suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
     adapter: Annotated[
         list[str] | None,
@@ -50,23 +51,36 @@ def run(
     ] = None,
     reasoning: Annotated[str, typer.Option(help="auto, off, on, low, medium or high, if the model can.")] = "auto",
     show_reasoning: Annotated[bool, typer.Option(help="Show on stderr what the model thinks.")] = False,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Tokens to produce.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", "-t", help="0: most likely token.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with this probability.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", help="At most so many tokens; default: what fits.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", help="0: always the likeliest token; default 0.8.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; default 40.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the smallest set of this probability; default 0.95.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer; default: from the job's id.")] = None,
-    schema: Annotated[Path | None, typer.Option(help="Answer in JSON of this schema file.", dir_okay=False)] = None,
-    json_object: Annotated[bool, typer.Option("--json-object", help="Answer in some JSON object.")] = False,
+    schema: Annotated[
+        Path | None, typer.Option(help="Answer in JSON of the schema in this file.", dir_okay=False)
+    ] = None,
+    json_object: Annotated[bool, typer.Option("--json-object", help="Answer in a JSON object of any schema.")] = False,
     grammar: Annotated[Path | None, typer.Option(help="Answer in what this GBNF file allows.", dir_okay=False)] = None,
+    prompt_logprobs: Annotated[
+        int | None, typer.Option(help="With --json: logprob of each prompt token, and of so many likeliest beside it.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Only where company and restarts change no bit of the answer.")
     ] = False,
-    key: Annotated[str | None, typer.Option("--idempotency-key", help="Same key, same job.")] = None,
+    key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key again is the same job.")] = None,
     as_json: JSON = False,
 ) -> None:
     """Ask a model and stream its answer. Ctrl-C cancels the job."""
+    if prompt_logprobs is not None and not as_json:
+        raise InvalidParameter("--prompt-logprobs shows in JSON only; add --json", field="prompt_logprobs")
     text = _prompt(prompt)
     options = {
         name: value
@@ -82,6 +96,8 @@ def run(
             "stop": tuple(stop) if stop else None,
             "suffix": suffix,
             "adapters": _adapters(adapter) if adapter else None,
+            "echo": echo or None,
+            "prompt_logprobs": prompt_logprobs,
             "reasoning": reasoning,
             "deterministic": deterministic or None,
         }.items()
@@ -112,7 +128,7 @@ def count(
     raw: Annotated[bool, typer.Option(help="Count the text alone, without the chat template around it.")] = False,
     as_json: JSON = False,
 ) -> None:
-    """Count the tokens that a model's tokenizer makes of a prompt. Loads the model if no node has it loaded."""
+    """Count the tokens that a model makes of a prompt. Loads the model if no node has it loaded."""
     text = _prompt(prompt)
     with Packtrain() as fleet:
         tokens = fleet.count_tokens(model, text, raw=raw)
@@ -155,7 +171,8 @@ def list_jobs(
     if context.invoked_subcommand:
         return
     with Packtrain() as fleet:
-        views.show(fleet.jobs(limit), views.jobs_table, as_json=as_json)
+        empty = "no jobs yet; submit one with `packtrain run MODEL PROMPT`"
+        views.show(fleet.jobs(limit), views.jobs_table, empty=empty, as_json=as_json)
 
 
 def show(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON = False) -> None:
@@ -165,7 +182,7 @@ def show(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON =
 
 
 def cancel(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON = False) -> None:
-    """Cancel a job: at once when it waits, within a second when it runs."""
+    """Cancel a job. One that waits ends at once, one that runs within a second."""
     with Packtrain() as fleet:
         state = fleet.job(job_id).cancel()
     said = "is being cancelled" if state is JobState.RUNNING else f"is {state}"
@@ -178,7 +195,7 @@ def verify(
     node: Annotated[str | None, typer.Option(help="The node that shall run it.")] = None,
     as_json: JSON = False,
 ) -> None:
-    """Run a job again and compare the answers token by token. Exit code 1 when they should be equal and are not."""
+    """Run a job again and compare the answers. Exit code 1 when they should be equal and are not."""
     if instance and node:
         raise InvalidParameter("give --instance or --node, not both")
     with Packtrain() as fleet:
@@ -290,6 +307,7 @@ def _result_json(result: Result) -> dict[str, Any]:
         "timings": result.timings.model_dump(),
         "tool_calls": [call.model_dump() for call in result.tool_calls],
         "logprobs": [entry.model_dump() for entry in result.logprobs],
+        "prompt_logprobs": [entry.model_dump() for entry in result.prompt_logprobs],
         "receipt": result.receipt.model_dump() if result.receipt else None,
     }
 

@@ -16,6 +16,11 @@ from packtrain.client.cli import fleet_commands, job_commands, model_commands
 app = typer.Typer(
     name="packtrain",
     help="One queue in front of all your computers: batched GGUF inference.",
+    epilog=(
+        "Begin with `packtrain up` in one terminal, `packtrain models` and `packtrain run MODEL PROMPT` in another. "
+        "PACKTRAIN_URL names a fleet elsewhere. Exit codes: 0 done, 1 this machine or fleet needs a change, 2 the "
+        "request is wrong, 3 the job ended without a result, 4 try again later."
+    ),
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

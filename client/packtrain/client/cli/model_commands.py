@@ -20,7 +20,7 @@ _SOURCES = {"header": "estimated from the file's header", "llama.cpp": "estimate
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    models = typer.Typer(help="List models, show one.", invoke_without_command=True)
+    models = typer.Typer(help="List what the fleet offers, or `show` one model.", invoke_without_command=True)
     models.callback()(list_models)
     models.command("show")(show)
     app.add_typer(models, name="models")
@@ -32,7 +32,8 @@ def list_models(context: typer.Context, as_json: JSON = False) -> None:
         return
     with Packtrain() as fleet:
         rows, beats = fleet.models(), fleet.nodes()
-    views.show(rows, views.models_table, as_json=as_json)
+    empty = "no node offers a model; put a .gguf file into <home>/models, or name its folder with `up --models`"
+    views.show(rows, views.models_table, empty=empty, as_json=as_json)
     if not as_json:
         out = views.console()
         for beat in beats:
@@ -41,7 +42,7 @@ def list_models(context: typer.Context, as_json: JSON = False) -> None:
 
 
 def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_json: JSON = False) -> None:
-    """Show one model: what it takes, estimated and measured, and where it is loaded."""
+    """Show what one model takes and where it is loaded. Memory is estimated, and measured once it was loaded."""
     with Packtrain() as fleet:
         known = {info.id: info for info in fleet.models()}
         beats = fleet.instances()

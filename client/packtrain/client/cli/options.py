@@ -11,13 +11,24 @@ import typer
 from packtrain.broker.errors import InvalidParameter
 
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-HOME = Annotated[Path | None, typer.Option("--home", envvar="PACKTRAIN_HOME", help="Folder for data, logs and models.")]
-MODELS = Annotated[
-    list[Path] | None, typer.Option("--models", help="A further model folder; may be given several times.")
+HOME = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="PACKTRAIN_HOME", metavar="FOLDER", help="For data, logs and models; two homes are two fleets."
+    ),
 ]
-NODE = Annotated[str | None, typer.Option("--node", envvar="PACKTRAIN_NODE", help="Id of this node.")]
-MEMORY = Annotated[str | None, typer.Option("--memory", help="Memory that instances may use, such as 12GB.")]
-CORES = Annotated[int | None, typer.Option("--cores", min=1, help="Cores that instances may use.")]
+MODELS = Annotated[
+    list[Path] | None,
+    typer.Option("--models", metavar="FOLDER", help="GGUF files besides <home>/models; may be given several times."),
+]
+NODE = Annotated[
+    str | None, typer.Option("--node", envvar="PACKTRAIN_NODE", help="Id of this node; default: the host's name.")
+]
+MEMORY = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Memory that models may use, such as 12GB; default: 80 %."),
+]
+CORES = Annotated[int | None, typer.Option("--cores", min=1, help="Cores that models may use; default: all.")]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 

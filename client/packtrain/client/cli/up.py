@@ -26,10 +26,12 @@ from packtrain.broker.connection import masked
 from packtrain.broker.errors import BrokerUnavailable, PacktrainError
 from packtrain.broker.ids import NodeId, default_node_id
 from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, is_ready
-from packtrain.client.cli.flower_page import USER, FlowerPage, prepare_flower
+from packtrain.client.cli.flower_page import FlowerPage, prepare_flower
 from packtrain.client.cli.home import announce_fleet, held_home, holder_pid, is_held, withdraw_fleet
 from packtrain.client.cli.readiness import FleetProbe
 from packtrain.client.cli.supervisor import Child, StopAsked, Supervisor
+from packtrain.client.cli.up_page import facts, page
+from packtrain.client.cli.views import print_json
 
 #: Beyond the drain: an agent that has drained still has its instances to end.
 STOP_MARGIN_S = 10.0
@@ -113,8 +115,12 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
             raise supervisor.failure
 
 
-def run_up(options: UpOptions, console: Console) -> int:
+def run_up(options: UpOptions, console: Console, *, as_json: bool = False) -> int:
     """Bring a fleet up, say so once, and keep it up until Ctrl-C or SIGTERM; a second one kills. Main thread only.
+
+    Args:
+        console: For the page, the children's lines and errors.
+        as_json: Instead of the page, one line of JSON on stdout once the fleet is ready.
 
     Returns:
         The exit code: 0 after a clean stop, 1 after a failure, which was printed.
@@ -127,8 +133,10 @@ def run_up(options: UpOptions, console: Console) -> int:
     }
     try:
         with running_fleet(options, supervisor=supervisor) as fleet:
-            if not options.quiet:
-                console.print(_page(fleet, with_password=console.is_terminal), soft_wrap=True, markup=False)
+            if as_json:
+                print_json(facts(fleet))
+            elif not options.quiet:
+                console.print(page(fleet, with_password=console.is_terminal), soft_wrap=True, markup=False)
             supervisor.wait()
             if not options.quiet:
                 console.print(f"draining, at most {options.drain_s:g} s; Ctrl-C again kills", highlight=False)
@@ -143,15 +151,26 @@ def run_up(options: UpOptions, console: Console) -> int:
     return 0
 
 
-def run_down(home: Path, console: Console) -> int:
+def run_down(home: Path, console: Console, *, as_json: bool = False) -> int:
     """Ask the fleet of `home` to drain and stop, and wait until it has.
+
+    Args:
+        console: For what happened, and for errors.
+        as_json: Say what happened as one line of JSON on stdout instead.
 
     Returns:
         The exit code: 0 when nothing runs any more, 1 when it could not be stopped.
     """
-    if not is_held(home):
-        console.print(f"no fleet runs from {home}", soft_wrap=True, highlight=False)
+
+    def done(said: str, *, stopped: bool) -> int:
+        if as_json:
+            print_json({"home": str(home), "stopped": stopped})
+        else:
+            console.print(said, soft_wrap=True, highlight=False)
         return 0
+
+    if not is_held(home):
+        return done(f"no fleet runs from {home}", stopped=False)
     pid = holder_pid(home)
     try:
         if pid is None:
@@ -159,7 +178,7 @@ def run_down(home: Path, console: Console) -> int:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
         if not is_held(home):
-            return 0
+            return done(f"the fleet of {home} has stopped by itself", stopped=False)
         console.print(f"packtrain down: {home} is held by a process that cannot be named; try again", soft_wrap=True)
         return 1
     except PermissionError:
@@ -172,8 +191,7 @@ def run_down(home: Path, console: Console) -> int:
             console.print(f"packtrain down: process {pid} still drains; run `packtrain down` again to kill at once")
             return 1
         time.sleep(DOWN_POLL_S)
-    console.print(f"the fleet of {home} has stopped", soft_wrap=True, highlight=False)
-    return 0
+    return done(f"the fleet of {home} has stopped", stopped=True)
 
 
 def _new_supervisor(options: UpOptions, console: Console) -> Supervisor:
@@ -218,28 +236,3 @@ def _child_env(options: UpOptions, url: str) -> dict[str, str]:
     if options.flower:
         env["PACKTRAIN_EVENTS"] = "1"
     return {**env, **options.env}
-
-
-def _page(fleet: RunningFleet, *, with_password: bool) -> str:
-    rows = [
-        ("broker", f"{masked(fleet.url)}  ({fleet.broker})"),
-        ("node", fleet.node),
-        (
-            "models",
-            f"{fleet.num_models}" if fleet.num_models else f"none yet: put a .gguf file into {fleet.home}/models",
-        ),
-    ]
-    if fleet.flower:
-        # Beyond a terminal the page ends in some log, where a password has no place.
-        password = fleet.flower.password if with_password else f"in {fleet.flower.password_file}"
-        rows.append(("Flower", f"{fleet.flower.url}  user {USER}, password {password}"))
-    rows += [("home", f"{fleet.home}"), ("logs", f"{fleet.home / 'logs'}")]
-    facts = "\n".join(f"  {name:<8}{value}" for name, value in rows)
-    return (
-        f"\nThe fleet is up.\n\n{facts}\n\n"
-        "Try, in another terminal:\n\n"
-        "  packtrain models                              which models there are\n"
-        "  packtrain run MODEL 'Why is the sky blue?'    ask one of them\n"
-        "  packtrain ps                                  what runs where\n\n"
-        "Ctrl-C drains and stops; a second one kills.\n"
-    )

@@ -21,12 +21,20 @@ from packtrain.client.verify import Candidate, Verification
 _M = TypeVar("_M", bound=BaseModel)
 
 
-def show(rows: Sequence[_M], table: Callable[[Sequence[_M]], Table], *, as_json: bool) -> None:
-    """Print rows as JSON or as a table."""
+def show(rows: Sequence[_M], table: Callable[[Sequence[_M]], Table], *, empty: str, as_json: bool) -> None:
+    """Print rows as JSON or as a table; `empty` is said to people when there are none."""
     if as_json:
         sys.stdout.write(json.dumps([row.model_dump(mode="json") for row in rows], indent=2) + "\n")
-    else:
+    elif rows:
         console().print(table(rows))
+    else:
+        console().print(empty)
+
+
+def print_json(facts: dict[str, object]) -> None:
+    """One line on stdout, at once, whoever reads it."""
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
 
 
 def show_job(status: JobStatus, *, as_json: bool) -> None:

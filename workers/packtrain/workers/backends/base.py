@@ -14,6 +14,7 @@ from packtrain.workers.adapters import Adapter, AdapterSet
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.load_options import max_outputs
 from packtrain.workers.receipts import Build
 
 
@@ -50,6 +51,11 @@ class Shape:
     can_share: bool = True  # whether `copy` works: a part of a sequence can be kept without the rest
     embeds_only: bool = False  # no sequence can be opened; only `embed` works
 
+    @property
+    def n_outputs(self) -> int:
+        """Rows of one step that may have logits; at least one for each slot."""
+        return max_outputs(self.n_slots)
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingShape:
@@ -63,7 +69,7 @@ class EmbeddingShape:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A token that a step chose, with what the model thought of it when the job asks for that."""
+    """A token that a step chose or scored, with what the model thought of it when the job asks for that."""
 
     token: int
     logprob: float | None = None  # natural logarithm, before temperature and all other samplers
@@ -72,12 +78,19 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """Tokens of one sequence for one step, at positions [start, start + len(tokens))."""
+    """Tokens of one sequence for one step, at positions [start, start + len(tokens)).
+
+        tokens    a b c d      scored: what the model thinks of b, c and d, each given what comes before it
+        scored    b c d        wants_token: sample what follows d
+
+    Each scored token takes a row with logits, and so does the one to sample: together at most `Shape.n_outputs`.
+    """
 
     seq_id: int
     start: int
     tokens: Sequence[int]
     wants_token: bool  # sample the token after the last of these
+    scored: Sequence[int] = ()  # the known tokens that follow the first of these
 
 
 class Backend(Protocol):
@@ -177,21 +190,30 @@ class Backend(Protocol):
         ...
 
     def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
-        """Make the caches of `targets` equal to the first `num_tokens` of that of `source`. Needs `shape.can_share`."""
+        """Make the caches of `targets` equal to the first `num_tokens` of that of `source`. Needs `shape.can_share`.
+
+        Raises:
+            DecodeFailed: The targets may hold anything: `truncate` them to nothing. The source is as before.
+        """
         ...
 
     def move(self, source: int, target: int) -> None:
         """Let the sequence in slot `source` go on in the free slot `target`, with its sampler and a copy of its cache.
 
         Needs `shape.can_share`. Slot `source` is free afterwards and keeps its cache.
+
+        Raises:
+            DecodeFailed: The sequence goes on in `source`. Slot `target` may hold anything, as after `copy`.
         """
         ...
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
-        """Compute one step; the sampled token of each of `rows` that wants one, in order. Blocks.
+        """Compute one step: for each of `rows`, in order, its scored tokens, then the sampled one if it wants one.
+
+        Blocks.
 
         Args:
-            rows: By rising `seq_id`, at most `n_batch` tokens together.
+            rows: By rising `seq_id`, at most `n_batch` tokens and `n_outputs` rows with logits together.
             should_stop: Asked many times within a long step.
 
         Raises:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from llama_cpp import llama_cpp as C
 
-from packtrain.broker.errors import InvalidRequest, ModelLoadFailed, NotDeterministic
+from packtrain.broker.errors import InvalidRequest, JobFailed, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.workers.adapters import Adapter, AdapterFile, AdapterSet
 from packtrain.workers.backends.base import (
@@ -51,7 +52,7 @@ from packtrain.workers.backends.llama_cpp_sampling import (
 )
 from packtrain.workers.backends.llama_cpp_selftest import self_test
 from packtrain.workers.engine.embedding import Vector
-from packtrain.workers.load_options import LoadOptions, max_outputs
+from packtrain.workers.load_options import LoadOptions
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,25 @@ _R = TypeVar("_R")
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
 _NEVER = C.ggml_abort_callback()  # a null pointer
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Rows of a step that have logits, and where these are."""
+
+    rows: StepRows
+    first_output: int  # of its first scored token, else of the one to sample
+    last_row: int  # in the batch
+
+    @property
+    def token_output(self) -> int:
+        """Of the token to sample."""
+        return self.first_output + len(self.rows.scored)
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows with logits."""
+        return len(self.rows.scored) + self.rows.wants_token
 
 
 class LlamaCppBackend(LlamaCppModel):
@@ -92,7 +112,7 @@ class LlamaCppBackend(LlamaCppModel):
     ) -> None:
         self._adapter_sets: dict[int, AdapterSet] = {}  # of open slots
         self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
-        self._num_logprobs: dict[int, int] = {}
+        self._params: dict[int, SamplingParams] = {}
         self._should_stop: Callable[[], bool] = lambda: False
         self._asks = True
         # ctypes drops a callback with its last reference while C still holds the pointer.
@@ -125,7 +145,10 @@ class LlamaCppBackend(LlamaCppModel):
         self._batch = Batch(n_batch)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if options.numerics == "deterministic":
-            self._shape = replace(self._shape, recipe=_in_a_thread_that_ends(self._proven_recipe))
+            try:
+                self._shape = replace(self._shape, recipe=_in_a_thread_that_ends(self._proven_recipe))
+            except (DecodeFailed, SequenceFailed) as failed:
+                raise ModelLoadFailed(f"{model!r} is loaded but computes nothing: {failed}") from failed
 
     @property
     def shape(self) -> Shape:
@@ -165,8 +188,6 @@ class LlamaCppBackend(LlamaCppModel):
         assert not self._embeds_only, f"{self._name} opens no sequence"
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
         assert seq_id not in self._samplers, f"slot {seq_id} is in use"
-        if params.logprobs is not None:
-            self._num_logprobs[seq_id] = params.logprobs
         constraint = self._compiler.constraint(params, history[len(history) - num_output :])
         chain = (
             None
@@ -182,11 +203,12 @@ class LlamaCppBackend(LlamaCppModel):
         )
         self._samplers[seq_id] = ConstrainedSampler(chain, constraint, self._shape.n_vocab) if constraint else chain
         self._adapter_sets[seq_id] = adapters
+        self._params[seq_id] = params
 
     def close(self, seq_id: int) -> None:
-        self._adapter_sets.pop(seq_id, None)
-        self._num_logprobs.pop(seq_id, None)
+        del self._adapter_sets[seq_id]
         sampler = self._samplers.pop(seq_id)
+        del self._params[seq_id]
         if sampler:
             sampler.close()
 
@@ -212,28 +234,37 @@ class LlamaCppBackend(LlamaCppModel):
             raise DecodeFailed(f"the cache of slot {source} could not be moved to slot {target}")
         self._samplers[target] = self._samplers.pop(source)
         self._adapter_sets[target] = self._adapter_sets.pop(source)
-        if source in self._num_logprobs:
-            self._num_logprobs[target] = self._num_logprobs.pop(source)
+        self._params[target] = self._params.pop(source)
 
     def _state_of(self, seq_id: int) -> Any:
         size = C.llama_state_seq_get_size(self._ctx, seq_id)
-        state = (ctypes.c_uint8 * size)()
+        try:
+            state = (ctypes.c_uint8 * size)()
+        except MemoryError as error:
+            raise DecodeFailed(f"no memory for the {size} bytes that slot {seq_id} holds") from error
         written = C.llama_state_seq_get_data(self._ctx, state, size, seq_id)
-        assert written == size, f"{written} of {size} bytes"
+        if written != size:
+            raise DecodeFailed(f"{written} of {size} bytes could be read of the cache of slot {seq_id}")
         return state
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self._batch.clear()
-        wanted = []
+        wanted: list[_Wanted] = []
+        num_outputs = 0
         for row in rows:
             assert row.seq_id in self._samplers, f"slot {row.seq_id} is not open"
             start, end = row.start, row.start + len(row.tokens)
             # Not the tokens themselves: what is said here lands in logs.
             assert 0 <= start < end <= self._shape.n_ctx, f"rows [{start}, {end}) in a slot of {self._shape.n_ctx}"
-            last = self._batch.add(row.tokens, row.start, row.seq_id, wants_logits=row.wants_token)
-            if row.wants_token:
-                wanted.append((row.seq_id, last))
-        assert len(wanted) <= max_outputs(self._shape.n_slots), f"{len(wanted)} rows want logits"  # else SIGABRT
+            num_scored = len(row.scored)
+            assert num_scored + row.wants_token <= len(row.tokens), f"{num_scored} of {len(row.tokens)} rows to score"
+            last = self._batch.add(
+                row.tokens, row.start, row.seq_id, wants_logits=row.wants_token, num_scored=num_scored
+            )
+            if num_scored or row.wants_token:
+                wanted.append(_Wanted(row, num_outputs, last))
+                num_outputs += num_scored + row.wants_token
+        assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"  # else SIGABRT
         (adapters,) = {self._adapter_sets[row.seq_id] for row in rows}
         self._adapters.set_on(self._ctx, adapters)
         self._ask_whether_to_stop(should_stop if any(len(row.tokens) > 1 for row in rows) else None)
@@ -242,29 +273,34 @@ class LlamaCppBackend(LlamaCppModel):
             raise Interrupted
         if code != 0:
             raise DecodeFailed(f"llama_decode returned {code}" + (f": {error}" if (error := last_error()) else ""))
-        return self._sample(wanted)
+        return self._sample(wanted, num_outputs)
 
-    def _sample(self, wanted: Sequence[tuple[int, int]]) -> list[Sampled]:
-        """The next token of each (slot, row in the batch), in the batch's order."""
+    def _sample(self, wanted: Sequence[_Wanted], num_outputs: int) -> list[Sampled]:
+        """What became of each of a step's rows that wanted something, in the batch's order."""
         if not wanted:
             return []
-        logits = self.logits(len(wanted))
+        logits = self.logits(num_outputs)
+        likeliest = logits.argmax(axis=1)  # 5 us a row of 49,152; a greedy chain takes 99
+        self._check(wanted, logits[np.arange(num_outputs), likeliest])
         self._choose(wanted, logits)
-        is_greedy = [self._samplers[seq_id] is None for seq_id, _ in wanted]
-        greedy = logits.argmax(axis=1) if any(is_greedy) else None  # 15 us a row, a greedy chain takes 99
         sampled = []
-        for output, (seq_id, row) in enumerate(wanted):
-            sampler = self._samplers[seq_id]
-            if isinstance(sampler, ConstrainedSampler):
-                token = sampler.take()
-            elif sampler is None:
-                assert greedy is not None
-                token = int(greedy[output])
-            else:
-                token = sampler.sample(self._ctx, row)
-            num_top = self._num_logprobs.get(seq_id)
-            sampled.append(Sampled(token) if num_top is None else with_logprobs(logits[output], token, num_top))
+        for want in wanted:
+            params = self._params[want.rows.seq_id]
+            for output, token in enumerate(want.rows.scored, want.first_output):
+                sampled.append(with_logprobs(logits[output], token, params.prompt_logprobs or 0))
+            if want.rows.wants_token:
+                token = self._next(want, int(likeliest[want.token_output]))
+                num_top, row = params.logprobs, logits[want.token_output]
+                sampled.append(Sampled(token) if num_top is None else with_logprobs(row, token, num_top))
         return sampled
+
+    def _next(self, want: _Wanted, likeliest: int) -> int:
+        sampler = self._samplers[want.rows.seq_id]
+        if sampler is None:
+            return likeliest
+        if isinstance(sampler, ConstrainedSampler):
+            return sampler.take()
+        return sampler.sample(self._ctx, want.last_row)
 
     def logits(self, num_outputs: int) -> np.ndarray[Any, Any]:
         """Logits of the last step, (num_outputs, n_vocab) float32, rows in batch order. Only until the next step."""
@@ -288,7 +324,7 @@ class LlamaCppBackend(LlamaCppModel):
         if self._ctx:
             C.llama_free(self._ctx)
         self._adapters.close()
-        C.llama_model_free(self._model)
+        super().shutdown()
 
     def _ask_whether_to_stop(self, should_stop: Callable[[], bool] | None) -> None:
         """Let the next step ask, or not, as one that only decodes: llama.cpp asks at each of some 500 graph nodes, each
@@ -349,6 +385,19 @@ class LlamaCppBackend(LlamaCppModel):
         self._fault_of_adapters("serial")
         return "serial"
 
+    def _check(self, wanted: Sequence[_Wanted], highest: np.ndarray[Any, Any]) -> None:
+        """End a sequence whose highest logit is not finite, which it is if any is NaN: each draw would be garbage."""
+        for want in wanted:
+            for logit in highest[want.first_output : want.first_output + want.num_outputs]:
+                if not math.isfinite(logit):
+                    raise SequenceFailed(
+                        want.rows.seq_id,
+                        JobFailed(
+                            f"{self._name!r} computed a logit of {logit}: its weights are damaged, or too large for "
+                            "their type; download the file again, or use another quantisation"
+                        ),
+                    )
+
     def _fault_of_adapters(self, recipe: Literal["batched", "serial"]) -> str:
         """Why a recipe does not hold with an adapter; empty: it holds. One that not even `serial` makes deterministic
         cannot be used: the others and the model itself are not to blame."""
@@ -361,15 +410,15 @@ class LlamaCppBackend(LlamaCppModel):
                 self._adapters.give_up(name, f"it is not deterministic: {reason}")
         return ""
 
-    def _choose(self, wanted: Sequence[tuple[int, int]], logits: np.ndarray[Any, Any]) -> None:
+    def _choose(self, wanted: Sequence[_Wanted], logits: np.ndarray[Any, Any]) -> None:
         """Choose the tokens of constrained sequences, before any sequence moves on: only this can fail."""
-        for output, (seq_id, _) in enumerate(wanted):
-            sampler = self._samplers[seq_id]
-            if isinstance(sampler, ConstrainedSampler):
+        for want in wanted:
+            sampler = self._samplers[want.rows.seq_id]
+            if want.rows.wants_token and isinstance(sampler, ConstrainedSampler):
                 try:
-                    sampler.choose(logits[output])
+                    sampler.choose(logits[want.token_output])
                 except ConstraintFailed as failed:
-                    raise SequenceFailed(seq_id, failed.error) from failed
+                    raise SequenceFailed(want.rows.seq_id, failed.error) from failed
 
     def _new_context(self, n_slots: int, n_ctx: int, n_threads: int) -> Any:
         params = context_params(self._options, n_slots=n_slots, n_ctx=n_ctx, n_threads=n_threads)

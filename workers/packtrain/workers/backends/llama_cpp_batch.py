@@ -45,13 +45,21 @@ class Batch:
         self.struct.n_tokens = 0
 
     def add(
-        self, tokens: Sequence[int], start: int, seq_id: int, *, wants_logits: bool = False, wants_all: bool = False
+        self,
+        tokens: Sequence[int],
+        start: int,
+        seq_id: int,
+        *,
+        wants_logits: bool = False,
+        wants_all: bool = False,
+        num_scored: int = 0,
     ) -> int:
         """Append tokens of one sequence at positions [start, start + len(tokens)); the row of the last one.
 
         Args:
             wants_logits: The last one has an output.
             wants_all: Each of them has.
+            num_scored: The first so many have.
         """
         begin = self.struct.n_tokens
         end = begin + len(tokens)
@@ -60,7 +68,9 @@ class Batch:
         self._pos[begin:end] = np.arange(start, start + len(tokens), dtype=np.int32)
         self._seq[begin:end] = seq_id
         self._logits[begin:end] = wants_all
-        self._logits[end - 1] = wants_logits or wants_all
+        self._logits[begin : begin + num_scored] = 1
+        if wants_logits:
+            self._logits[end - 1] = 1
         self.struct.n_tokens = end
         return int(end - 1)
 

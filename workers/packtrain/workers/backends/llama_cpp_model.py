@@ -4,7 +4,6 @@ llama_cpp_backend.py; nothing here needs a context."""
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 from llama_cpp import __version__ as llama_cpp_version
 from llama_cpp import llama_cpp as C
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
 from packtrain.workers.backends.constraint import Compiler
@@ -22,10 +20,10 @@ from packtrain.workers.backends.llama_cpp_params import model_params, numeric_fl
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
+from packtrain.workers.chat.rendering import MAX_RENDERED_CHARS
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.receipts import Build
-
-logger = logging.getLogger(__name__)
+from packtrain.workers.template_process import TemplateLimit, TemplateProcess, TemplateRefuses, TemplateUnusable
 
 
 class LlamaCppModel:
@@ -94,16 +92,22 @@ class LlamaCppModel:
 
     def render_chat(self, variables: Mapping[str, Any]) -> str:
         if self._template is None:
-            raise InvalidRequest(
-                f"{self._name!r} has no usable chat template; send a plain prompt (kind 'complete') instead"
-            )
+            raise InvalidRequest(f"{self._name!r} has no chat template; send a plain prompt (kind 'complete') instead")
         try:
-            rendered = self._template(**variables)
-        except Exception as error:  # the template is code from the model file: it may raise anything
+            return self._template.render(variables)
+        except TemplateRefuses as error:
             raise InvalidParameter(
                 f"the chat template of {self._name!r} refuses these messages ({error}); change their roles or order"
             ) from error
-        return str(rendered.prompt)
+        except TemplateLimit as limit:
+            raise InvalidRequest(
+                f"the chat template of {self._name!r} takes {limit} for these messages; shorten them, or send a plain "
+                "prompt (kind 'complete') instead"
+            ) from limit
+        except TemplateUnusable as error:
+            raise InvalidRequest(
+                f"{self._name!r} has no usable chat template ({error}); send a plain prompt (kind 'complete') instead"
+            ) from error
 
     def piece(self, token: int) -> bytes:
         if not 0 <= token < self._n_vocab:  # resumed from another file of that name; C would end the process
@@ -120,20 +124,20 @@ class LlamaCppModel:
     def is_end(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self._vocab, token))
 
-    def _chat_template(self, source: str) -> Jinja2ChatFormatter | None:
+    def shutdown(self) -> None:
+        if self._template:
+            self._template.close()
+        C.llama_model_free(self._model)
+
+    def _chat_template(self, source: str) -> TemplateProcess | None:
         if not source:
             return None
-        try:
-            return Jinja2ChatFormatter(
-                source,
-                eos_token=self._text_of(C.llama_vocab_eos(self._vocab)),
-                bos_token=self._text_of(C.llama_vocab_bos(self._vocab)),
-            )
-        except Exception as error:  # code from the model file again
-            logger.warning(
-                "The chat template of %s is unusable: %s", self._name, error, extra={"event": "template.bad"}
-            )
-            return None
+        return TemplateProcess(
+            source,
+            eos_token=self._text_of(C.llama_vocab_eos(self._vocab)),
+            bos_token=self._text_of(C.llama_vocab_bos(self._vocab)),
+            max_chars=MAX_RENDERED_CHARS,
+        )
 
     def _text_of(self, token: int) -> str:
         text = C.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ NO_SPECIAL_TEXTS = SpecialTexts(())
 @dataclass(slots=True)
 class _Open:
     num_prompt: int
-    num_logprobs: int | None
+    params: SamplingParams
     adapters: AdapterSet = ()
 
 
@@ -140,7 +141,7 @@ class ScriptedBackend:
         adapters: AdapterSet = (),
     ) -> None:
         assert seq_id not in self._slots, f"slot {seq_id} is in use"
-        self._slots[seq_id] = _Open(len(history) - num_output, params.logprobs, adapters)
+        self._slots[seq_id] = _Open(len(history) - num_output, params, adapters)
 
     def close(self, seq_id: int) -> None:
         del self._slots[seq_id]
@@ -166,6 +167,8 @@ class ScriptedBackend:
         self.steps.append(list(rows))
         sets = {self._slots[row.seq_id].adapters for row in rows}
         assert len(sets) <= 1, f"one step with the adapters {sets}"
+        num_outputs = sum(len(row.scored) + row.wants_token for row in rows)
+        assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"
         self._pass_time(self._step_s + self._row_s * sum(len(r.tokens) for r in rows), should_stop)
         for row in rows:
             cache = self._caches[row.seq_id]
@@ -176,7 +179,7 @@ class ScriptedBackend:
             assert set(computed_with) == sets, f"slot {row.seq_id} mixes the adapters {set(computed_with)}"
         for row in rows:
             self._make_trouble(self._prompt(row.seq_id))
-        return [self._sampled(row.seq_id) for row in rows if row.wants_token]
+        return [sampled for row in rows for sampled in self._outputs(row)]
 
     @property
     def embedding(self) -> EmbeddingShape:
@@ -214,9 +217,22 @@ class ScriptedBackend:
     def _prompt(self, seq_id: int) -> str:
         return bytes(self._caches[seq_id][: self._slots[seq_id].num_prompt]).decode(errors="replace")
 
-    def _sampled(self, seq_id: int) -> Sampled:
+    def _outputs(self, row: StepRows) -> Iterator[Sampled]:
+        for num_cached, token in enumerate(row.scored, row.start + 1):
+            yield self._scored(row.seq_id, num_cached, token)
+        if row.wants_token:
+            yield self._sampled(row.seq_id, row.start + len(row.tokens))
+
+    def _scored(self, seq_id: int, num_cached: int, token: int) -> Sampled:
+        """What it thinks of a token behind the first `num_cached` ones: a number made of all of them."""
+        logprob = -zlib.crc32(bytes([*self._caches[seq_id][:num_cached], token])) / 2**32
+        return Sampled(token, logprob, ((token, logprob),)[: self._slots[seq_id].params.prompt_logprobs])
+
+    def _sampled(self, seq_id: int, num_cached: int) -> Sampled:
+        """The token behind the first `num_cached` ones."""
         slot = self._slots[seq_id]
-        token, num_top = self._next(self._caches[seq_id], slot.num_prompt, slot.adapters), slot.num_logprobs
+        token = self._next(self._caches[seq_id][:num_cached], slot.num_prompt, slot.adapters)
+        num_top = slot.params.logprobs
         return Sampled(token) if num_top is None else Sampled(token, 0.0, ((token, 0.0),)[:num_top])
 
     def _next(self, cached: list[int], num_prompt: int, adapters: AdapterSet) -> int:

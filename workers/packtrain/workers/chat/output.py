@@ -40,13 +40,24 @@ class Parser(Protocol):
 
 
 class PlainParser:
-    """All text is content."""
+    """All text is content.
+
+    Args:
+        echo: Comes before the first of it; alone when there is none.
+    """
+
+    def __init__(self, echo: str = "") -> None:
+        self._echo = echo
 
     def push(self, text: str) -> Delta:
-        return Delta(text)
+        return Delta(self._take_echo() + text if text else "")
 
     def flush(self) -> Delta:
-        return Delta()
+        return Delta(self._take_echo())
+
+    def _take_echo(self) -> str:
+        echo, self._echo = self._echo, ""
+        return echo
 
 
 class OutputParser:

@@ -32,7 +32,7 @@ def prepare(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
         InvalidRequest: The model cannot take it: no template, no tokens for a gap, or its template refuses.
     """
     if not spec.is_chat:
-        return Prepared(_plain_tokens(spec, backend), PlainParser(), spec.params)
+        return Prepared(_plain_tokens(spec, backend), PlainParser(spec.prompt if spec.echo else ""), spec.params)
     rendered = render(spec, backend.chat_format, backend.render_chat, backend.special_texts)
     tokens = [
         token

@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from packtrain.broker.chat import Message, Tool
-from packtrain.broker.errors import InvalidParameter, InvalidRequest
+from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.messages import MAX_PROMPT_CHARS, JobSpec
 from packtrain.broker.structured import FreeText
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.forced import is_forced
 from packtrain.workers.chat.masking import Part, SpecialTexts, unmask
 
-#: Characters that a template may make of a chat. One that loops writes more; one that loops and writes nothing is not
-#: caught, and takes its slot until the instance is unloaded.
+#: Characters that a template may make of a chat.
 MAX_RENDERED_CHARS = 4 * MAX_PROMPT_CHARS
 
 #: Renders the template with these variables. Raises `InvalidRequest`.
@@ -54,7 +53,7 @@ def render(spec: JobSpec, form: ChatFormat, template: Template, special: Special
     """The prompt for a chat.
 
     Raises:
-        InvalidRequest: The template refuses it, or makes too much of it.
+        InvalidRequest: The template refuses it, or takes more than it may.
     """
     tools = tools_of(spec)
     found: list[str] = []
@@ -69,11 +68,6 @@ def render(spec: JobSpec, form: ChatFormat, template: Template, special: Special
         "tools": None if is_plain or not tools else [_tool(tool) for tool in tools],
     }
     text = _rendered(template, variables, turns)
-    if len(text) > MAX_RENDERED_CHARS:
-        raise InvalidRequest(
-            f"the chat template makes {len(text)} characters of this chat, at most {MAX_RENDERED_CHARS} are allowed; "
-            "send a plain prompt (kind 'complete') instead"
-        )
     text, in_answer = _closed(text, spec, form, bool(tools))
     in_reasoning = form.reasoning is not None and text.rstrip().endswith(form.reasoning.open)
     return Rendered(unmask(text, found), in_reasoning, in_answer)

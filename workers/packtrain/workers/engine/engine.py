@@ -11,6 +11,7 @@ of `should_stop`. One step:
 
 A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
 When the backend can name the sequence that cannot go on, only that one is ended, and the step is planned anew.
+A cache that cannot be copied or moved costs no job: what was to begin with it is computed from its start.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 
-from packtrain.broker.errors import JobFailed, PacktrainError
+from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Logprob, TokenLogprob
+from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
@@ -41,6 +43,12 @@ logger = logging.getLogger(__name__)
 PREFILL_BUDGET = 128
 #: Sequences in a row that failed alone, with no step succeeding between: then the model is broken, not a request.
 MAX_FAILURES_IN_A_ROW = 8
+#: When sequences ended together and none is left, the first that follows waits so long for the next one, seconds. All
+#: that come in time are computed in one step; else the first has one for itself, and decoding it limits the others to
+#: the prefill budget. Slots of a fleet claim their next jobs within some 30 ms of each other.
+GATHER_S = 0.015
+#: No gathering takes longer than this, seconds.
+MAX_GATHER_S = 0.06
 #: A sequence with fewer tokens to go is not moved to a lower slot, which costs about as much as a step.
 MIN_LEFT_TO_MOVE = 8
 
@@ -94,7 +102,8 @@ class Engine:
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
         self._arrivals = 0
         self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
-        self._beat = clock()
+        self._num_ended = 0  # in the last step
+        self._stepped_at = self._beat = clock()
         # The inbox is all that other threads touch.
         self._changed = threading.Condition()
         self._new: list[SequenceRequest | EmbedRequest] = []
@@ -102,7 +111,10 @@ class Engine:
         self._is_stopping = False
 
     def submit(self, request: SequenceRequest | EmbedRequest) -> None:
-        """Run a request. Its `on_end` is called exactly once, sooner or later."""
+        """Run a request. Its `on_end` is called exactly once: later, or now if there is nothing to compute."""
+        if not (request.prompt if isinstance(request, SequenceRequest) else request.tokens):
+            request.on_end(Ended(End.FAILED, error=PromptEmpty()))  # nothing would ever be pending
+            return
         with self._changed:
             if not self._is_stopping:
                 # A note left for an earlier lease of this job does not mean this one.
@@ -159,9 +171,11 @@ class Engine:
                     self._changed.wait()
                     self._beat = self._clock()
                     self._on_activity()
+                self._gather()
                 if self._is_stopping:
                     break
             self.step()
+            self._stepped_at = self._clock()
         unstarted = [*self._waiting, *self._embeds, *self._new]
         self._waiting.clear()
         self._embeds.clear()
@@ -171,9 +185,20 @@ class Engine:
         for sequence in list(self._live.values()):
             self._end(sequence, End.RELEASED)
 
+    def _gather(self) -> None:
+        """Wait a moment for all that follow sequences which ended together. Only while there is nothing to compute."""
+        begin = now = self._clock()
+        if self._num_ended < 2 or self._live or self._waiting or begin - self._stepped_at > MAX_GATHER_S:
+            return
+        while len(self._new) < self._num_ended and not self._is_stopping and now - begin < MAX_GATHER_S:
+            if not self._changed.wait(GATHER_S):
+                return
+            now = self._clock()
+
     def step(self) -> None:
         """Read the inbox, fill slots, compute one step."""
         self._beat = self._clock()
+        self._num_ended = 0
         if self._threads != self._threads_wanted:
             self._threads = self._threads_wanted
             self._backend.set_threads(self._threads)
@@ -193,11 +218,12 @@ class Engine:
         live = [s for s in self._live.values() if s.has_begun]
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
-        turn = self._turns.next(live)
+        turn, shape = self._turns.next(live), self._backend.shape
         return plan_step(
             turn,
-            n_batch=self._backend.shape.n_batch,
+            n_batch=shape.n_batch,
             prefill_budget=self._prefill_budget,
+            n_outputs=shape.n_outputs,
             others_decode=len(turn) < len(live) and any(s.num_pending == 1 for s in live),
         )
 
@@ -232,7 +258,9 @@ class Engine:
             self._live[request.job_id] = sequence
             # The instance that produced the last token may have died before it could say that it was the last.
             if end := self._reached_end(sequence):
-                self._end(sequence, end)
+                sequence.is_complete = sequence.is_scoring
+                if not sequence.is_scoring:
+                    self._end(sequence, end)
 
     def _choose_slot(self, tokens: list[int], adapters: AdapterSet) -> int:
         if not (self._live or self._waiting):
@@ -248,13 +276,27 @@ class Engine:
             return
         refuge = self._slots.refuge(slot, num_needed)
         if refuge is not None:
-            self._backend.copy(slot, [refuge], len(retained.tokens))
-            self._slots.copied(slot, refuge)
+            if self._is_copied(slot, [refuge], len(retained.tokens)):
+                self._slots.copied(slot, refuge)
+            else:
+                self._slots.forget(refuge)
+
+    def _is_copied(self, source: int, targets: Seq[int], count: int) -> bool:
+        """Copy the beginning of a cache. False: it could not be done, and the targets are empty."""
+        try:
+            self._backend.copy(source, targets, count)
+        except DecodeFailed as error:
+            logger.warning("A prefix is computed, not copied: %s", error, extra={"event": "copy.failed"})
+            for target in targets:
+                self._backend.truncate(target, 0)
+            return False
+        return True
 
     def _begin_new(self) -> None:
         """Give each new sequence the longest prefix that a slot holds, or let it wait for one in the making."""
         copies: dict[tuple[int, int], list[Sequence]] = {}
-        for sequence in [s for s in self._live.values() if not s.has_begun]:
+        new = [s for s in self._live.values() if not s.has_begun]
+        for sequence in new:
             reuse = self._find_reuse(sequence)
             if reuse.is_worth_waiting:
                 continue
@@ -265,19 +307,25 @@ class Engine:
             else:
                 sequence.num_cached = reuse.count
                 copies.setdefault((reuse.slot, reuse.count), []).append(sequence)
+        lost: set[int] = set()  # a copy may be of what an earlier one should have brought
+        for (slot, count), sequences in copies.items():
+            targets = [s.seq_id for s in sequences]
+            if slot in lost or not self._is_copied(slot, targets, count):
+                lost.update(targets)
+                for sequence in sequences:
+                    sequence.num_cached = self._backend.truncate(sequence.seq_id, 0)
+        for sequence in new:
             sequence.num_reused = min(sequence.num_cached, sequence.num_prompt)
             self._tokens_reused += sequence.num_reused
-        for (slot, count), sequences in copies.items():
-            self._backend.copy(slot, [s.seq_id for s in sequences], count)
 
     def _find_reuse(self, sequence: Sequence) -> Reuse:
-        if not self._can_share:
+        if not self._can_share or sequence.is_scoring:  # a score takes the logits of the row, which no cache holds
             return Reuse()
         caches = [_kept(sequence.seq_id, self._leftover[sequence.seq_id])]
         for other in self._live.values():
             if other.has_begun:
                 num_cached = self._num_reusable(other)
-                num_soon = max(num_cached, self._whole_chunks(other.num_prompt))
+                num_soon = max(num_cached, 0 if other.is_complete else self._whole_chunks(other.num_prompt))
                 caches.append(Cache(other.seq_id, other.tokens, num_cached, num_soon, other.request.adapters))
         caches += [_kept(slot, kept) for slot, kept in self._slots.retained().items()]
         limit = sequence.num_prompt if self._is_serial else len(sequence.tokens)
@@ -290,6 +338,8 @@ class Engine:
         """Cached tokens that another may begin with. Serial: only those computed as whole chunks of a prompt, for the
         same tokens computed one by one have other bits."""
         if not self._can_share:
+            return 0
+        if self._is_serial and (sequence.is_scoring or sequence.is_complete):
             return 0
         if self._is_serial:
             return min(sequence.num_cached, self._whole_chunks(sequence.num_prompt))
@@ -305,12 +355,20 @@ class Engine:
         while self._slots and len(self._live) > 1:
             highest = max(self._live.values(), key=lambda s: s.seq_id)
             num_left = highest.request.max_new - highest.num_output
-            if self._slots.lowest > highest.seq_id or not highest.has_begun or num_left < MIN_LEFT_TO_MOVE:
+            may_move = highest.has_begun and not highest.is_stuck and num_left >= MIN_LEFT_TO_MOVE
+            if self._slots.lowest > highest.seq_id or not may_move:
                 return
             target = self._slots.lowest
             self._save(target, highest.tokens, highest.request.adapters, num_needed=1)
             self._slots.take(target)
-            self._backend.move(highest.seq_id, target)
+            try:
+                self._backend.move(highest.seq_id, target)
+            except DecodeFailed as error:
+                logger.warning("A sequence stays in its slot: %s", error, extra={"event": "move.failed"})
+                highest.is_stuck = True  # or each step would try again
+                self._backend.truncate(target, 0)
+                self._slots.give_back(target, [])
+                return
             self._slots.give_back(highest.seq_id, [])  # a second copy of a live cache is not worth keeping
             highest.seq_id = target
 
@@ -371,23 +429,41 @@ class Engine:
         if self._is_serial:
             (rows,) = plan_serial_step([sequence])
             return rows
-        return Rows(sequence, min(end - sequence.num_cached, self._backend.shape.n_batch))
+        shape = self._backend.shape
+        most = shape.n_outputs if sequence.is_scoring else shape.n_batch
+        return Rows(sequence, min(end - sequence.num_cached, most))
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [
-            StepRows(r.sequence.seq_id, r.sequence.num_cached, r.sequence.pending(r.count), r.wants_token) for r in rows
+            StepRows(r.sequence.seq_id, r.sequence.num_cached, r.sequence.pending(r.count), r.wants_token, r.scored)
+            for r in rows
         ]
-        tokens = iter(self._backend.step(requests, self._should_stop(rows)))
+        results = iter(self._backend.step(requests, self._should_stop(rows)))
         self._failures_in_a_row = 0
         self._steps += 1
         self._batch_peak = max(self._batch_peak, len(rows))
-        for row in rows:
-            sequence, wants_token = row.sequence, row.wants_token
+        for row, request in zip(rows, requests, strict=True):
+            sequence = row.sequence
             sequence.num_cached += row.count
             sequence.computed_at = self._steps
             sequence.batch_peak = max(sequence.batch_peak, len(rows))
-            if wants_token:
-                self._accept(sequence, next(tokens))
+            if request.scored:
+                self._score(sequence, list(islice(results, len(request.scored))))
+            if request.wants_token:
+                self._accept(sequence, next(results))
+
+    def _score(self, sequence: Sequence, scored: Seq[Sampled]) -> None:
+        for entry in scored:
+            text, top = self._text_of(entry.token), self._top(entry)
+            sequence.scores.append(PromptLogprob(token=entry.token, text=text, logprob=entry.logprob, top=top))
+        if sequence.is_scoring:
+            return
+        if sequence.is_complete:
+            end = self._reached_end(sequence)
+            assert end is not None
+            self._end(sequence, end)
+        elif self._is_serial:  # for its answer it is computed in the chunks of a prompt without scores
+            sequence.num_cached = self._backend.truncate(sequence.seq_id, 0)
 
     def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
         token = sampled.token
@@ -405,9 +481,17 @@ class Engine:
     def _logprobs(self, sampled: Sampled) -> tuple[TokenLogprob, ...]:
         if sampled.logprob is None:
             return ()
-        top = tuple(Logprob(token=t, text=self._text_of(t), logprob=logprob) for t, logprob in sampled.top)
-        text = self._text_of(sampled.token)
+        text, top = self._text_of(sampled.token), self._top(sampled)
         return (TokenLogprob(token=sampled.token, text=text, logprob=sampled.logprob, top=top),)
+
+    def _top(self, sampled: Sampled) -> tuple[Logprob, ...]:
+        return tuple(Logprob(token=t, text=self._text_of(t), logprob=logprob) for t, logprob in sampled.top)
+
+    def _prompt_logprobs(self, sequence: Sequence) -> tuple[PromptLogprob, ...]:
+        if sequence.request.params.prompt_logprobs is None or sequence.is_scoring:
+            return ()
+        first = sequence.tokens[0]
+        return (PromptLogprob(token=first, text=self._text_of(first)), *sequence.scores)
 
     def _text_of(self, token: int) -> str:
         return self._backend.piece(token).decode("utf-8", "replace")
@@ -418,6 +502,7 @@ class Engine:
         return End.LENGTH if sequence.num_output >= sequence.request.max_new else None
 
     def _end(self, sequence: Sequence, end: End, error: PacktrainError | None = None) -> None:
+        self._num_ended += 1
         del self._live[sequence.request.job_id]
         self._backend.close(sequence.seq_id)
         left = self._leftover.pop(sequence.seq_id, None)  # it may end before it has begun
@@ -430,12 +515,20 @@ class Engine:
             self._slots.give_back(sequence.seq_id, left.tokens, left.adapters)
         # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
         tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
-        sequence.request.on_end(Ended(end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error))
+        sequence.request.on_end(
+            Ended(
+                end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error,
+                prompt_logprobs=self._prompt_logprobs(sequence),
+            )
+        )  # fmt: skip
 
     def _repair(self, rows: Seq[Rows]) -> None:
         """Bring cache and sequences to the same length after a step that broke off."""
         for row in rows:
-            row.sequence.num_cached = self._backend.truncate(row.sequence.seq_id, row.sequence.num_cached)
+            sequence = row.sequence
+            sequence.num_cached = self._backend.truncate(sequence.seq_id, sequence.num_cached)
+            if sequence.is_scoring:
+                del sequence.scores[sequence.num_cached :]
 
     def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool]:
         """Whether to break off a step: only one with a prefill is long enough to be worth it."""

@@ -2,11 +2,18 @@
 
 Decoding sequences first, one row each: a running answer never waits for somebody's prompt. What room is left goes to
 prefill, but while anything decodes only up to a budget, for a step takes as long as its rows: with 128 rows a stream of
-a 135M model on two cores pauses about a quarter of a second, with 512 rows a whole one. The budget is shared out
-max-min fairly: a short prompt gets all it needs before a long one gets more than its share.
+a 135M model on two cores pauses about a third of a second, with 512 rows more than a whole one.
+
+Half of the budget goes to the oldest prompt, so that none waits for ever, and what is left to the shortest: the sooner
+a sequence decodes, the fuller are the steps. Few prompts in a step are also the faster way, for llama.cpp computes rows
+of several sequences together only as far as they are equally many, and each rest by itself.
 
 The serial recipe knows no company: one sequence in a step, turn about, its prompt in chunks whose borders are fixed,
 its output token by token, also where it is computed again after a resume. So the same rows meet the same kernels.
+
+A prompt that is scored takes logits of all its rows, and a step has room for the logits of few (`Shape.n_outputs`): so
+it is computed in smaller pieces. In the serial recipe that would be other bits for the answer, so there the prompt is
+computed once for its scores, in pieces of a size of their own, and then again as ever.
 """
 
 from __future__ import annotations
@@ -15,9 +22,14 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from packtrain.workers.engine.sequence import Sequence
+from packtrain.workers.load_options import MIN_OUTPUTS
 
 #: Borders between the chunks of a prompt in the serial recipe, tokens. Part of the numerics class.
 SERIAL_CHUNK = 128
+#: A smaller piece of a prompt is not worth its share of a step, unless it is the last one. Rows.
+MIN_PIECE = 16
+#: Rows of a step that scores in the serial recipe; fewer than the logits of any model have room for. As above.
+SERIAL_SCORED = MIN_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +42,33 @@ class Rows:
     @property
     def wants_token(self) -> bool:
         """True when the next token can be sampled after this step."""
-        return self.count == self.sequence.num_pending
+        return self.count == self.sequence.num_pending and not self.sequence.is_complete
+
+    @property
+    def scored(self) -> list[int]:
+        """Prompt tokens that follow the first of these rows and shall be scored."""
+        sequence = self.sequence
+        if not sequence.is_scoring:
+            return []
+        first = sequence.num_cached
+        return sequence.tokens[first + 1 : min(first + self.count, sequence.num_to_score) + 1]
 
 
-def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int, others_decode: bool = False) -> list[Rows]:
+def plan_step(
+    live: Seq[Sequence],
+    *,
+    n_batch: int,
+    prefill_budget: int,
+    n_outputs: int = MIN_OUTPUTS,
+    others_decode: bool = False,
+) -> list[Rows]:
     """Rows of the next step, by rising sequence id (llama.cpp makes wider ubatches of neighbouring ids).
 
     Args:
         live: Sequences in slots; at most `n_batch`.
         n_batch: Rows that one step may have.
         prefill_budget: Prefill rows in a step that also decodes.
+        n_outputs: Rows that may have logits; at least one for each of `live`.
         others_decode: Sequences that cannot be in this step wait for it with their next token.
     """
     decoding = [s for s in live if s.num_pending == 1]
@@ -47,13 +76,34 @@ def plan_step(live: Seq[Sequence], *, n_batch: int, prefill_budget: int, others_
     room = n_batch - len(decoding)
     if decoding or others_decode:
         room = min(room, prefill_budget)
-    rows = [Rows(s, 1) for s in decoding]
-    for index, sequence in enumerate(sorted(prefilling, key=lambda s: (s.num_pending, s.order))):
-        count = min(sequence.num_pending, room // (len(prefilling) - index))
-        if count:
-            rows.append(Rows(sequence, count))
-            room -= count
+    # Each that does not score may want a token.
+    outputs = n_outputs - len(live) + sum(s.is_scoring for s in prefilling)
+    pieces = _pieces(sorted(prefilling, key=lambda s: s.order), room, outputs)
+    rows = [Rows(s, 1) for s in decoding] + [Rows(s, pieces[s.order]) for s in prefilling if s.order in pieces]
     return sorted(rows, key=lambda r: r.sequence.seq_id)
+
+
+def _pieces(prefilling: Seq[Sequence], room: int, outputs: int) -> dict[int, int]:
+    """Rows that each prompt gets, by the sequence's order of arrival. Half for the oldest, the rest for the shortest.
+
+    Args:
+        prefilling: The oldest first.
+        room: Rows.
+        outputs: Rows of prompts that are scored; each of these has logits.
+    """
+    pieces: dict[int, int] = {}
+    shortest = sorted(prefilling, key=lambda s: (s.num_pending, s.order))
+    for share, sequence in [*((2, s) for s in prefilling[:1]), *((1, s) for s in shortest)]:
+        has = pieces.get(sequence.order, 0)
+        count = min(sequence.num_pending - has, -(-room // share))
+        if sequence.is_scoring:
+            count = min(count, -(-outputs // share))
+        is_worth_it = share == 2 or has or count >= min(sequence.num_pending, MIN_PIECE)
+        if count and is_worth_it:
+            pieces[sequence.order] = has + count
+            room -= count
+            outputs -= count if sequence.is_scoring else 0
+    return pieces
 
 
 def plan_serial_step(live: Seq[Sequence]) -> list[Rows]:
@@ -65,6 +115,8 @@ def plan_serial_step(live: Seq[Sequence]) -> list[Rows]:
     sequence = next((s for s in live if s.num_pending), None)
     if sequence is None:
         return []
+    if sequence.is_scoring:
+        return [Rows(sequence, min(SERIAL_SCORED, sequence.num_to_score - sequence.num_cached))]
     if sequence.num_cached >= sequence.num_prompt:
         return [Rows(sequence, 1)]
     border = (sequence.num_cached // SERIAL_CHUNK + 1) * SERIAL_CHUNK

@@ -4,17 +4,21 @@ tokens of a sequence:  prompt + output
 [0, num_prompt)        the prompt
 [0, num_cached)        computed, in the KV cache of its slot
 [num_cached, num_tokens) pending: one token while decoding, more while prefilling
+
+A sequence whose job asks for the logprobs of its prompt is *scoring* until it has them all: one for each prompt token
+but the first, which follows nothing. When its output is whole by then (it asked for none, or an earlier lease made it)
+the scores are all that it computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams, TokenLogprob
+from packtrain.broker.messages import PromptLogprob, SamplingParams, TokenLogprob
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.engine.text import TextStream
 
@@ -52,6 +56,7 @@ class Ended:
     num_reused: int = 0  # prompt tokens that were copied from another slot's cache and not computed
     error: PacktrainError | None = None
     embedding: bytes = b""  # of an embed request: 32-bit little-endian floats
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()  # where the job asks for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class SequenceRequest:
     prompt: tuple[int, ...]
     params: SamplingParams
     seed: int
-    max_new: int  # tokens; prompt + max_new fit the slot
+    max_new: int  # tokens, 0 where only scores are wanted; prompt + max_new fit the slot
     on_tokens: Callable[[Tokens], None]
     on_end: Callable[[Ended], None]
     resumed: tuple[int, ...] = ()  # output of an earlier lease, already shown to readers
@@ -83,7 +88,10 @@ class Sequence:
     batch_peak: int = 0
     num_reused: int = 0
     has_begun: bool = False  # False: it may still find a prefix to reuse
+    is_stuck: bool = False  # its cache could not be moved to another slot
     computed_at: int = 0  # the engine's step that last had rows of it
+    scores: list[PromptLogprob] = field(default_factory=list)  # of the prompt's tokens, from the second on
+    is_complete: bool = False  # its output is whole, only scores are missing
 
     @property
     def num_prompt(self) -> int:
@@ -98,7 +106,17 @@ class Sequence:
     @property
     def num_pending(self) -> int:
         """Tokens that still have to be computed before the next one can be sampled."""
-        return len(self.tokens) - self.num_cached
+        return (self.num_to_score if self.is_complete else len(self.tokens)) - self.num_cached
+
+    @property
+    def num_to_score(self) -> int:
+        """Scores that the job asks for: each takes the logits of the token before, of the first so many."""
+        return 0 if self.request.params.prompt_logprobs is None else self.num_prompt - 1
+
+    @property
+    def is_scoring(self) -> bool:
+        """True while scores are missing; then `scores` has as many as `num_cached` says."""
+        return len(self.scores) < self.num_to_score
 
     def pending(self, count: int) -> list[int]:
         """The next `count` tokens to compute."""

@@ -85,6 +85,10 @@ class Slots:
         oldest = min(others, key=lambda other: (self._retained[other].used_at, other))
         return oldest if self._retained[oldest].used_at < mine.used_at else None
 
+    def forget(self, slot: int) -> None:
+        """A free slot holds nothing."""
+        self._retained[slot] = Retained([], 0)
+
     def copied(self, source: int, target: int) -> None:
         """What `source` retains is now in `target`, too."""
         kept = self._retained[source]

@@ -1,0 +1,74 @@
+"""How tasks wait for jobs: waiting.py for asyncio. A wait holds a connection and no thread."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from functools import partial
+from itertools import islice
+
+from packtrain.broker.chunks import Event
+from packtrain.broker.errors import BrokerUnavailable, InvalidRequest
+from packtrain.client.reading import RETRY_S, Cursors, Patience, Window, block_s_until
+from packtrain.client.result import Result
+from packtrain.client.threads import Twin
+from packtrain.client.transport import AsyncTransport, Transport
+from packtrain.client.waiting import Submitted, cancel_all, unsaid_ends
+
+
+class Waiter(Twin[Transport]):
+    """Waits for jobs of one client."""
+
+    def __init__(self, transport: AsyncTransport, pool: Executor) -> None:
+        super().__init__(transport.blocking, pool)
+        self.transport = transport
+        self.pool = pool
+
+    async def read_events(self, cursors: Cursors, deadline: float | None) -> AsyncIterator[Event]:
+        """As `waiting.read_events`."""
+        patience = Patience()
+        while cursors.after:
+            block_s = block_s_until(deadline, time.monotonic())
+            if block_s <= 0:
+                return
+            try:
+                events = await self.transport.events(cursors.after, block_s=block_s)
+                events = events or await self._in_thread(partial(unsaid_ends, self._sync, cursors))
+                patience.is_back()
+            except BrokerUnavailable as error:
+                patience.is_away(error, time.monotonic())
+                await asyncio.sleep(RETRY_S)
+                continue
+            for event in events:
+                cursors.advance(event)
+                yield event
+
+    async def run_in_order(
+        self, submits: Iterator[Callable[[], Awaitable[Submitted]]], window: Window, timeout: float | None = None
+    ) -> AsyncIterator[Result]:
+        """As `waiting.run_in_order`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while True:
+                for submit in islice(submits, window.room):
+                    try:
+                        window.add((await submit()).id)
+                    except InvalidRequest as error:
+                        window.refuse(error)
+                if window.is_empty:
+                    return
+                if not window.has_next():
+                    async for event in self.read_events(window.cursors, deadline):
+                        if event.end:
+                            status = await self._in_thread(partial(self._sync.status, event.job_id))
+                            window.ended(event.job_id, status)
+                            if window.has_next():
+                                break
+                    else:
+                        raise window.out_of_time(timeout)
+                yield window.take()
+        finally:
+            if window.cursors.after:
+                await self._in_thread(partial(cancel_all, self._sync, list(window.cursors.after)))

@@ -1,0 +1,91 @@
+"""A fleet in memory for tests of the clients: the job store's twin, and instances that tests play by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from packtrain.broker.chunks import Chunk, Event
+from packtrain.broker.ids import JobId, ModelId, Route
+from packtrain.broker.jobs import Submitted
+from packtrain.broker.memory_jobs import MemoryJobs
+from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
+from packtrain.broker.states import JobState
+from tests.support.factories import INSTANCE, MODEL, NODE, ROUTES
+
+
+class MemoryTransport:
+    """A `Transport` on `MemoryJobs`, which offers the model `tiny`."""
+
+    url = "memory://"
+
+    def __init__(self) -> None:
+        self.store = MemoryJobs(lambda: int(time.time() * 1000), {MODEL: MODEL})
+        self.submitted: list[JobId] = []
+        self.desired: dict[ModelId, Desired] = {}
+        self.is_closed = False
+
+    def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
+        self.submitted.append(job_id)
+        return self.store.submit(job_id, spec, max_waiting=10_000)
+
+    def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
+        return self.store.events(after, block_ms=int(block_s * 1000))
+
+    def status(self, job_id: JobId) -> JobStatus | None:
+        return self.store.status(job_id)
+
+    def spec(self, job_id: JobId) -> JobSpec | None:
+        return None
+
+    def cancel(self, job_id: JobId) -> JobState | None:
+        return self.store.cancel(job_id)
+
+    def recent(self, limit: int) -> list[JobStatus]:
+        found = (self.store.status(job_id) for job_id in reversed(self.submitted[-limit:]))
+        return [status for status in found if status]
+
+    def waiting(self) -> dict[Route, int]:
+        return self.store.waiting()
+
+    def models(self) -> list[ModelInfo]:
+        return [ModelInfo(id=MODEL)]
+
+    def nodes(self) -> list[NodeBeat]:
+        return [NodeBeat(node=NODE)]
+
+    def instances(self) -> list[InstanceBeat]:
+        return []
+
+    def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
+        self.desired[model] = Desired(replicas=replicas, unload_before_ms=int(unload))
+        return self.desired[model]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def answer_all(self, text: str = "yes") -> int:
+        """Play the instance: answer all jobs that wait; how many did."""
+        count = 0
+        while claim := self.store.claim(ROUTES, INSTANCE, NODE, lease_ms=60_000):
+            outcome = Outcome(state=JobState.SUCCEEDED, text=text, usage=Usage(completion_tokens=1))
+            self.store.finish(claim.job_id, claim.epoch, outcome, Chunk(0, text, (1,)))
+            count += 1
+        return count
+
+
+class AsyncMemoryTransport:
+    """The same for an event loop."""
+
+    def __init__(self) -> None:
+        self.blocking = MemoryTransport()
+
+    async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
+        deadline = time.monotonic() + block_s
+        while not (found := self.blocking.store.events(after)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        return found
+
+    async def close(self) -> None:
+        self.blocking.close()
