@@ -74,7 +74,7 @@ class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
     def __init__(self, n_ctx: int, *, can_share: bool, embeds_only: bool) -> None:
-        super().__init__(n_slots=2, n_ctx=n_ctx, embeds_only=embeds_only)
+        super().__init__(n_slots=2, n_ctx=n_ctx, embeds_only=embeds_only, adapters={"pirate": 0.5})
         self._shape = replace(self._shape, can_share=can_share)
         self.gate = threading.Event()
         self.gate.set()
@@ -195,6 +195,25 @@ def test_a_form_that_the_model_cannot_keep_is_the_jobs_error(instance: Instance)
     assert outcome.error
     assert outcome.error["code"] == "invalid_parameter"
     assert "response_format" in outcome.error["message"]
+
+
+def test_a_job_is_computed_with_its_adapters_and_its_receipt_names_them(instance: Instance) -> None:
+    instance.submit(adapters={"pirate": None})
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert instance.text() == "pirate*0.5 olleh"
+    assert outcome is not None
+    assert outcome.receipt is not None
+    assert [(a.name, a.scale) for a in outcome.receipt.adapters] == [("pirate", 0.5)]
+
+
+def test_a_job_that_names_an_adapter_which_is_not_there_fails_alone(instance: Instance) -> None:
+    instance.submit(adapters={"unheard": 1})
+    instance.runner.answer(ROUTE)
+
+    assert instance.error() == "adapter_unavailable"
+    assert not instance.engine.is_busy
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(instance: Instance) -> None:
