@@ -13,10 +13,11 @@ from llama_cpp import llama_cpp
 
 from packtrain.broker.errors import InvalidRequest, ModelLoadFailed
 from packtrain.broker.messages import SamplingParams
-from packtrain.workers.backends.base import Backend, Interrupted, StepRows
-from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
+from packtrain.workers.backends.llama_cpp_backend import SPARE_BYTES, LlamaCppBackend
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.machine import MachineMemory
 from tests.support import tiny_bert
 from tests.support.tiny_model import write_tiny_model
 
@@ -191,6 +192,18 @@ def test_threads_are_set_for_both_contexts_and_for_one_that_is_yet_to_come(tiny:
     assert llama_cpp.llama_n_threads(generator._ctx) == 1
     generator.shutdown()
     embedder.shutdown()
+
+
+def test_a_generator_embeds_only_where_memory_is_free_for_it(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = LlamaCppBackend(tiny, model="tiny", n_slots=2, n_ctx=64, n_threads=1)
+    little = MachineMemory(2**33, SPARE_BYTES)
+    with monkeypatch.context() as scarce:
+        scarce.setattr("packtrain.workers.machine.memory", lambda: little)
+        with pytest.raises(DecodeFailed, match="'tiny' needs 0 MiB more, 256 MiB are free; unload a model"):
+            backend.embed([[5, 6]], lambda: False)
+
+    assert backend.embed([[5, 6]], lambda: False)
+    backend.shutdown()
 
 
 def test_a_model_for_embedding_counts_tokens_and_has_no_template(embedder: Backend) -> None:

@@ -90,13 +90,15 @@ class PromptTooLong(InvalidRequest):
 
     code = "prompt_too_long"
 
-    def __init__(self, *, model: str, num_tokens: int, limit: int, embeds: bool = False) -> None:
+    def __init__(
+        self, *, model: str, num_tokens: int, limit: int, embeds: bool = False, is_rough: bool = False
+    ) -> None:
         holds = (
             f"{model!r} embeds {limit} at once" if embeds else f"one slot of {model!r} holds {limit} with its answer"
         )
         shorten = "split it" if embeds else "shorten it"
         super().__init__(
-            f"the prompt has {num_tokens} tokens, {holds}; "
+            f"the prompt has {'about ' if is_rough else ''}{num_tokens} tokens, {holds}; "
             f"{shorten}, or raise `context` for this model in packtrain.toml",
             model=model,
             num_tokens=num_tokens,

@@ -217,7 +217,7 @@ class Runner:
                 f"{self._model!r} only makes vectors of texts (`embed`); ask another model, see `packtrain models`",
                 model=self._model,
             )
-        prepared = prepare(spec, job.job_id, self._backend)
+        prepared = prepare(spec, job.job_id, self._backend, limit=None if spec.kind == "count" else limit)
         num_tokens = len(prepared.tokens)
         if not num_tokens:  # a template or tokenizer may make nothing of something
             raise PromptEmpty()

@@ -26,6 +26,7 @@ from llama_cpp import llama_cpp as C
 
 from packtrain.broker.errors import InvalidRequest, JobFailed, ModelLoadFailed, NotDeterministic
 from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.workers import machine
 from packtrain.workers.adapters import Adapter, AdapterFile, AdapterSet
 from packtrain.workers.backends.base import (
     DecodeFailed,
@@ -40,7 +41,7 @@ from packtrain.workers.backends.constraint import ConstraintFailed
 from packtrain.workers.backends.llama_cpp_adapters import LoadedAdapters
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_checks import check_cells
-from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedding_shape, read_traits
+from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedder_bytes, embedding_shape, read_traits
 from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors, last_error
 from packtrain.workers.backends.llama_cpp_model import LlamaCppModel
 from packtrain.workers.backends.llama_cpp_params import context_params
@@ -57,6 +58,9 @@ from packtrain.workers.load_options import LoadOptions
 logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
+
+#: Free memory that a context for embedding, which nobody reserved, leaves to others.
+SPARE_BYTES = 256 * 1024 * 1024
 
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
@@ -164,6 +168,7 @@ class LlamaCppBackend(LlamaCppModel):
         if self._embedder is None:
             # A sign of life for whoever asks, but not to be broken off: it would begin anew at the next text.
             self._should_stop = lambda: should_stop() and False
+            self._check_memory_to_embed()
             self._embedder = self._new_embedder(can_batch=self._shape.recipe != "serial")
         self._should_stop = should_stop
         return self._embedder.embed(inputs)
@@ -346,6 +351,16 @@ class LlamaCppBackend(LlamaCppModel):
             company=("proven" if can_batch else "none") if is_deterministic else "any",
             abort_callback=self._abort_callback,
         )
+
+    def _check_memory_to_embed(self) -> None:
+        # Nobody reserved it: most models that answer are never asked for vectors.
+        needed = embedder_bytes(self._model, self.embedding, self._options)
+        free = machine.memory().available
+        if needed > free - SPARE_BYTES:
+            raise DecodeFailed(
+                f"to embed, {self._name!r} needs {needed // 2**20} MiB more, {free // 2**20} MiB are free; unload a "
+                "model, set a smaller `context` for this one in packtrain.toml, or use a model made for embedding"
+            )
 
     def _load_embedder(self, n_slots: int, n_ctx: int, n_vocab: int) -> Shape:
         """The shape of a model that embeds only, once it can.

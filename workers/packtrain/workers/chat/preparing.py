@@ -12,6 +12,7 @@ from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.forced import forced_call_schema, is_forced
 from packtrain.workers.chat.harmony import HarmonyParser
 from packtrain.workers.chat.infill import infill
+from packtrain.workers.chat.long_texts import tokens_of
 from packtrain.workers.chat.output import OutputParser, Parser, PlainParser
 from packtrain.workers.chat.rendering import Rendered, render, short_id, tools_of
 
@@ -25,19 +26,26 @@ class Prepared:
     params: SamplingParams  # with the form of a call that is forced
 
 
-def prepare(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
+def prepare(spec: JobSpec, job_id: JobId, backend: Backend, *, limit: int | None = None) -> Prepared:
     """Tokens and parser of a job.
 
+    Args:
+        limit: Most tokens that are of use, see `tokens_of`.
+
     Raises:
+        PromptTooLong: Far more than `limit`.
         InvalidRequest: The model cannot take it: no template, no tokens for a gap, or its template refuses.
     """
     if not spec.is_chat:
-        return Prepared(_plain_tokens(spec, backend), PlainParser(spec.prompt if spec.echo else ""), spec.params)
+        parser = PlainParser(spec.prompt if spec.echo else "")
+        return Prepared(_plain_tokens(spec, backend, limit), parser, spec.params)
     rendered = render(spec, backend.chat_format, backend.render_chat, backend.special_texts)
     tokens = [
         token
         for part in rendered.parts
-        for token in backend.tokenize(part.text, is_rendered=not part.is_users, is_part=part.is_users)
+        for token in tokens_of(
+            part.text, backend, model=spec.model, limit=limit, is_rendered=not part.is_users, is_part=part.is_users
+        )
     ]
     params = spec.params
     if is_forced(spec.tool_choice):
@@ -46,16 +54,20 @@ def prepare(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
     return Prepared(tokens, _parser(spec, job_id, backend, rendered), params)
 
 
-def _plain_tokens(spec: JobSpec, backend: Backend) -> list[int]:
+def _plain_tokens(spec: JobSpec, backend: Backend, limit: int | None) -> list[int]:
+    embeds = spec.kind == "embed"
     if not spec.suffix:
-        return backend.tokenize(spec.prompt, is_rendered=False)
+        return tokens_of(spec.prompt, backend, model=spec.model, limit=limit, is_rendered=False, embeds=embeds)
     fim = backend.fim_tokens
     if fim is None:
         raise InvalidRequest(
             f"{spec.model!r} cannot fill gaps, its vocabulary has no tokens for that; "
             "leave `suffix` out, or ask a code model that has them"
         )
-    prefix, suffix = (backend.tokenize(text, is_rendered=False, is_part=True) for text in (spec.prompt, spec.suffix))
+    prefix, suffix = (
+        tokens_of(text, backend, model=spec.model, limit=limit, is_rendered=False, is_part=True)
+        for text in (spec.prompt, spec.suffix)
+    )
     return infill(fim, prefix, suffix)
 
 
