@@ -265,6 +265,31 @@ class BackendContract:
         pairs = zip(found, expected, strict=False)
         assert all(a.logprob == pytest.approx(b.logprob, abs=0.01) for a, b in pairs)
 
+    @pytest.mark.parametrize("num_right", [0, 1, 3])
+    @pytest.mark.parametrize(
+        "params",
+        [GREEDY, WARM, SamplingParams(temperature=0.8, repeat_penalty=1.3, logprobs=1)],
+        ids=lambda p: "params",
+    )
+    def test_guesses_are_sampled_as_far_as_they_are_right_and_change_nothing(
+        self, backend: Backend, num_right: int, params: SamplingParams
+    ) -> None:
+        expected = answer(backend, 9, params=params, seed=5)
+        slot, other = Slot(backend, params=params, seed=5), Slot(backend, "another", seq_id=2)
+        slot.next()
+        guess = expected[1 : 1 + num_right]
+        guess += [(expected[len(guess) + 1] + 1) % 256] * (3 - num_right)
+        rows = StepRows(0, slot.num_cached, [*slot.rows().tokens, *guess], True, num_guessed=3)
+
+        *found, neighbours = backend.step([rows, other.rows()], Counter())
+
+        assert [s.token for s in found] == expected[1 : 2 + num_right]
+        assert all((s.logprob is None) == (params.logprobs is None) for s in found)
+        assert [neighbours.token] == answer(backend, 1, prompt="another", seq_id=3)
+        slot.tokens += [s.token for s in found]
+        slot.num_cached = backend.truncate(0, slot.num_cached + 1 + num_right)
+        assert slot.tokens[-2 - num_right :] + slot.run(7 - num_right) == expected
+
     def test_an_open_slot_is_not_opened_again(self, backend: Backend) -> None:
         Slot(backend)
 

@@ -14,7 +14,7 @@ from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
-from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.load_options import LoadOptions, Speculation
 from tests.support.demo_model import MODEL, demo_model_folder
 from tests.support.fleets import fleet
 
@@ -27,12 +27,14 @@ Answer = list[tuple[int, float | None]]
 class Run:
     """Requests on one engine, stepped by hand."""
 
-    def __init__(self, backend: LlamaCppBackend, prefill_budget: int = 128) -> None:
-        self.engine = Engine(backend, clock=time.monotonic, prefill_budget=prefill_budget)
+    def __init__(
+        self, backend: LlamaCppBackend, prefill_budget: int = 128, *, speculation: Speculation = "off"
+    ) -> None:
+        self.engine = Engine(backend, clock=time.monotonic, prefill_budget=prefill_budget, speculation=speculation)
         self.answers: dict[str, Answer] = {}
         self.ends: dict[str, Ended] = {}
 
-    def submit(self, name: str, prompt: list[int], temperature: float) -> None:
+    def submit(self, name: str, prompt: list[int], temperature: float, *, max_new: int = 12) -> None:
         answer = self.answers.setdefault(name, [])
 
         def on_tokens(tokens: Tokens) -> None:
@@ -43,7 +45,7 @@ class Run:
 
         params = SamplingParams(temperature=temperature, logprobs=0, ignore_eos=True)
         seed = int(name.removeprefix("j"))
-        self.engine.submit(SequenceRequest(JobId(name), tuple(prompt), params, seed, 12, on_tokens, on_end))
+        self.engine.submit(SequenceRequest(JobId(name), tuple(prompt), params, seed, max_new, on_tokens, on_end))
 
     def finish(self) -> None:
         while self.engine.is_busy:
@@ -83,6 +85,53 @@ def test_company_arrivals_prefixes_and_budgets_change_no_bit(backend: LlamaCppBa
     assert together.engine.stats.batch_peak == N_SLOTS
     assert together.engine.stats.tokens_reused >= 120
     assert together.answers == alone
+
+
+def test_guesses_change_no_bit(backend: LlamaCppBackend) -> None:
+    quoted = "The list:\n1. Lima\n2. Oslo\n3. Cairo\n4. Quito\n" * 3 + "The list:\n"
+    texts = [quoted, "Once upon a time", "ha ha ha ha", quoted + "1."]
+    jobs = [(f"j{n}", backend.tokenize(text, is_rendered=False), 0.8 * (n % 2)) for n, text in enumerate(texts)]
+
+    def run(speculation: Speculation, *, at_once: bool) -> tuple[dict[str, Answer], int]:
+        answers: dict[str, Answer] = {}
+        num_right = 0
+        for group in [jobs] if at_once else [[job] for job in jobs]:
+            one = Run(backend, speculation=speculation)
+            for name, prompt, temperature in group:
+                one.submit(name, prompt, temperature, max_new=24)
+                one.engine.step()
+            one.finish()
+            answers |= one.answers
+            num_right += one.engine.stats.guessed_right
+        return answers, num_right
+
+    plain, _ = run("off", at_once=False)
+    for at_once in (False, True):
+        guessed, num_right = run("prompt-lookup", at_once=at_once)
+        assert guessed == plain
+        assert num_right > 10
+
+
+def test_a_scored_prompt_on_the_whole_fleet(tmp_path: Path) -> None:
+    (tmp_path / "packtrain.toml").write_text(
+        f'[models.{MODEL}]\nslots = 4\ncontext = 512\nspeculation = "prompt-lookup"\n'
+    )
+    text = "The capital of France is Paris. The capital of Peru is Lima."
+    options: dict[str, Any] = {"raw": True, "deterministic": True, "max_tokens": 0, "prompt_logprobs": 1, "echo": True}
+    with fleet(tmp_path, demo_model_folder()) as running:
+        result = running.client.generate(MODEL, text, **options)
+        answered = running.client.generate(MODEL, text, **(options | {"max_tokens": 3, "echo": False}))
+        found = running.client.verify(result.job_id, timeout=120)
+
+    assert (result.text, result.finish_reason, result.usage.completion_tokens) == (text, "length", 0)
+    assert "".join(entry.text for entry in result.prompt_logprobs) == text
+    assert [entry.logprob is None for entry in result.prompt_logprobs].count(True) == 1
+    paris = next(entry for entry in result.prompt_logprobs if entry.text == " Paris")
+    assert paris.logprob is not None
+    assert paris.logprob > -2
+    assert answered.prompt_logprobs == result.prompt_logprobs
+    assert answered.usage.completion_tokens == 3
+    assert (found.is_equal, found.is_same_class, found.unit) == (True, True, "prompt token")
 
 
 def test_verify_on_the_whole_fleet(tmp_path: Path) -> None:

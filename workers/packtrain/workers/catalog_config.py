@@ -18,6 +18,7 @@
     tensor_split = [3, 1]       # shares of the GPUs
     flash_attention = true      # left out: where the backend has it
     moe_on_cpu = 10             # layers whose experts stay on the CPU; true: all
+    speculation = "prompt-lookup"  # guess what stood in the prompt or the answer before; else "off"
 
     [models.smollm2.adapters]   # LoRA adapters of this model, which jobs may name
     pirate = "lora/pirate.gguf" # the file, its path as seen from a model folder

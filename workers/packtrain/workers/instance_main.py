@@ -107,7 +107,12 @@ class Instance:
         instance, node = InstanceId(config.instance), settings.node_id
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
         store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
-        self._engine = Engine(backend, clock=time.monotonic, on_activity=lambda: news.put(""))
+        self._engine = Engine(
+            backend,
+            clock=time.monotonic,
+            on_activity=lambda: news.put(""),
+            speculation=config.options.speculation,
+        )
         self._embeds_only = backend.shape.embeds_only
         self._recipe = backend.shape.recipe
         computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe, adapter_sha256)

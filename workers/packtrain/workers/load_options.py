@@ -14,6 +14,9 @@ from packtrain.broker.messages import Numerics
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
+#: Whether to guess tokens of an answer and compute several in one step; see `engine/lookup.py`.
+Speculation = Literal["off", "prompt-lookup"]
+
 #: Elements of one block; llama.cpp wants the elements of one head's K, and of V, to be whole blocks.
 KV_BLOCKS: dict[KvType, int] = {
     "f32": 1, "f16": 1, "bf16": 1, "q8_0": 32, "q5_1": 32, "q5_0": 32, "q4_1": 32, "q4_0": 32, "iq4_nl": 32,
@@ -79,6 +82,9 @@ class LoadOptions(BaseModel):
     )
     moe_on_cpu: Layers = Field(
         False, description="keep the experts of this many first layers on the CPU; true: of all layers"
+    )
+    speculation: Speculation = Field(
+        "off", description="`prompt-lookup`: guess tokens that stood in the prompt or the answer before"
     )
 
     @field_validator("tensor_split")

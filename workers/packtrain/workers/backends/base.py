@@ -82,8 +82,10 @@ class StepRows:
 
         tokens    a b c d      scored: what the model thinks of b, c and d, each given what comes before it
         scored    b c d        wants_token: sample what follows d
+        guessed   2            c and d are guesses: sample what follows b; if that is c, what follows c; and so on
 
-    Each scored token takes a row with logits, and so does the one to sample: together at most `Shape.n_outputs`.
+    Each scored token takes a row with logits, so does the one to sample, and each guess: together at most
+    `Shape.n_outputs`. Rows with guesses want a token, and their sequence has no response format.
     """
 
     seq_id: int
@@ -91,6 +93,12 @@ class StepRows:
     tokens: Sequence[int]
     wants_token: bool  # sample the token after the last of these
     scored: Sequence[int] = ()  # the known tokens that follow the first of these
+    num_guessed: int = 0  # of `tokens`, the last
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows that have logits."""
+        return len(self.scored) + (1 + self.num_guessed if self.wants_token else 0)
 
 
 class Backend(Protocol):
@@ -210,7 +218,8 @@ class Backend(Protocol):
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         """Compute one step: for each of `rows`, in order, its scored tokens, then the sampled one if it wants one.
 
-        Blocks.
+        Behind guesses that were right there are as many sampled ones more: the last is no guess. Wrong guesses are in
+        the cache nevertheless, until `truncate`. Blocks.
 
         Args:
             rows: By rising `seq_id`, at most `n_batch` tokens and `n_outputs` rows with logits together.

@@ -73,17 +73,19 @@ class _Wanted:
 
     rows: StepRows
     first_output: int  # of its first scored token, else of the one to sample
-    last_row: int  # in the batch
+    token_row: int  # in the batch: of the last token that is no guess
 
     @property
     def token_output(self) -> int:
-        """Of the token to sample."""
+        """Of the first token to sample."""
         return self.first_output + len(self.rows.scored)
 
     @property
-    def num_outputs(self) -> int:
-        """Rows with logits."""
-        return len(self.rows.scored) + self.rows.wants_token
+    def guesses(self) -> tuple[int | None, ...]:
+        """For each token to sample what it must be for another one to be sampled behind it."""
+        if not self.rows.wants_token:
+            return ()
+        return (*self.rows.tokens[len(self.rows.tokens) - self.rows.num_guessed :], None)
 
 
 class LlamaCppBackend(LlamaCppModel):
@@ -262,17 +264,19 @@ class LlamaCppBackend(LlamaCppModel):
             # Not the tokens themselves: what is said here lands in logs.
             assert 0 <= start < end <= self._shape.n_ctx, f"rows [{start}, {end}) in a slot of {self._shape.n_ctx}"
             num_scored = len(row.scored)
-            assert num_scored + row.wants_token <= len(row.tokens), f"{num_scored} of {len(row.tokens)} rows to score"
+            assert row.num_outputs <= len(row.tokens), f"{row.num_outputs} of {len(row.tokens)} rows want logits"
+            assert not (row.num_guessed and isinstance(self._samplers[row.seq_id], ConstrainedSampler))
             last = self._batch.add(
-                row.tokens, row.start, row.seq_id, wants_logits=row.wants_token, num_scored=num_scored
-            )
-            if num_scored or row.wants_token:
-                wanted.append(_Wanted(row, num_outputs, last))
-                num_outputs += num_scored + row.wants_token
+                row.tokens, row.start, row.seq_id, wants_logits=row.wants_token, num_scored=num_scored,
+                num_guessed=row.num_guessed,
+            )  # fmt: skip
+            if row.num_outputs:
+                wanted.append(_Wanted(row, num_outputs, last - row.num_guessed))
+                num_outputs += row.num_outputs
         assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"  # else SIGABRT
         (adapters,) = {self._adapter_sets[row.seq_id] for row in rows}
         self._adapters.set_on(self._ctx, adapters)
-        self._ask_whether_to_stop(should_stop if any(len(row.tokens) > 1 for row in rows) else None)
+        self._ask_whether_to_stop(should_stop if any(len(row.tokens) - row.num_guessed > 1 for row in rows) else None)
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
             raise Interrupted
@@ -293,19 +297,28 @@ class LlamaCppBackend(LlamaCppModel):
             params = self._params[want.rows.seq_id]
             for output, token in enumerate(want.rows.scored, want.first_output):
                 sampled.append(with_logprobs(logits[output], token, params.prompt_logprobs or 0))
-            if want.rows.wants_token:
-                token = self._next(want, int(likeliest[want.token_output]))
-                num_top, row = params.logprobs, logits[want.token_output]
+            for place, guess in enumerate(want.guesses):
+                output = want.token_output + place
+                token = self._next(want.rows.seq_id, int(likeliest[output]), want.token_row + place)
+                num_top, row = params.logprobs, logits[output]
                 sampled.append(Sampled(token) if num_top is None else with_logprobs(row, token, num_top))
+                if token != guess:
+                    break
         return sampled
 
-    def _next(self, want: _Wanted, likeliest: int) -> int:
-        sampler = self._samplers[want.rows.seq_id]
+    def _next(self, seq_id: int, likeliest: int, row: int) -> int:
+        """The next token of a sequence.
+
+        Args:
+            likeliest: By its logits.
+            row: Of the batch, that these are the logits of.
+        """
+        sampler = self._samplers[seq_id]
         if sampler is None:
             return likeliest
         if isinstance(sampler, ConstrainedSampler):
             return sampler.take()
-        return sampler.sample(self._ctx, want.last_row)
+        return sampler.sample(self._ctx, row)
 
     def logits(self, num_outputs: int) -> np.ndarray[Any, Any]:
         """Logits of the last step, (num_outputs, n_vocab) float32, rows in batch order. Only until the next step."""
@@ -403,7 +416,7 @@ class LlamaCppBackend(LlamaCppModel):
     def _check(self, wanted: Sequence[_Wanted], highest: np.ndarray[Any, Any]) -> None:
         """End a sequence whose highest logit is not finite, which it is if any is NaN: each draw would be garbage."""
         for want in wanted:
-            for logit in highest[want.first_output : want.first_output + want.num_outputs]:
+            for logit in highest[want.first_output : want.first_output + want.rows.num_outputs]:
                 if not math.isfinite(logit):
                     raise SequenceFailed(
                         want.rows.seq_id,

@@ -53,6 +53,7 @@ class Batch:
         wants_logits: bool = False,
         wants_all: bool = False,
         num_scored: int = 0,
+        num_guessed: int = 0,
     ) -> int:
         """Append tokens of one sequence at positions [start, start + len(tokens)); the row of the last one.
 
@@ -60,6 +61,7 @@ class Batch:
             wants_logits: The last one has an output.
             wants_all: Each of them has.
             num_scored: The first so many have.
+            num_guessed: With `wants_logits`: so many before the last have, too.
         """
         begin = self.struct.n_tokens
         end = begin + len(tokens)
@@ -70,7 +72,7 @@ class Batch:
         self._logits[begin:end] = wants_all
         self._logits[begin : begin + num_scored] = 1
         if wants_logits:
-            self._logits[end - 1] = 1
+            self._logits[end - 1 - num_guessed : end] = 1
         self.struct.n_tokens = end
         return int(end - 1)
 

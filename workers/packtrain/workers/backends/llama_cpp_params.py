@@ -104,7 +104,9 @@ def numeric_flags(options: LoadOptions) -> str:
     flags = [f"kv={options.kv_type_used}", "streams"]
     if options.numerics == "deterministic":
         flags += ["flash-attention", "no-repack", "no-tiles"]
-    changed = {name: value for name, value in options.changed().items() if name not in ("numerics", "kv_type")}
+    # Guesses are rows more in a step, and company tells on no bit of a deterministic answer.
+    silent = {"numerics", "kv_type"} | ({"speculation"} if options.numerics == "deterministic" else set())
+    changed = {name: value for name, value in options.changed().items() if name not in silent}
     return " ".join(flags + [f"{name}={value}" for name, value in sorted(changed.items())])
 
 

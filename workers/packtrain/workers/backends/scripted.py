@@ -167,7 +167,7 @@ class ScriptedBackend:
         self.steps.append(list(rows))
         sets = {self._slots[row.seq_id].adapters for row in rows}
         assert len(sets) <= 1, f"one step with the adapters {sets}"
-        num_outputs = sum(len(row.scored) + row.wants_token for row in rows)
+        num_outputs = sum(row.num_outputs for row in rows)
         assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"
         self._pass_time(self._step_s + self._row_s * sum(len(r.tokens) for r in rows), should_stop)
         for row in rows:
@@ -221,7 +221,11 @@ class ScriptedBackend:
         for num_cached, token in enumerate(row.scored, row.start + 1):
             yield self._scored(row.seq_id, num_cached, token)
         if row.wants_token:
-            yield self._sampled(row.seq_id, row.start + len(row.tokens))
+            cache, end = self._caches[row.seq_id], row.start + len(row.tokens)
+            for num_cached in range(end - row.num_guessed, end + 1):
+                yield (sampled := self._sampled(row.seq_id, num_cached))
+                if num_cached < end and sampled.token != cache[num_cached]:
+                    return
 
     def _scored(self, seq_id: int, num_cached: int, token: int) -> Sampled:
         """What it thinks of a token behind the first `num_cached` ones: a number made of all of them."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import islice
@@ -27,15 +27,18 @@ from itertools import islice
 from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob
+from packtrain.broker.structured import FreeText
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
+from packtrain.workers.engine.lookup import Guesser
 from packtrain.workers.engine.reuse import Cache, Reuse, find_reuse
-from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, plan_serial_step, plan_step
+from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, add_guesses, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
 from packtrain.workers.engine.slots import Retained, Slots
 from packtrain.workers.engine.text import TextStream
 from packtrain.workers.engine.turns import Turns
+from packtrain.workers.load_options import Speculation
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class EngineStats:
     slots_used: int
     waiting: int
     beat: float  # last sign of life of the engine thread, on its clock
+    guessed: int = 0  # tokens that were guessed and computed
+    guessed_right: int = 0
 
 
 class Engine:
@@ -77,6 +82,7 @@ class Engine:
         backend: Loaded model; only this engine's thread steps it.
         clock: Monotonic seconds.
         on_activity: Called from the engine thread when `is_busy` has changed; must not block.
+        speculation: Whether to guess tokens, where the model and the recipe allow it.
     """
 
     def __init__(
@@ -86,6 +92,7 @@ class Engine:
         clock: Callable[[], float],
         prefill_budget: int = PREFILL_BUDGET,
         on_activity: Callable[[], None] = lambda: None,
+        speculation: Speculation = "off",
     ) -> None:
         self._backend = backend
         self._clock = clock
@@ -94,6 +101,9 @@ class Engine:
         self._threads = self._threads_wanted = 0  # 0: as the backend was made
         self._can_share = backend.shape.can_share
         self._is_serial = backend.shape.recipe == "serial"
+        # A wrong guess must be forgotten; and in the serial recipe a token alone in its step has other bits.
+        self._guesses = speculation == "prompt-lookup" and self._can_share and not self._is_serial
+        self._guessed = self._guessed_right = 0
         self._slots = Slots(backend.shape.n_slots)
         self._live: dict[JobId, Sequence] = {}
         self._turns = Turns()
@@ -151,6 +161,8 @@ class Engine:
             len(self._live),
             len(self._waiting) + len(self._embeds),
             self._beat,
+            self._guessed,
+            self._guessed_right,
         )
 
     @property
@@ -219,13 +231,14 @@ class Engine:
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
         turn, shape = self._turns.next(live), self._backend.shape
-        return plan_step(
+        rows = plan_step(
             turn,
             n_batch=shape.n_batch,
             prefill_budget=self._prefill_budget,
             n_outputs=shape.n_outputs,
             others_decode=len(turn) < len(live) and any(s.num_pending == 1 for s in live),
         )
+        return add_guesses(rows, most_rows=shape.n_outputs) if self._guesses else rows
 
     def _read_inbox(self) -> None:
         with self._changed:
@@ -255,6 +268,8 @@ class Engine:
             self._backend.open(
                 seq_id, request.params, request.seed, tokens, len(request.resumed), adapters=request.adapters
             )
+            if self._guesses and isinstance(request.params.response_format, FreeText):
+                sequence.guesser = Guesser()
             self._live[request.job_id] = sequence
             # The instance that produced the last token may have died before it could say that it was the last.
             if end := self._reached_end(sequence):
@@ -435,9 +450,12 @@ class Engine:
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [
-            StepRows(r.sequence.seq_id, r.sequence.num_cached, r.sequence.pending(r.count), r.wants_token, r.scored)
+            StepRows(
+                r.sequence.seq_id, r.sequence.num_cached, [*r.sequence.pending(r.count), *r.guess], r.wants_token,
+                r.scored, len(r.guess),
+            )
             for r in rows
-        ]
+        ]  # fmt: skip
         results = iter(self._backend.step(requests, self._should_stop(rows)))
         self._failures_in_a_row = 0
         self._steps += 1
@@ -450,7 +468,7 @@ class Engine:
             if request.scored:
                 self._score(sequence, list(islice(results, len(request.scored))))
             if request.wants_token:
-                self._accept(sequence, next(results))
+                self._accept_all(row, _sampled(row, results))
 
     def _score(self, sequence: Sequence, scored: Seq[Sampled]) -> None:
         for entry in scored:
@@ -464,6 +482,20 @@ class Engine:
             self._end(sequence, end)
         elif self._is_serial:  # for its answer it is computed in the chunks of a prompt without scores
             sequence.num_cached = self._backend.truncate(sequence.seq_id, 0)
+
+    def _accept_all(self, row: Rows, sampled: Seq[Sampled]) -> None:
+        sequence, num_right = row.sequence, len(sampled) - 1
+        sequence.num_cached += num_right
+        if num_right < len(row.guess):
+            sequence.num_cached = self._backend.truncate(sequence.seq_id, sequence.num_cached)
+        for entry in sampled:
+            self._accept(sequence, entry)
+            if sequence.request.job_id not in self._live:  # what was sampled behind its end nobody asked for
+                return
+        if row.guess and sequence.guesser:
+            sequence.guesser.learn(len(row.guess), num_right, len(sequence.tokens))
+            self._guessed += len(row.guess)
+            self._guessed_right += num_right
 
     def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
         token = sampled.token
@@ -551,3 +583,13 @@ class Engine:
 
 def _kept(slot: int, kept: Retained) -> Cache:
     return Cache(slot, kept.tokens, len(kept.tokens), len(kept.tokens), kept.adapters)
+
+
+def _sampled(row: Rows, results: Iterator[Sampled]) -> list[Sampled]:
+    """The sampled tokens of these rows: one, and one more behind each guess that was right."""
+    sampled = [next(results)]
+    for guess in row.guess:
+        if sampled[-1].token != guess:
+            break
+        sampled.append(next(results))
+    return sampled

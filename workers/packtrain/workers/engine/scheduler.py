@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from packtrain.workers.engine.lookup import GUESSING_ROWS
 from packtrain.workers.engine.sequence import Sequence
 from packtrain.workers.load_options import MIN_OUTPUTS
 
@@ -38,6 +39,7 @@ class Rows:
 
     sequence: Sequence
     count: int
+    guess: tuple[int, ...] = ()  # tokens that may follow
 
     @property
     def wants_token(self) -> bool:
@@ -104,6 +106,33 @@ def _pieces(prefilling: Seq[Sequence], room: int, outputs: int) -> dict[int, int
             room -= count
             outputs -= count if sequence.is_scoring else 0
     return pieces
+
+
+def add_guesses(rows: Seq[Rows], *, most_rows: int) -> list[Rows]:
+    """The same rows, some with guesses, where they are so few that more cost less than they may save.
+
+    Args:
+        most_rows: That a step may have with logits, guesses included; at least as many as `rows`.
+    """
+    room = min(GUESSING_ROWS, most_rows) - sum(row.count for row in rows)
+    if room <= 0:
+        return list(rows)
+    guessed = [Rows(row.sequence, row.count, _guess(row)) for row in rows]
+    num_left = sum(bool(row.guess) for row in guessed)
+    for index in sorted(range(len(guessed)), key=lambda i: len(guessed[i].guess)):  # max-min fair, as prefill
+        if guess := guessed[index].guess:
+            guessed[index] = Rows(guessed[index].sequence, 1, guess[: room // num_left])
+            room -= len(guessed[index].guess)
+            num_left -= 1
+    return guessed
+
+
+def _guess(row: Rows) -> tuple[int, ...]:
+    sequence = row.sequence
+    if sequence.guesser is None or row.count > 1 or not row.wants_token:
+        return ()
+    # One more is sampled behind the last guess.
+    return sequence.guesser.guess(sequence.tokens, sequence.request.max_new - sequence.num_output - 1)
 
 
 def plan_serial_step(live: Seq[Sequence]) -> list[Rows]:

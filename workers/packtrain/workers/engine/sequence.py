@@ -20,6 +20,7 @@ from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import PromptLogprob, SamplingParams, TokenLogprob
 from packtrain.workers.adapters import AdapterSet
+from packtrain.workers.engine.lookup import Guesser
 from packtrain.workers.engine.text import TextStream
 
 
@@ -92,6 +93,7 @@ class Sequence:
     computed_at: int = 0  # the engine's step that last had rows of it
     scores: list[PromptLogprob] = field(default_factory=list)  # of the prompt's tokens, from the second on
     is_complete: bool = False  # its output is whole, only scores are missing
+    guesser: Guesser | None = None  # where tokens may be guessed
 
     @property
     def num_prompt(self) -> int:
