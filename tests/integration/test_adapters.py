@@ -112,6 +112,13 @@ def test_an_unknown_adapter_is_refused_when_the_job_is_submitted(tiny: Fleet) ->
     assert len(tiny.client.jobs(1000)) == num_jobs
 
 
+def test_a_deterministic_instance_serves_other_jobs_with_several_adapters(tiny: Fleet) -> None:
+    first = tiny.client.generate("tiny", PROMPT, deterministic=True, max_tokens=1, timeout=60)
+    both = tiny.client.generate("tiny", PROMPT, adapters=["pirate", "polite"], meant_for=first.instance, timeout=60)
+
+    assert both.instance == first.instance
+
+
 def test_what_only_llama_cpp_can_tell_is_said_by_the_instance_and_harms_no_other(tiny: Fleet) -> None:
     with pytest.raises(AdapterUnavailable, match=r"'wide': llama.cpp refuses it: .*incorrect shape"):
         tiny.client.generate("tiny", "x", adapters=["wide"], timeout=60)
@@ -131,6 +138,7 @@ def test_the_command_line_names_adapters_and_shows_those_of_a_model(tiny: Fleet)
     done = packtrain(*run, "--adapter", "polite", "--adapter", "pirate=0.25")
     shown = packtrain("models", "show", "tiny")
 
+    assert done.returncode == 0, done.stderr
     used = [(a["name"], a["scale"]) for a in json.loads(done.stdout)["receipt"]["adapters"]]
     assert used == [("pirate", 0.25), ("polite", 1.0)]
     assert packtrain(*run, "--adapter", "pirate=loud").returncode == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from packtrain.broker.adapters import check_adapters
-from packtrain.broker.errors import AdapterUnavailable, InvalidParameter, InvalidRequest, SetupError
+from packtrain.broker.errors import AdapterUnavailable, InvalidParameter, SetupError
 from packtrain.broker.messages import AdapterInfo, JobSpec, ModelInfo, Outcome, parse_spec
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
@@ -33,14 +33,14 @@ PAIR = (Tensor("blk.0.attn_q.weight.lora_a", (64, 4)), Tensor("blk.0.attn_q.weig
 def test_a_name_alone_takes_the_scale_that_is_set_and_zero_is_no_adapter() -> None:
     asked = spec(adapters={"polite": 0.0, "pirate": None})
 
-    assert adapters_of(asked, OFFERED, "fast") == (("pirate", 0.5),)
-    assert adapters_of(spec(), OFFERED, "fast") == ()
+    assert adapters_of(asked, OFFERED) == (("pirate", 0.5),)
+    assert adapters_of(spec(), OFFERED) == ()
 
 
 def test_sets_are_equal_however_they_were_written() -> None:
     one, other = ({"pirate": 0.5, "polite": 1}, {"polite": 1.0, "pirate": None})
 
-    assert adapters_of(spec(adapters=one), OFFERED, "fast") == adapters_of(spec(adapters=other), OFFERED, "fast")
+    assert adapters_of(spec(adapters=one), OFFERED) == adapters_of(spec(adapters=other), OFFERED)
 
 
 @pytest.mark.parametrize(("name", "said"), [("unheard", "has no adapter 'unheard'"), ("broken", "it is a model")])
@@ -49,7 +49,7 @@ def test_one_that_cannot_be_used_is_refused_with_those_that_can(name: str, said:
     models = [model_info(adapters=infos), ModelInfo(id="little", alias_of="tiny")]
 
     with pytest.raises(AdapterUnavailable, match=f"{said}.*can use: pirate, polite"):
-        adapters_of(spec(adapters={name: 1}), OFFERED, "fast")
+        adapters_of(spec(adapters={name: 1}), OFFERED)
     for model in ("tiny", "little"):
         with pytest.raises(AdapterUnavailable, match=f"'tiny'.*{said}.*can use: pirate, polite"):
             check_adapters(spec(model=model, adapters={name: 1}), models)
@@ -62,14 +62,12 @@ def test_a_good_name_and_an_unknown_model_pass_the_check_at_the_submit() -> None
     check_adapters(spec(model="unknown", adapters={"pirate": 2}), models)
 
 
-def test_in_deterministic_numerics_a_job_takes_one_adapter_at_most() -> None:
-    two = spec(adapters={"pirate": 1, "polite": 1})
+def test_a_deterministic_job_takes_one_adapter_at_most() -> None:
+    fields: dict[str, object] = {"model": "m", "kind": "complete", "prompt": "x", "deterministic": True}
 
-    assert len(adapters_of(two, OFFERED, "fast")) == 2
-    with pytest.raises(InvalidRequest, match="one adapter at most"):
-        adapters_of(two, OFFERED, "deterministic")
+    assert parse_spec({**fields, "adapters": {"pirate": 1}}).adapters == {"pirate": 1}
     with pytest.raises(InvalidParameter, match="one of `adapters` at most"):
-        parse_spec({"model": "m", "kind": "complete", "prompt": "x", "deterministic": True, "adapters": two.adapters})
+        parse_spec({**fields, "adapters": {"pirate": 1, "polite": 1}})
 
 
 @pytest.mark.parametrize(

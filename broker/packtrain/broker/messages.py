@@ -180,6 +180,7 @@ class JobSpec(_Input):
     def _adapters_fit(self) -> Self:
         if self.adapters and self.kind == "embed":
             raise ValueError("kind 'embed' takes no `adapters`; vectors are made by the model as it is")
+        # llama.cpp keeps them by their addresses, so it adds them up in another order in each process.
         if self.deterministic and len(self.adapters) > 1:
             raise ValueError("a deterministic job takes one of `adapters` at most; the order of several is not fixed")
         return self

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from packtrain.broker.errors import AdapterUnavailable, InvalidRequest
-from packtrain.broker.messages import JobSpec, Numerics
+from packtrain.broker.errors import AdapterUnavailable
+from packtrain.broker.messages import JobSpec
 
 #: Names and scales, by name, none with scale 0: equal sets compute alike. Empty: the model as it is.
 AdapterSet = tuple[tuple[str, float], ...]
@@ -37,16 +37,14 @@ class Adapter:
     fault: str = ""  # why it cannot be used; empty: it can
 
 
-def adapters_of(spec: JobSpec, offered: Mapping[str, Adapter], numerics: Numerics) -> AdapterSet:
+def adapters_of(spec: JobSpec, offered: Mapping[str, Adapter]) -> AdapterSet:
     """What a job's sequence is computed with.
 
     Args:
         offered: The instance's, by name.
-        numerics: Of the instance.
 
     Raises:
         AdapterUnavailable: It names one that is not there or cannot be used.
-        InvalidRequest: It names more than deterministic numerics can have.
     """
     chosen = []
     for name, scale in sorted(spec.adapters.items()):
@@ -58,11 +56,4 @@ def adapters_of(spec: JobSpec, offered: Mapping[str, Adapter], numerics: Numeric
             )
         if used := adapter.scale if scale is None else scale:
             chosen.append((name, used))
-    # llama.cpp keeps them by their addresses, so the order in which several are added up is another in each process.
-    if numerics == "deterministic" and len(chosen) > 1:
-        raise InvalidRequest(
-            f"{spec.model!r} is loaded in deterministic numerics, where a job takes one adapter at most and not "
-            f"{len(chosen)}; name one, or merge them into one file",
-            model=spec.model,
-        )
     return tuple(chosen)

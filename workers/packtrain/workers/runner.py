@@ -74,7 +74,6 @@ class Runner:
         self._publisher = publisher
         self._renewer = renewer
         self._model = model
-        self._numerics = numerics
         self._routes = jobs.routes_of(model, numerics)
         # Of the jobs that the slots hold now or held last; none where a held beginning is of no use.
         num_held = backend.shape.n_slots if backend.shape.can_share else 0
@@ -165,7 +164,7 @@ class Runner:
         """Submit the job to the engine; the error when it cannot even start."""
         is_embed = job.spec.kind == "embed"
         try:
-            job.adapters = adapters_of(job.spec, self._backend.adapters, self._numerics)
+            job.adapters = adapters_of(job.spec, self._backend.adapters)
             prepared = self._prepare(job)
             job.read_by(prepared.parser)
             self._backend.prepare(prepared.params)
