@@ -62,6 +62,15 @@ def test_what_followed_the_last_tokens_is_guessed(text: str, guessed: str) -> No
     assert guess(text) == guessed
 
 
+def test_a_quotation_goes_on_where_it_is_read_off_and_not_at_the_last_place() -> None:
+    guesser, text = Guesser(), "1. red one; 2. dry one; 3. big one; list: 1. r"
+
+    assert guess(text, guesser=guesser) == "ed"
+    guesser.learn(2, 2, len(text) + 3)
+    assert guess(text + "ed one; ", guesser=guesser) == "2. d"
+    assert guess(text + "ed one; ") == "li"
+
+
 def test_a_pattern_goes_on_behind_the_end() -> None:
     assert guess("x ha ha", guesser=practised(8)) == " ha ha h"
 
@@ -76,6 +85,7 @@ def test_tokens_told_bit_by_bit_are_guessed_as_all_at_once(text: str, step: int)
     guesser = Guesser()
     for end in range(0, len(text), step):
         guesser.guess(text[:end].encode(), 1)
+    guesser._shift = 0  # quotes nothing
 
     assert guess(text, guesser=guesser) == guess(text)
 

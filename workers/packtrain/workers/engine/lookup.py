@@ -34,6 +34,7 @@ class Guesser:
     def __init__(self) -> None:
         self._behind: dict[tuple[int, ...], int] = {}  # n-gram: the place behind it where it stood last
         self._num_read = 0  # n-grams that end before this place are noted
+        self._shift = 0  # of the last guess, if it was right: how far before the end of the tokens it was read off
         self._length = FIRST_GUESSES
         self._rest = FIRST_REST
         self._wakes_at = 0  # number of tokens
@@ -49,13 +50,14 @@ class Guesser:
         if count <= 0 or len(tokens) < self._wakes_at:
             return ()
         self._read(tokens)
-        for size in NGRAMS:
-            if begin := self._behind.get(tuple(tokens[-size:])):
-                guess: list[int] = []
-                for place in range(begin, begin + count):  # behind the end it repeats itself
-                    guess.append(tokens[place] if place < len(tokens) else guess[place - len(tokens)])
-                return tuple(guess)
-        return ()
+        begin = self._place_behind(tokens)
+        if not begin:
+            return ()
+        self._shift = len(tokens) - begin
+        guess: list[int] = []
+        for place in range(begin, begin + count):  # behind the end it repeats itself
+            guess.append(tokens[place] if place < len(tokens) else guess[place - len(tokens)])
+        return tuple(guess)
 
     def learn(self, num_guessed: int, num_right: int, num_tokens: int) -> None:
         """How many of the last guesses were right, and how many tokens the sequence has now."""
@@ -63,12 +65,21 @@ class Guesser:
             # What was cut short for others says nothing of what could have been right.
             self._length = max(self._length, min(2 * num_guessed, MAX_GUESSES))
             self._rest = FIRST_REST
-        elif num_right:
-            self._length = num_right
-        else:
-            self._length = 1
+            return
+        self._length, self._shift = max(num_right, 1), 0
+        if not num_right:
             self._wakes_at = num_tokens + self._rest
             self._rest = min(2 * self._rest, MAX_REST)
+
+    def _place_behind(self, tokens: Sequence[int]) -> int:
+        """Where to read on; 0: nowhere. What is being quoted goes before what stood there last."""
+        for size in NGRAMS:
+            tail, begin = tokens[-size:], len(tokens) - self._shift
+            if self._shift and begin >= size and tokens[begin - size : begin] == tail:
+                return begin
+            if found := self._behind.get(tuple(tail)):
+                return found
+        return 0
 
     def _read(self, tokens: Sequence[int]) -> None:
         """Note the n-grams that something follows."""
