@@ -88,6 +88,18 @@ def test_header_tells_what_only_embeds(
     assert (header.embeds_only, header.has_cache) == (embeds_only, has_cache)
 
 
+def test_matrices_that_rows_are_multiplied_by_are_told_from_vectors_and_tables(tmp_path: Path) -> None:
+    layer = [Tensor("blk.0.attn_q.weight", (64, 8), "Q8_0"), Tensor("blk.0.attn_norm.weight", (64,))]
+    table = Tensor("token_embd.weight", (64, 8), "F16")
+    output = Tensor("output.weight", (64, 8), "Q8_0")
+
+    tied = header_of(tmp_path, gguf_bytes(tensors=[table, *layer]))
+    untied = header_of(tmp_path, gguf_bytes(tensors=[table, *layer, output]))
+
+    assert tied.matrix_types == frozenset({"Q8_0", "F16"})
+    assert untied.matrix_types == frozenset({"Q8_0"})
+
+
 def test_tensor_sums_count_blocks_and_not_padding(tmp_path: Path) -> None:
     tensors = [Tensor("a", (64, 8), "Q8_0"), Tensor("b", (3,)), Tensor("c", (256, 2), "Q4_K")]
 

@@ -44,6 +44,7 @@ SMOLLM2 = GgufHeader(
     parameters=134_515_008,
     tensor_bytes=96_576_768,
     tensor_types={},
+    matrix_types=frozenset(),
     split_no=0,
     split_count=1,
     hints={},

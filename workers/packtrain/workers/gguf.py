@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.workers.ggml_types import FILE_TYPES
-from packtrain.workers.gguf_form import Array, Form, Malformed, TensorSums, Value, read_form, shown
+from packtrain.workers.gguf_form import Array, Form, Malformed, TensorLine, TensorSums, Value, read_form, shown
 from packtrain.workers.gguf_lora import LoraHeader, read_lora
 
 MAX_LAYERS = 1024  # llama.cpp itself stops at 512
@@ -50,6 +50,9 @@ CACHELESS = frozenset(
 )
 _POOLINGS = (1, 2, 3)  # enum llama_pooling_type: mean, the first token, the last token
 
+#: Matrices of which rows are only taken; the first is multiplied by, too, where there is no `output.weight`.
+_LOOKED_UP = frozenset({"token_embd.weight", "position_embd.weight", "token_types.weight"})
+
 PerLayer = int | tuple[int, ...]  # one number for all layers, or one for each
 
 
@@ -75,6 +78,7 @@ class GgufHeader:
     parameters: int  # elements of all tensors
     tensor_bytes: int  # of all tensors, without the padding between them
     tensor_types: Mapping[str, int]  # type name -> number of tensors
+    matrix_types: frozenset[str]  # of the matrices that rows are multiplied by
     split_no: int  # from 0
     split_count: int  # 1: not split
     hints: Mapping[str, int]  # whole numbers of `<architecture>.*`, prefix removed: "ssm.state_size"
@@ -153,6 +157,7 @@ def merge_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
         parameters=sum(part.parameters for part in parts),
         tensor_bytes=sum(part.tensor_bytes for part in parts),
         tensor_types=dict(tensor_types),
+        matrix_types=frozenset().union(*(part.matrix_types for part in parts)),
     )
 
 
@@ -188,10 +193,18 @@ def _describe(form: Form) -> GgufHeader:
         parameters=form.tensors.parameters,
         tensor_bytes=form.tensors.bytes_by_type.total(),
         tensor_types=dict(form.tensors.count_by_type),
+        matrix_types=_matrix_types(form.table),
         split_no=split_no,
         split_count=split_count,
         hints=pairs.hints(f"{architecture}.") if has_shape else {},
         lora=read_lora(form) if kind == "adapter" else None,
+    )
+
+
+def _matrix_types(table: Mapping[str, TensorLine]) -> frozenset[str]:
+    looked_up = _LOOKED_UP if "output.weight" in table else _LOOKED_UP - {"token_embd.weight"}
+    return frozenset(
+        line.type_name for name, line in table.items() if name not in looked_up and any(n > 1 for n in line.dims[1:])
     )
 
 

@@ -185,5 +185,14 @@ def _entries(root: Path, folder: Path, budget: _Budget, found: Found) -> Iterato
         yield entry
 
 
+def parts_of(path: Path) -> list[Path]:
+    """All parts of the model whose first or only part this is, as their names say it."""
+    part = _PART.fullmatch(path.stem)
+    if not part:
+        return [path]
+    count = int(part["count"])
+    return [path.with_stem(f"{part['stem']}-{number:05d}-of-{count:05d}") for number in range(1, count + 1)]
+
+
 def _part_name(file: ModelFile, number: int) -> str:
     return printable(f"{file.stem}-{number:05d}-of-{file.part[1]:05d}{SUFFIX}")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +20,9 @@ from pathlib import Path
 
 from packtrain.broker.messages import Numerics, Receipt, Recipe, UsedAdapter
 from packtrain.workers.adapters import AdapterFile, AdapterSet
+from packtrain.workers.model_files import parts_of
 
 logger = logging.getLogger(__name__)
-
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ def model_sha256(path: Path, cache: Path) -> str:
         path: GGUF file or the first part.
         cache: JSON file that remembers hashes by path, size and times of change.
     """
-    parts = _parts(path)
+    parts = parts_of(path)
     hashes = [_file_sha256(part, cache) for part in parts]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -127,14 +125,6 @@ def adapter_sha256(files: Iterable[AdapterFile], cache: Path) -> dict[str, str]:
         with suppress(OSError):
             found[file.name] = model_sha256(Path(file.path), cache)
     return found
-
-
-def _parts(path: Path) -> list[Path]:
-    match = _PART.search(path.name)
-    if not match:
-        return [path]
-    stem, count = path.name[: match.start()], int(match[1])
-    return [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
 
 
 def _file_sha256(path: Path, cache: Path) -> str:

@@ -16,13 +16,11 @@ from llama_cpp import llama_cpp as C
 
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.workers.adapters import Adapter, AdapterFile, AdapterSet
-from packtrain.workers.backends.llama_cpp_library import features, first_error, forget_errors
+from packtrain.workers.backends.llama_cpp_checks import why_not_batched
+from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors
 from packtrain.workers.gguf import GgufHeader, read_header
 
 logger = logging.getLogger(__name__)
-
-#: Types of which llamafile computes one row by another kernel than several.
-ROW_DEPENDENT = frozenset({"F32", "F16", "BF16", "IQ4_NL"})
 
 
 class LoadedAdapters:
@@ -65,15 +63,8 @@ class LoadedAdapters:
         return {name: adapter for name, adapter in self._offered.items() if not adapter.fault}
 
     def why_not_batched(self, name: str) -> str:
-        """Why rows computed together with this one differ from rows computed alone; empty: nothing is known of it.
-
-        This must not be left to a test: most of the difference is lost when activations are rounded to the 8 bits that
-        the model's own weights want, so that a test of 76 tokens finds it with one adapter and not with the next.
-        """
-        kinds = sorted(self._kinds[name] & ROW_DEPENDENT)
-        if not kinds or "LLAMAFILE" not in features().split():
-            return ""
-        return f"llamafile's {kinds[0]} kernels treat one row and several differently"
+        """As `llama_cpp_checks.why_not_batched`, for this one."""
+        return why_not_batched(self._kinds[name])
 
     def give_up(self, name: str, fault: str) -> None:
         """Let no job use this one any more."""

@@ -40,7 +40,7 @@ from packtrain.workers.backends.base import (
 from packtrain.workers.backends.constraint import ConstraintFailed
 from packtrain.workers.backends.llama_cpp_adapters import LoadedAdapters
 from packtrain.workers.backends.llama_cpp_batch import Batch
-from packtrain.workers.backends.llama_cpp_checks import check_cells
+from packtrain.workers.backends.llama_cpp_checks import check_cells, why_not_batched
 from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedder_bytes, embedding_shape, read_traits
 from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors, last_error
 from packtrain.workers.backends.llama_cpp_model import LlamaCppModel
@@ -53,7 +53,9 @@ from packtrain.workers.backends.llama_cpp_sampling import (
 )
 from packtrain.workers.backends.llama_cpp_selftest import self_test
 from packtrain.workers.engine.embedding import Vector
+from packtrain.workers.gguf import merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.model_files import parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,7 @@ class LlamaCppBackend(LlamaCppModel):
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if options.numerics == "deterministic":
             try:
+                self._matrix_types = merge_parts([read_header(part) for part in parts_of(path)]).matrix_types
                 self._shape = replace(self._shape, recipe=_in_a_thread_that_ends(self._proven_recipe))
             except (DecodeFailed, SequenceFailed) as failed:
                 raise ModelLoadFailed(f"{model!r} is loaded but computes nothing: {failed}") from failed
@@ -404,7 +407,8 @@ class LlamaCppBackend(LlamaCppModel):
         """
         reason = "parts of a sequence cannot be kept (recurrent or sliding-window layers)"
         if self._shape.can_share:
-            reason = self_test(self, "batched") or self._fault_of_adapters("batched")
+            reason = why_not_batched(self._matrix_types) or self_test(self, "batched")
+            reason = reason or self._fault_of_adapters("batched")
             if not reason:
                 return "batched"
         logger.info("%s: not batched but serial, %s", self._name, reason, extra={"event": "recipe.serial"})

@@ -11,14 +11,33 @@ All three were tried on llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from llama_cpp import llama_cpp as C
 
 from packtrain.broker.errors import ModelLoadFailed
+from packtrain.workers.backends.llama_cpp_library import features
 
 #: Positions are int32, and the padding of a context must not carry it over.
 MAX_CELLS = 2**31 - 2**16
+
+
+#: Types of which llamafile computes one row by another kernel than several.
+ROW_DEPENDENT = frozenset({"F32", "F16", "BF16", "IQ4_NL"})
+
+
+def why_not_batched(types: Collection[str]) -> str:
+    """Why rows that are multiplied together by matrices of these types differ from rows that are alone; empty: nothing
+    is known against it.
+
+    This must not be left to a test: most of the difference is lost when activations are rounded to the 8 bits that
+    quantised matrices want, so that a test of 76 tokens finds it with one model or adapter and not with the next.
+    """
+    kinds = sorted(ROW_DEPENDENT.intersection(types))
+    if not kinds or "LLAMAFILE" not in features().split():
+        return ""
+    return f"llamafile's {kinds[0]} kernels treat one row and several differently"
 
 
 def check_model(model: Any, name: str) -> None:
