@@ -22,7 +22,8 @@ from packtrain.broker.messages import PromptLogprob, Recipe, SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
-from packtrain.workers.engine.engine import MIN_LEFT_TO_MOVE, Engine, EngineBroken
+from packtrain.workers.engine.caches import MIN_LEFT_TO_MOVE
+from packtrain.workers.engine.engine import Engine, EngineBroken
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
 from packtrain.workers.load_options import Speculation
 
@@ -181,11 +182,11 @@ def _check_caches(engine: Engine, backend: Exact) -> None:
         if sequence.has_begun:
             assert held == sequence.tokens[: sequence.num_cached]
         else:
-            left = engine._leftover[sequence.seq_id]
+            left = engine._caches._leftover[sequence.seq_id]
             assert held[: len(left.tokens)] == left.tokens
-    for slot, kept in engine._slots.retained().items():
+    for slot, kept in engine._caches._slots.retained().items():
         assert backend.cache(slot)[: len(kept.tokens)] == kept.tokens
-    slots = [s.seq_id for s in engine._live.values()] + list(engine._slots.retained())
+    slots = [s.seq_id for s in engine._live.values()] + list(engine._caches._slots.retained())
     assert sorted(slots) == list(range(backend.shape.n_slots))
 
 
@@ -230,7 +231,7 @@ def test_where_nothing_can_be_shared_nothing_is_copied() -> None:
         while engine.is_busy:
             engine.step()  # `copy` and `move` of this model refuse
 
-    assert not any(kept.tokens for kept in engine._slots.retained().values())
+    assert not any(kept.tokens for kept in engine._caches._slots.retained().values())
 
 
 @pytest.mark.parametrize("recipe", ["batched", "serial"])

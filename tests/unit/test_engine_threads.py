@@ -11,7 +11,7 @@ import pytest
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.scripted import ScriptedBackend
-from packtrain.workers.engine import engine as engine_module
+from packtrain.workers.engine import inbox
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
 
@@ -52,8 +52,8 @@ def test_going_to_work_and_coming_to_rest_are_told_at_once() -> None:
 
 
 def test_successors_of_sequences_that_ended_together_are_computed_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "GATHER_S", 5.0)  # a busy machine sleeps longer than it was told to
-    monkeypatch.setattr(engine_module, "MAX_GATHER_S", 10.0)
+    monkeypatch.setattr(inbox, "GATHER_S", 5.0)  # a busy machine sleeps longer than it was told to
+    monkeypatch.setattr(inbox, "MAX_GATHER_S", 10.0)
     ends: SimpleQueue[Ended] = SimpleQueue()
     backend = ScriptedBackend(n_slots=4)
     engine = Engine(backend, clock=time.monotonic)

@@ -17,7 +17,6 @@ A cache that cannot be copied or moved costs no job: what was to begin with it i
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -26,16 +25,15 @@ from itertools import islice
 
 from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob
 from packtrain.broker.structured import FreeText
-from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
+from packtrain.workers.engine.caches import Caches
 from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
+from packtrain.workers.engine.inbox import MAX_GATHER_S, Inbox
+from packtrain.workers.engine.logprobs import Describer
 from packtrain.workers.engine.lookup import Guesser
-from packtrain.workers.engine.reuse import Cache, Reuse, find_reuse
-from packtrain.workers.engine.scheduler import SERIAL_CHUNK, Rows, add_guesses, plan_serial_step, plan_step
+from packtrain.workers.engine.scheduler import Rows, add_guesses, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
-from packtrain.workers.engine.slots import Retained, Slots
 from packtrain.workers.engine.text import TextStream
 from packtrain.workers.engine.turns import Turns
 from packtrain.workers.load_options import Speculation
@@ -46,14 +44,6 @@ logger = logging.getLogger(__name__)
 PREFILL_BUDGET = 128
 #: Sequences in a row that failed alone, with no step succeeding between: then the model is broken, not a request.
 MAX_FAILURES_IN_A_ROW = 8
-#: When sequences ended together and none is left, the first that follows waits so long for the next one, seconds. All
-#: that come in time are computed in one step; else the first has one for itself, and decoding it limits the others to
-#: the prefill budget. Slots of a fleet claim their next jobs within some 30 ms of each other.
-GATHER_S = 0.015
-#: No gathering takes longer than this, seconds.
-MAX_GATHER_S = 0.06
-#: A sequence with fewer tokens to go is not moved to a lower slot, which costs about as much as a step.
-MIN_LEFT_TO_MOVE = 8
 
 
 class EngineBroken(Exception):
@@ -99,52 +89,36 @@ class Engine:
         self._prefill_budget = prefill_budget
         self._on_activity = on_activity
         self._threads = self._threads_wanted = 0  # 0: as the backend was made
-        self._can_share = backend.shape.can_share
         self._is_serial = backend.shape.recipe == "serial"
         # A wrong guess must be forgotten; and in the serial recipe a token alone in its step has other bits.
-        self._guesses = speculation == "prompt-lookup" and self._can_share and not self._is_serial
+        self._guesses = speculation == "prompt-lookup" and backend.shape.can_share and not self._is_serial
         self._guessed = self._guessed_right = 0
-        self._slots = Slots(backend.shape.n_slots)
+        self._caches = Caches(backend)
+        self._describer = Describer(backend.piece)
         self._live: dict[JobId, Sequence] = {}
         self._turns = Turns()
-        self._leftover: dict[int, Retained] = {}  # what the caches of taken slots hold until their sequence begins
         self._waiting: deque[SequenceRequest] = deque()
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
         self._arrivals = 0
         self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
         self._num_ended = 0  # in the last step
         self._stepped_at = self._beat = clock()
-        # The inbox is all that other threads touch.
-        self._changed = threading.Condition()
-        self._new: list[SequenceRequest | EmbedRequest] = []
-        self._leaving: dict[JobId, End] = {}
-        self._is_stopping = False
+        self._inbox = Inbox(clock)  # all that other threads touch
 
     def submit(self, request: SequenceRequest | EmbedRequest) -> None:
         """Run a request. Its `on_end` is called exactly once: later, or now if there is nothing to compute."""
         if not (request.prompt if isinstance(request, SequenceRequest) else request.tokens):
             request.on_end(Ended(End.FAILED, error=PromptEmpty()))  # nothing would ever be pending
-            return
-        with self._changed:
-            if not self._is_stopping:
-                # A note left for an earlier lease of this job does not mean this one.
-                self._leaving.pop(request.job_id, None)
-                self._new.append(request)
-                self._changed.notify()
-                return
-        request.on_end(Ended(End.RELEASED))
+        elif not self._inbox.put(request):
+            request.on_end(Ended(End.RELEASED))
 
     def cancel(self, job_id: JobId, end: End) -> None:
         """End a sequence soon, with this reason. Unknown jobs are ignored: it may just have ended."""
-        with self._changed:
-            self._leaving[job_id] = end
-            self._changed.notify()
+        self._inbox.cancel(job_id, end)
 
     def stop(self) -> None:
         """Release every sequence and let `run` return."""
-        with self._changed:
-            self._is_stopping = True
-            self._changed.notify()
+        self._inbox.stop()
 
     def set_threads(self, count: int) -> None:
         """Compute with this many threads from the next step on. Costs nothing, changes no answer."""
@@ -168,7 +142,7 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """True while any request is in a slot or waits for one."""
-        return bool(self._live or self._waiting or self._embeds or self._new)
+        return bool(self._live or self._waiting or self._embeds or self._inbox.has_requests)
 
     def run(self) -> None:
         """The engine thread: step while there is work, sleep while there is none, until `stop`.
@@ -176,36 +150,31 @@ class Engine:
         Raises:
             EngineBroken: The backend no longer computes anything.
         """
-        while True:
-            with self._changed:
-                while not (self.is_busy or self._leaving or self._is_stopping):
-                    self._on_activity()
-                    self._changed.wait()
-                    self._beat = self._clock()
-                    self._on_activity()
+        while not self._inbox.is_stopping:
+            if self.is_busy:
                 self._gather()
-                if self._is_stopping:
-                    break
-            self.step()
-            self._stepped_at = self._clock()
-        unstarted = [*self._waiting, *self._embeds, *self._new]
+                self.step()
+                self._stepped_at = self._clock()
+                continue
+            self._on_activity()
+            self._inbox.wait()
+            self._beat = self._clock()
+            self._read_inbox()
+            self._on_activity()
+        new, _ = self._inbox.read()
+        unstarted = [*self._waiting, *self._embeds, *new]
         self._waiting.clear()
         self._embeds.clear()
-        self._new.clear()
         for request in unstarted:
             request.on_end(Ended(End.RELEASED))
         for sequence in list(self._live.values()):
             self._end(sequence, End.RELEASED)
 
     def _gather(self) -> None:
-        """Wait a moment for all that follow sequences which ended together. Only while there is nothing to compute."""
-        begin = now = self._clock()
-        if self._num_ended < 2 or self._live or self._waiting or begin - self._stepped_at > MAX_GATHER_S:
-            return
-        while len(self._new) < self._num_ended and not self._is_stopping and now - begin < MAX_GATHER_S:
-            if not self._changed.wait(GATHER_S):
-                return
-            now = self._clock()
+        """Wait for all that follow sequences which ended together. Only while there is nothing else to compute."""
+        has_work = self._live or self._embeds
+        if self._num_ended > 1 and not has_work and self._clock() - self._stepped_at < MAX_GATHER_S:
+            self._inbox.gather(self._num_ended - len(self._waiting))
 
     def step(self) -> None:
         """Read the inbox, fill slots, compute one step."""
@@ -217,8 +186,9 @@ class Engine:
         self._read_inbox()
         self._fill_slots()
         self._end_late()
-        self._close_ranks()
-        self._begin_new()
+        if not self._waiting:
+            self._caches.close_ranks(list(self._live.values()))
+        self._tokens_reused += self._caches.begin(list(self._live.values()))
         if rows := self._plan():
             self._compute(rows)
         if self._embeds:
@@ -241,9 +211,7 @@ class Engine:
         return add_guesses(rows, most_rows=shape.n_outputs) if self._guesses else rows
 
     def _read_inbox(self) -> None:
-        with self._changed:
-            new, self._new = self._new, []
-            leaving, self._leaving = self._leaving, {}
+        new, leaving = self._inbox.read()
         self._waiting.extend(r for r in new if isinstance(r, SequenceRequest))
         self._embeds.extend(r for r in new if isinstance(r, EmbedRequest))
         self._embeds.leave(leaving)
@@ -255,15 +223,16 @@ class Engine:
             request.on_end(Ended(leaving[request.job_id]))
 
     def _fill_slots(self) -> None:
-        while self._slots and self._waiting:
+        while self._caches.has_room and self._waiting:
             request = self._waiting.popleft()
             self._arrivals += 1
             text = TextStream(request.params.stop)
             for token in request.resumed:
                 text.push(self._backend.piece(token))
             tokens = [*request.prompt, *request.resumed]
-            seq_id = self._choose_slot(tokens, request.adapters)
-            self._leftover[seq_id] = self._slots.take(seq_id)
+            num_waiting = len(self._waiting)
+            is_alone = not (self._live or num_waiting)
+            seq_id = self._caches.take(tokens, request.adapters, is_alone=is_alone, num_waiting=num_waiting)
             sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
             self._backend.open(
                 seq_id, request.params, request.seed, tokens, len(request.resumed), adapters=request.adapters
@@ -276,116 +245,6 @@ class Engine:
                 sequence.is_complete = sequence.is_scoring
                 if not sequence.is_scoring:
                     self._end(sequence, end)
-
-    def _choose_slot(self, tokens: list[int], adapters: AdapterSet) -> int:
-        if not (self._live or self._waiting):
-            return self._slots.best_for(tokens, adapters)
-        slot = self._slots.lowest
-        self._save(slot, tokens, adapters, num_needed=len(self._waiting) + 1)
-        return slot
-
-    def _save(self, slot: int, tokens: list[int], adapters: AdapterSet, *, num_needed: int) -> None:
-        """Copy what a free slot retains elsewhere, unless it is what the sequence that takes it begins with."""
-        retained = self._slots.retained()[slot]
-        if 2 * retained.num_shared(tokens, adapters) >= len(retained.tokens):
-            return
-        refuge = self._slots.refuge(slot, num_needed)
-        if refuge is not None:
-            if self._is_copied(slot, [refuge], len(retained.tokens)):
-                self._slots.copied(slot, refuge)
-            else:
-                self._slots.forget(refuge)
-
-    def _is_copied(self, source: int, targets: Seq[int], count: int) -> bool:
-        """Copy the beginning of a cache. False: it could not be done, and the targets are empty."""
-        try:
-            self._backend.copy(source, targets, count)
-        except DecodeFailed as error:
-            logger.warning("A prefix is computed, not copied: %s", error, extra={"event": "copy.failed"})
-            for target in targets:
-                self._backend.truncate(target, 0)
-            return False
-        return True
-
-    def _begin_new(self) -> None:
-        """Give each new sequence the longest prefix that a slot holds, or let it wait for one in the making."""
-        copies: dict[tuple[int, int], list[Sequence]] = {}
-        new = [s for s in self._live.values() if not s.has_begun]
-        for sequence in new:
-            reuse = self._find_reuse(sequence)
-            if reuse.is_worth_waiting:
-                continue
-            del self._leftover[sequence.seq_id]
-            sequence.has_begun = True
-            if reuse.slot in (sequence.seq_id, -1):
-                sequence.num_cached = self._backend.truncate(sequence.seq_id, reuse.count)
-            else:
-                sequence.num_cached = reuse.count
-                copies.setdefault((reuse.slot, reuse.count), []).append(sequence)
-        lost: set[int] = set()  # a copy may be of what an earlier one should have brought
-        for (slot, count), sequences in copies.items():
-            targets = [s.seq_id for s in sequences]
-            if slot in lost or not self._is_copied(slot, targets, count):
-                lost.update(targets)
-                for sequence in sequences:
-                    sequence.num_cached = self._backend.truncate(sequence.seq_id, 0)
-        for sequence in new:
-            sequence.num_reused = min(sequence.num_cached, sequence.num_prompt)
-            self._tokens_reused += sequence.num_reused
-
-    def _find_reuse(self, sequence: Sequence) -> Reuse:
-        if not self._can_share or sequence.is_scoring:  # a score takes the logits of the row, which no cache holds
-            return Reuse()
-        caches = [_kept(sequence.seq_id, self._leftover[sequence.seq_id])]
-        for other in self._live.values():
-            if other.has_begun:
-                num_cached = self._num_reusable(other)
-                num_soon = max(num_cached, 0 if other.is_complete else self._whole_chunks(other.num_prompt))
-                caches.append(Cache(other.seq_id, other.tokens, num_cached, num_soon, other.request.adapters))
-        caches += [_kept(slot, kept) for slot, kept in self._slots.retained().items()]
-        limit = sequence.num_prompt if self._is_serial else len(sequence.tokens)
-        granule = SERIAL_CHUNK if self._is_serial else 1
-        limit = min(limit, len(sequence.tokens) - 1)
-        adapters = sequence.request.adapters
-        return find_reuse(sequence.tokens, caches, limit=limit, granule=granule, adapters=adapters)
-
-    def _num_reusable(self, sequence: Sequence) -> int:
-        """Cached tokens that another may begin with. Serial: only those computed as whole chunks of a prompt, for the
-        same tokens computed one by one have other bits."""
-        if not self._can_share:
-            return 0
-        if self._is_serial and (sequence.is_scoring or sequence.is_complete):
-            return 0
-        if self._is_serial:
-            return min(sequence.num_cached, self._whole_chunks(sequence.num_prompt))
-        return sequence.num_cached
-
-    def _whole_chunks(self, num_prompt: int) -> int:
-        return num_prompt // SERIAL_CHUNK * SERIAL_CHUNK if self._is_serial else num_prompt
-
-    def _close_ranks(self) -> None:
-        """Move the highest sequences into free slots below them: neighbours are computed together, see slots.py."""
-        if not self._can_share or self._is_serial or self._waiting:
-            return
-        while self._slots and len(self._live) > 1:
-            highest = max(self._live.values(), key=lambda s: s.seq_id)
-            num_left = highest.request.max_new - highest.num_output
-            may_move = highest.has_begun and not highest.is_stuck and num_left >= MIN_LEFT_TO_MOVE
-            if self._slots.lowest > highest.seq_id or not may_move:
-                return
-            target = self._slots.lowest
-            self._save(target, highest.tokens, highest.request.adapters, num_needed=1)
-            self._slots.take(target)
-            try:
-                self._backend.move(highest.seq_id, target)
-            except DecodeFailed as error:
-                logger.warning("A sequence stays in its slot: %s", error, extra={"event": "move.failed"})
-                highest.is_stuck = True  # or each step would try again
-                self._backend.truncate(target, 0)
-                self._slots.give_back(target, [])
-                return
-            self._slots.give_back(highest.seq_id, [])  # a second copy of a live cache is not worth keeping
-            highest.seq_id = target
 
     def _end_late(self) -> None:
         now = self._clock()
@@ -471,9 +330,7 @@ class Engine:
                 self._accept_all(row, _sampled(row, results))
 
     def _score(self, sequence: Sequence, scored: Seq[Sampled]) -> None:
-        for entry in scored:
-            text, top = self._text_of(entry.token), self._top(entry)
-            sequence.scores.append(PromptLogprob(token=entry.token, text=text, logprob=entry.logprob, top=top))
+        sequence.scores += map(self._describer.scored, scored)
         if sequence.is_scoring:
             return
         if sequence.is_complete:
@@ -506,27 +363,9 @@ class Engine:
         sequence.tokens.append(token)
         self._tokens_out += 1
         text = sequence.text.push(self._backend.piece(token))
-        sequence.request.on_tokens(Tokens(index, text, (token,), self._logprobs(sampled)))
+        sequence.request.on_tokens(Tokens(index, text, (token,), self._describer.sampled(sampled)))
         if end := self._reached_end(sequence):
             self._end(sequence, end)
-
-    def _logprobs(self, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-        if sampled.logprob is None:
-            return ()
-        text, top = self._text_of(sampled.token), self._top(sampled)
-        return (TokenLogprob(token=sampled.token, text=text, logprob=sampled.logprob, top=top),)
-
-    def _top(self, sampled: Sampled) -> tuple[Logprob, ...]:
-        return tuple(Logprob(token=t, text=self._text_of(t), logprob=logprob) for t, logprob in sampled.top)
-
-    def _prompt_logprobs(self, sequence: Sequence) -> tuple[PromptLogprob, ...]:
-        if sequence.request.params.prompt_logprobs is None or sequence.is_scoring:
-            return ()
-        first = sequence.tokens[0]
-        return (PromptLogprob(token=first, text=self._text_of(first)), *sequence.scores)
-
-    def _text_of(self, token: int) -> str:
-        return self._backend.piece(token).decode("utf-8", "replace")
 
     def _reached_end(self, sequence: Sequence) -> End | None:
         if sequence.text.is_stopped:
@@ -537,22 +376,16 @@ class Engine:
         self._num_ended += 1
         del self._live[sequence.request.job_id]
         self._backend.close(sequence.seq_id)
-        left = self._leftover.pop(sequence.seq_id, None)  # it may end before it has begun
-        if end is End.FAILED:
-            self._slots.give_back(sequence.seq_id, sequence.tokens[: self._backend.truncate(sequence.seq_id, 0)])
-        elif left is None:
-            kept = sequence.tokens[: self._num_reusable(sequence)]
-            self._slots.give_back(sequence.seq_id, kept, sequence.request.adapters)
-        else:
-            self._slots.give_back(sequence.seq_id, left.tokens, left.adapters)
+        self._caches.give_back(sequence, has_failed=end is End.FAILED)
         # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
         tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
+        is_scored = sequence.request.params.prompt_logprobs is not None and not sequence.is_scoring
+        scores = self._describer.prompt(sequence.tokens[0], sequence.scores) if is_scored else ()
         sequence.request.on_end(
             Ended(
-                end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error,
-                prompt_logprobs=self._prompt_logprobs(sequence),
+                end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error, prompt_logprobs=scores
             )
-        )  # fmt: skip
+        )
 
     def _repair(self, rows: Seq[Rows]) -> None:
         """Bring cache and sequences to the same length after a step that broke off."""
@@ -575,14 +408,9 @@ class Engine:
             self._beat = self._clock()
             if first_deadline is not None and first_deadline <= self._beat:
                 return True
-            # Reading without the lock: a stale answer costs one more call, a lock would cost one per graph node.
-            return self._is_stopping or any(job_id in ids for job_id in tuple(self._leaving))
+            return self._inbox.calls_off(ids)
 
         return should_stop
-
-
-def _kept(slot: int, kept: Retained) -> Cache:
-    return Cache(slot, kept.tokens, len(kept.tokens), len(kept.tokens), kept.adapters)
 
 
 def _sampled(row: Rows, results: Iterator[Sampled]) -> list[Sampled]:
