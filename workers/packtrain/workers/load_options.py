@@ -1,7 +1,7 @@
 """Load options: how a model is laid out in memory, as the operator of a node says it in packtrain.toml.
 
-What is left unset is llama.cpp's choice: all layers on the GPU where there is one, flash attention where the backend
-has it. No llama.cpp in here: the agent and the catalog know these options too.
+What is left unset is what fits: as many layers on the GPU as it has memory for, flash attention where the backend has
+it. No llama.cpp in here: the agent and the catalog know these options too.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class LoadOptions(BaseModel):
     numerics: Numerics = Field("fast", description="`deterministic`: for all jobs, not only for those that ask for it")
     kv_type: KvType = Field("f16", description="type of the K and V cache")
     gpu_layers: Annotated[int, Field(strict=True, ge=0, le=MAX_LAYERS)] | None = Field(
-        None, description="layers on the GPU; null: all where there is a GPU"
+        None, description="layers on the GPU; null: as many as fit where there is a GPU"
     )
     tensor_split: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (), max_length=MAX_DEVICES, description="shares of the GPUs; empty: by their free memory"

@@ -42,6 +42,7 @@ from packtrain.workers.backends.llama_cpp_adapters import LoadedAdapters
 from packtrain.workers.backends.llama_cpp_batch import Batch
 from packtrain.workers.backends.llama_cpp_checks import check_cells, why_not_batched
 from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedder_bytes, embedding_shape, read_traits
+from packtrain.workers.backends.llama_cpp_fit import with_fitting_layers
 from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors, last_error
 from packtrain.workers.backends.llama_cpp_model import LlamaCppModel
 from packtrain.workers.backends.llama_cpp_params import context_params
@@ -127,6 +128,7 @@ class LlamaCppBackend(LlamaCppModel):
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
         check_cells(n_slots, n_ctx)
+        options = with_fitting_layers(path, options, n_ctx=n_ctx, n_slots=n_slots)
         super().__init__(path, model=model, options=options)
         self._adapters = LoadedAdapters(self._model, path, adapters)
         n_vocab = self._n_vocab
