@@ -16,7 +16,16 @@ from packtrain.broker.ids import JobId
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import JobSpec
 from packtrain.broker.states import JobState
-from packtrain.client import AsyncJob, AsyncPacktrain, AsyncTextStream, Job, Packtrain, ResultTimeout, TextStream
+from packtrain.client import (
+    AsyncJob,
+    AsyncPacktrain,
+    AsyncTextStream,
+    Job,
+    Packtrain,
+    Result,
+    ResultTimeout,
+    TextStream,
+)
 from packtrain.client.threads import THREADS
 from tests.support.factories import MODEL
 from tests.support.memory_transport import AsyncMemoryTransport, MemoryTransport
@@ -164,6 +173,51 @@ def test_a_submit_that_is_cancelled_on_its_way_leaves_no_job_without_a_name(
 
             (status,) = transport.recent(1)
             assert status.state is state
+
+    asyncio.run(main())
+
+
+def test_a_submit_that_is_cancelled_is_undone_even_when_the_client_is_closed_at_once() -> None:
+    async def main() -> None:
+        async with client() as (fleet, transport):
+            arrived, go_on = threading.Event(), threading.Event()
+            really = transport.submit
+
+            def slowly(job_id: JobId, spec: JobSpec) -> Submitted:
+                arrived.set()
+                go_on.wait()
+                return really(job_id, spec)
+
+            transport.submit = slowly  # type: ignore[method-assign]
+            task = asyncio.create_task(fleet.submit(MODEL, "x", raw=True))
+            await until(arrived.is_set)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            closing = asyncio.create_task(fleet.close())
+            await asyncio.sleep(0.05)
+            go_on.set()
+            await closing
+
+            assert [status.state for status in transport.recent(9)] == [JobState.CANCELLED]
+
+    asyncio.run(main())
+
+
+def test_closing_the_client_cancels_what_a_map_has_in_flight() -> None:
+    async def main() -> None:
+        async with client() as (fleet, transport):
+            results = fleet.map(MODEL, [f"prompt {i}" for i in range(9)], in_flight=4, raw=True)
+            task: asyncio.Task[Result] = asyncio.create_task(anext(results))  # type: ignore[arg-type]
+            await until(lambda: len(transport.submitted) == 4)
+            await asyncio.sleep(0.05)
+
+            await fleet.close()
+
+            assert {status.state for status in transport.recent(9)} == {JobState.CANCELLED}
+            task.cancel()
+            await asyncio.wait([task])
+            task.exception() if not task.cancelled() else None
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, overload
@@ -63,6 +64,7 @@ class AsyncPacktrain(Twin[Packtrain]):
 
     async def close(self) -> None:
         """As `Packtrain.close`. Waits for calls under way, such as the cancelling of a job whose reader left."""
+        await self._waiter.close()
         await asyncio.to_thread(self._pool.shutdown)
         await self._transport.close()
 
@@ -120,8 +122,9 @@ class AsyncPacktrain(Twin[Packtrain]):
         """As `Packtrain.map`."""
         window = Window(in_flight, raises=on_error == "raise", options=options)
         submits = (partial(self.submit, model, prompt, stream=False, **options) for prompt in prompts)
-        async for result in self._waiter.run_in_order(submits, window):
-            yield result
+        async with aclosing(self._waiter.run_in_order(submits, window)) as results:
+            async for result in results:
+                yield result
 
     @overload
     async def embed(
@@ -157,7 +160,9 @@ class AsyncPacktrain(Twin[Packtrain]):
 
     async def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
         """As `Packtrain.verify`."""
-        rerun = await self._in_thread(partial(start_again, self._transport.blocking, JobId(job_id), on))
+        blocking = self._transport.blocking
+        start = partial(start_again, blocking, JobId(job_id), on)
+        rerun = await self._in_thread(start, undo=lambda started: blocking.cancel(JobId(started.new_job_id)))
         again = self.job(rerun.new_job_id)
         await again.result(timeout)
         return rerun.compare(await again.status())

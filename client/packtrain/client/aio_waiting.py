@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
 from itertools import islice
@@ -25,6 +25,17 @@ class Waiter(Twin[Transport]):
         super().__init__(transport.blocking, pool)
         self.transport = transport
         self.pool = pool
+        self._windows: list[Window] = []  # of maps that go on
+
+    async def close(self) -> None:
+        """Cancel what maps that were left early have in flight: asyncio may finish their generators much later."""
+        windows, self._windows = self._windows, []
+        for window in windows:
+            await self._cancel(window)
+
+    async def _cancel(self, window: Window) -> None:
+        if window.cursors.after:
+            await self._in_thread(partial(cancel_all, self._sync, list(window.cursors.after)))
 
     async def read_events(self, cursors: Cursors, deadline: float | None) -> AsyncIterator[Event]:
         """As `waiting.read_events`."""
@@ -47,9 +58,10 @@ class Waiter(Twin[Transport]):
 
     async def run_in_order(
         self, submits: Iterator[Callable[[], Awaitable[Submitted]]], window: Window, timeout: float | None = None
-    ) -> AsyncIterator[Result]:
+    ) -> AsyncGenerator[Result, None]:
         """As `waiting.run_in_order`."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._windows.append(window)
         try:
             while True:
                 for submit in islice(submits, window.room):
@@ -70,5 +82,6 @@ class Waiter(Twin[Transport]):
                         raise window.out_of_time(timeout)
                 yield window.take()
         finally:
-            if window.cursors.after:
-                await self._in_thread(partial(cancel_all, self._sync, list(window.cursors.after)))
+            if window in self._windows:  # else the client has been closed
+                self._windows.remove(window)
+                await self._cancel(window)

@@ -88,9 +88,9 @@ class Packtrain:
                 BrokerUnavailable
         """
         spec = build_spec(model, prompt, raw=raw, stream=stream, expires_in=expires_in, options=options)
-        return self.hand_in(spec, idempotency_key)
+        return self.hand_in(spec, idempotency_key=idempotency_key)
 
-    def hand_in(self, spec: JobSpec, idempotency_key: str | None = None) -> Job:
+    def hand_in(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
         """Submit a request that is already one; errors as of `submit`, but for those of its arguments."""
         return Job(self._transport, self._transport.submit(job_id_of(spec, idempotency_key), spec).job_id)
 
@@ -172,7 +172,7 @@ class Packtrain:
         Other arguments and errors as of `submit`.
         """
         spec = build_embed_spec(model, text, dimensions=dimensions, expires_in=expires_in, options=options)
-        return self.hand_in(spec, idempotency_key)
+        return self.hand_in(spec, idempotency_key=idempotency_key)
 
     @overload
     def embed(

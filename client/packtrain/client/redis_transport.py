@@ -13,7 +13,7 @@ from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
-from packtrain.broker.errors import SetupError, UnknownModel
+from packtrain.broker.errors import AdapterUnavailable, SetupError, UnknownModel
 from packtrain.broker.ids import JobId, ModelId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
@@ -44,7 +44,11 @@ class RedisTransport:
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
         if spec.adapters:  # the only jobs that pay for a look at the models
-            check_adapters(spec, self.models())
+            try:
+                check_adapters(spec, self.models())
+            except AdapterUnavailable:
+                if self.status(job_id) is None:  # else the same request again, from when the adapter was there
+                    raise
         with self._reachable():
             submitted = self._jobs.submit(job_id, spec, max_waiting=self._max_waiting, keep_ms=self._keep_ms)
         if submitted.is_new and submitted.ready <= MAX_BELLS:

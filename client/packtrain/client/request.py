@@ -134,6 +134,11 @@ def _adapters(given: object) -> object:
     if isinstance(given, str):
         return {given: None}
     if isinstance(given, Sequence):
+        if odd := [name for name in given if not isinstance(name, str)]:
+            raise InvalidParameter(
+                f'adapters = [{odd[0]!r}]: a list holds names; with scales give a mapping, {{"name": 0.5}}',
+                field="adapters",
+            )
         return dict.fromkeys(given)
     return {} if given is None else given
 

@@ -7,8 +7,9 @@ what waits for a job is written anew, for a wait must not hold a thread: with ei
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -38,12 +39,13 @@ class Twin(Generic[S]):
         Args:
             undo: Given that, in the thread, when nobody waited for it to the end.
         """
-        future = self._pool.submit(call)
+        leavable = _Leavable(call, undo)
+        future = self._pool.submit(leavable.run)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if undo:  # in a thread again: the callback itself may be called on the loop
-                future.add_done_callback(lambda done: self._pool.submit(_undo, undo, done))
+            if leavable.leave():
+                self._pool.submit(leavable.undo_now)
             raise
 
 
@@ -62,6 +64,36 @@ def new_pool() -> Executor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="packtrain")
 
 
-def _undo(undo: Callable[[T], object], future: Future[T]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        undo(future.result())
+class _Leavable(Generic[T]):
+    """A call that is undone when nobody waits for its result any more.
+
+    In the thread of the call itself if that still runs: the client may be closed by then, and begin nothing new.
+    """
+
+    def __init__(self, call: Callable[[], T], undo: Callable[[T], object] | None) -> None:
+        self._call = call
+        self._undo = undo
+        self._lock = threading.Lock()
+        self._results: list[T] = []  # one, once it is there
+        self._is_left = False
+
+    def run(self) -> T:
+        """Call, and undo that if it has been left meanwhile."""
+        result = self._call()
+        with self._lock:
+            self._results.append(result)
+            is_left = self._is_left
+        if is_left:
+            self.undo_now()
+        return result
+
+    def leave(self) -> bool:
+        """Nobody waits any more. True: the result is there already and is to be undone."""
+        with self._lock:
+            self._is_left = True
+            return bool(self._results)
+
+    def undo_now(self) -> None:
+        """Undo the call."""
+        if self._undo:
+            self._undo(self._results[0])
