@@ -57,10 +57,13 @@ def strict_claim(store: JobStore, numerics_class: str) -> JobId | None:
     return None if taken is None else taken.job_id
 
 
-def begun(store: JobStore, numerics_class: str) -> tuple[JobId, str]:
+def begun(store: JobStore, numerics_class: str, meant_for: str | None = None) -> tuple[JobId, str]:
     """A deterministic job that waits with one token of this class, and the id of its last event."""
-    job_id = submit(store, spec(deterministic=True))
-    assert strict_claim(store, numerics_class) == job_id
+    job_id = submit(store, spec(deterministic=True, meant_for=meant_for))
+    node = NodeId(meant_for or NODE)
+    taken = store.claim((DETERMINISTIC,), INSTANCE, node, lease_ms=LEASE_MS, numerics_class=numerics_class)
+    assert taken is not None
+    assert taken.job_id == job_id
     store.emit([(job_id, 1, Chunk(0, "he", (1,)))])
     store.release(job_id, 1)
     return job_id, store.events({job_id: "0"})[-1].id
@@ -213,14 +216,14 @@ class JobStoreContract:
             store.emit([(job_id, epoch, Chunk(epoch - 1, "x", (1,)))])
             store.release(job_id, epoch)
 
-        assert store.begin_anew({ROUTE: {"class-b"}}) == []
+        assert store.begin_anew({ROUTE: {("", "class-b")}}) == []
 
     def test_a_job_whose_class_is_gone_begins_anew_behind_what_was_read(self, store: JobStore) -> None:
         job_id, read = begun(store, "class-a")
         other, _ = begun(store, "class-b")
 
-        assert [r.job_id for r in store.begin_anew({DETERMINISTIC: {"class-b", "class-c"}})] == [job_id]
-        assert store.begin_anew({DETERMINISTIC: {"class-b", "class-c"}}) == []
+        assert [r.job_id for r in store.begin_anew({DETERMINISTIC: {("", "class-b"), ("", "class-c")}})] == [job_id]
+        assert store.begin_anew({DETERMINISTIC: {("", "class-b"), ("", "class-c")}}) == []
 
         assert store.events({job_id: "0"}) == []
         assert strict_claim(store, "class-c") == job_id
@@ -229,6 +232,16 @@ class JobStoreContract:
         assert strict_claim(store, "class-b") == other
         assert [e.text for e in store.events({other: "0"})] == ["he"]
 
+    def test_a_job_meant_for_somebody_begins_anew_when_that_one_computes_in_other_classes(
+        self, store: JobStore
+    ) -> None:
+        job_id, _ = begun(store, "class-a", meant_for="node-b")
+        elsewhere = {("", "class-a"), ("node-c", "class-a"), ("", "class-b")}
+
+        assert store.begin_anew({DETERMINISTIC: elsewhere}) == []
+        assert store.begin_anew({DETERMINISTIC: {*elsewhere, ("node-b", "class-a")}}) == []
+        assert [r.job_id for r in store.begin_anew({DETERMINISTIC: {*elsewhere, ("node-b", "class-b")}})] == [job_id]
+
     def test_only_waiting_jobs_of_the_named_routes_begin_anew(self, store: JobStore) -> None:
         ended, _ = begun(store, "class-a")
         store.cancel(ended)
@@ -236,8 +249,8 @@ class JobStoreContract:
         assert strict_claim(store, "class-a") == running
         waiting, _ = begun(store, "class-a")
 
-        assert store.begin_anew({ROUTE: {"class-b"}, DETERMINISTIC: {"class-a"}}) == []
-        assert [r.job_id for r in store.begin_anew({DETERMINISTIC: {"class-b"}})] == [waiting]
+        assert store.begin_anew({ROUTE: {("", "class-b")}, DETERMINISTIC: {("", "class-a")}}) == []
+        assert [r.job_id for r in store.begin_anew({DETERMINISTIC: {("", "class-b")}})] == [waiting]
         assert [len(store.events({job_id: "0"})) for job_id in (ended, running, waiting)] == [2, 1, 0]
 
     def test_many_jobs_meant_for_others_hide_no_job(self, store: JobStore) -> None:
@@ -744,7 +757,7 @@ class TestRedisJobs(JobStoreContract):
 
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
         job_id, _ = begun(store, "class-a")
-        store.begin_anew({DETERMINISTIC: {"class-b"}})
+        store.begin_anew({DETERMINISTIC: {("", "class-b")}})
         assert strict_claim(store, "class-b") == job_id
         store.emit([(job_id, 2, Chunk(0, "he", (1,)))])
         store.release(job_id, 2)
@@ -829,7 +842,9 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
             case "strand":
                 seen.append(store.strand({ROUTE: {"i1"}, DETERMINISTIC: {f"n{worker}"}} if worker else {ROUTE: set()}))
             case "anew":
-                seen.append(sorted(r.job_id for r in store.begin_anew({route: {numerics_class} for route in routes})))
+                seen.append(
+                    sorted(r.job_id for r in store.begin_anew({route: {("", numerics_class)} for route in routes}))
+                )
             case "stale":
                 old = stale.get(job_id, 0)
                 seen.append((store.emit([(job_id, old, Chunk(5, "y", (2,)))]), store.finish(job_id, old, DONE)))

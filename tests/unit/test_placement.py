@@ -177,14 +177,15 @@ def test_a_model_that_is_loaded_or_offered_again_is_waited_for_as_long_as_it_tak
 
 
 def test_a_model_is_missing_from_when_it_was_first_seen_so_until_it_is_offered_again() -> None:
-    gone, back = fleet(nodes=[node_beat(models=()), node_beat("n2", draining=True)]), fleet()
+    nodes = [node_beat(models=()), node_beat("n2", draining=True)]
+    gone, back = fleet(nodes=nodes, waiting={ROUTE: 1}), fleet(waiting={ROUTE: 1})
 
     first = missing_since(gone, {})
     assert first == {MODEL: NOW}
     assert missing_since(replace(gone, now_ms=NOW + 5), first) == first
     assert missing_since(back, first) == {}
     assert missing_since(fleet(models=[], nodes=[], waiting={DETERMINISTIC: 1}), {}) == {MODEL: NOW}
-    assert missing_since(fleet(models=[], nodes=[], waiting={}), first) == {}
+    assert missing_since(fleet(nodes=nodes, waiting={}), first) == {}, "no job waits, so none has waited too long"
 
 
 def test_a_model_too_large_for_every_node_is_rejected_with_the_shortfall() -> None:

@@ -302,7 +302,7 @@ def test_a_deterministic_job_of_another_class_is_never_resumed_and_begins_anew_w
 
     assert instance.runner.answer(DETERMINISTIC) is None
     assert instance.status().state is JobState.QUEUED
-    assert instance.store.begin_anew({DETERMINISTIC: {COMPUTER.numerics_class}})
+    assert instance.store.begin_anew({DETERMINISTIC: {("", COMPUTER.numerics_class)}})
     instance.runner.answer(DETERMINISTIC)
     instance.close()
 

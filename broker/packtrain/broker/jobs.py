@@ -134,8 +134,13 @@ class JobStore(Protocol):
         """Fail waiting jobs of these routes that are meant for somebody not among the route's names; how many were."""
         ...
 
-    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[Reaped]:
-        """Drop the tokens of waiting jobs of these routes whose class is not among the route's; which ones."""
+    def begin_anew(self, classes: Mapping[Route, Collection[tuple[str, str]]]) -> list[Reaped]:
+        """Drop the tokens of waiting jobs of these routes whose class is not among the route's; which ones.
+
+        Args:
+            classes: With whom they are computed by: an instance, a node, or "" for jobs that are meant for nobody.
+                A job that is meant for none of these is left alone.
+        """
         ...
 
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[Reaped]:
@@ -292,14 +297,14 @@ def strand(serving: Mapping[Route, Collection[str]]) -> Call[int]:
     return Call("strand", (keys.MEANT,), (_json(JobState.FAILED, STRANDED), *flat), int)
 
 
-def begin_anew(classes: Mapping[Route, Collection[str]]) -> Call[list[Reaped]]:
+def begin_anew(classes: Mapping[Route, Collection[tuple[str, str]]]) -> Call[list[Reaped]]:
     """Call of anew.lua."""
 
     def parse(reply: Any) -> list[Reaped]:
         rows = zip(reply[::2], reply[1::2], strict=True)
         return [Reaped(JobId(job_id), Route(route), JobState.QUEUED) for job_id, route in rows]
 
-    flat = [part for route, computed in classes.items() for name in computed for part in (route, name)]
+    flat = [part for route, computed in classes.items() for name, each in computed for part in (route, name, each)]
     return Call("anew", (keys.BEGUN,), flat, parse)
 
 

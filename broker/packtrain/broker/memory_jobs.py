@@ -190,13 +190,15 @@ class MemoryJobs:
                 self._settle(job_id, record, jobs.ended(JobState.FAILED, jobs.STRANDED))
             return len(stranded)
 
-    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[jobs.Reaped]:
+    def begin_anew(self, classes: Mapping[Route, Collection[tuple[str, str]]]) -> list[jobs.Reaped]:
         with self._changed:
-            begun = [
-                (job_id, record)
-                for job_id, record in self._ready([route for route, computed in classes.items() if computed])
-                if record.next_index and record.numerics_class and record.numerics_class not in classes[record.route]
-            ]
+            begun = []
+            for job_id, record in self._ready(list(classes)):
+                meant_for = record.spec.meant_for or ""
+                computed = {each for name, each in classes[record.route] if name == meant_for}
+                is_begun = record.next_index and record.numerics_class
+                if is_begun and computed and record.numerics_class not in computed:
+                    begun.append((job_id, record))
             for _, record in begun:
                 record.events.clear()
                 record.next_index, record.numerics_class, record.first_token_ms = 0, "", None

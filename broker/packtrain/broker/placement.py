@@ -109,14 +109,14 @@ def plan(now: Snapshot) -> Plan:
 
 
 def missing_since(now: Snapshot, before: Mapping[ModelId, int]) -> dict[ModelId, int]:
-    """Models that are known or waited for and that no live node offers, each with when that was first seen, ms.
+    """Models that jobs wait for and that no live node offers, each with when that was first seen, ms.
 
     Args:
         before: What this gave the last time. What nobody looked at does not count: a fleet that was down with its
             coordinator has had no time to come back yet.
     """
     offered = {model for node in now.nodes if not node.draining for model in node.models}
-    wanted = now.models.keys() | {model_of(route) for route, count in now.waiting.items() if count}
+    wanted = {model_of(route) for route, count in now.waiting.items() if count}
     return {model: before.get(model, now.now_ms) for model in sorted(wanted) if model not in offered}
 
 
@@ -193,12 +193,16 @@ def serving(route: Route, now: Snapshot) -> set[str]:
     return {i.instance for i in instances} | nodes
 
 
-def numerics_classes(route: Route, now: Snapshot) -> set[str]:
-    """Classes that a waiting job of this route can be computed in, when that is certain; empty while one comes up."""
+def numerics_classes(route: Route, now: Snapshot) -> set[tuple[str, str]]:
+    """Classes that waiting jobs of this route can be computed in, when that is certain; empty while one comes up.
+
+    Each with whom a job may be meant for to be computed there: nobody ("") or the instance or its node.
+    """
     instances = [i for i in now.instances if _serves(i, route) and not i.state.is_terminal]
     if any(not i.numerics_class for i in instances):
         return set()
-    return {i.numerics_class for i in instances if i.state is not InstanceState.DRAINING}
+    computing = [i for i in instances if i.state is not InstanceState.DRAINING]
+    return {(name, i.numerics_class) for i in computing for name in ("", i.instance, i.node)}
 
 
 def _serves(instance: InstanceBeat, route: Route) -> bool:

@@ -72,7 +72,7 @@ class RedisJobs:
     def strand(self, serving: Mapping[Route, Collection[str]]) -> int:
         return self._scripts.run(jobs.strand(serving))
 
-    def begin_anew(self, classes: Mapping[Route, Collection[str]]) -> list[jobs.Reaped]:
+    def begin_anew(self, classes: Mapping[Route, Collection[tuple[str, str]]]) -> list[jobs.Reaped]:
         return self._scripts.run(jobs.begin_anew(classes))
 
     def reap(self, instance: InstanceId | None = None, cause: Cause | None = None) -> list[jobs.Reaped]:

@@ -116,7 +116,7 @@ class Instance:
         self._embeds_only = backend.shape.embeds_only
         self._recipe = backend.shape.recipe
         computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe, adapter_sha256)
-        self._numerics_class = computer.class_of_moves
+        self._numerics_class = computer.class_of_moves({file.name: file.scale for file in config.adapters})
         self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic

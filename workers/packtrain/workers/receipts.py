@@ -49,12 +49,19 @@ class Computer:
         """16 hex digits; equal where equal jobs without adapters get equal bits."""
         return self.class_with(())
 
-    @property
-    def class_of_moves(self) -> str:
-        """Equal where a begun job may go on. Of all adapters, for a claim does not know which of them a job has."""
-        return self.class_with([(name, 1.0) for name in sorted(self.adapter_sha256)])
+    def class_of_moves(self, scales: Mapping[str, float]) -> str:
+        """16 hex digits; equal where a begun job may go on. Without adapters it is `numerics_class`; else all of them
+        count, with names and scales, for a claim does not know which a job has.
 
-    def class_with(self, adapters: Sequence[tuple[str, float]]) -> str:
+        Args:
+            scales: Of jobs that name an adapter without one.
+        """
+        adapters = [f"{name} {sha256} {scales[name]}" for name, sha256 in sorted(self.adapter_sha256.items())]
+        if not adapters:
+            return self.numerics_class
+        return hashlib.sha256("\0".join([self.numerics_class, *adapters]).encode()).hexdigest()[:16]
+
+    def class_with(self, adapters: AdapterSet) -> str:
         """The same for jobs with these adapters: their files count, not what they are called."""
         files = [self.adapter_sha256.get(name, "") for name, _ in adapters]
         parts = (self.build.library, self.build.features, self.build.flags, self.model_sha256, self.recipe, *files)
