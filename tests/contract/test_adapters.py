@@ -132,6 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_lora(folder / "pirate.gguf", seed=1)
     write_tiny_lora(folder / "polite.gguf", seed=2)
     write_tiny_lora(folder / "wide.gguf", n_embd=128)
+    write_tiny_lora(folder / "damaged.gguf", scale=float("nan"))
     write_tiny_lora(folder / "bytes.gguf", rank=32, kind=gguf.GGMLQuantizationType.Q8_0)
     return folder
 
@@ -206,4 +207,13 @@ def test_in_the_batched_recipe_adapters_take_turns_without_a_trace(folder: Path)
     alone = [answers(backend, request)[0] for request in requests]
 
     assert answers(backend, *requests) == alone
+    backend.shutdown()
+
+
+def test_a_damaged_one_costs_a_deterministic_model_nothing_but_itself(folder: Path) -> None:
+    backend = load(folder, "damaged", "pirate", numerics="deterministic")
+
+    assert "it computes nothing" in backend.adapters["damaged"].fault
+    assert not backend.adapters["pirate"].fault
+    assert answers(backend, ("the", PIRATE)) == answers(backend, ("the", PIRATE))
     backend.shutdown()

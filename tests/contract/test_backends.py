@@ -221,6 +221,20 @@ class BackendContract:
         assert tokens + slot.run(5) == expected
         Slot(backend, seq_id=2)  # free again
 
+    def test_a_sequence_with_nothing_computed_can_be_moved_to_where_another_left_something(
+        self, backend: Backend
+    ) -> None:
+        expected = answer(backend, 5)
+        left = Slot(backend, "another", seq_id=0)
+        left.run(3)
+        slot = Slot(backend, seq_id=1)
+        backend.close(0)
+
+        backend.move(1, 0)
+        slot.seq_id = 0
+
+        assert slot.run(5) == expected
+
     def test_logprobs_come_when_asked_for_and_change_no_token(self, backend: Backend) -> None:
         slot = Slot(backend, params=SamplingParams(temperature=0, logprobs=3))
         silent = Slot(backend, seq_id=1)

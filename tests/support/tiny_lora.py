@@ -21,6 +21,7 @@ def write_tiny_lora(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     invocation: tuple[int, ...] = (),
     rank: int = RANK,
+    scale: float = 0.3,
 ) -> Path:
     """The adapter at `path`; its folder is made. The same seed gives the same matrices.
 
@@ -28,6 +29,7 @@ def write_tiny_lora(
         n_embd: Other than the tiny model's: it was made for another model.
         kind: Type of its matrices.
         invocation: Tokens that make it an activated LoRA.
+        scale: Of the elements; NaN makes a damaged one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -40,7 +42,7 @@ def write_tiny_lora(
     for layer in range(N_LAYER):
         for weight in ("attn_q", "attn_output"):
             for part, shape in (("a", (rank, n_embd)), ("b", (n_embd, rank))):
-                matrix = (rng.standard_normal(shape) * 0.3).astype(np.float32)
+                matrix = (rng.standard_normal(shape) * scale).astype(np.float32)
                 name = f"blk.{layer}.{weight}.weight.lora_{part}"
                 writer.add_tensor(name, gguf.quants.quantize(matrix, kind), raw_dtype=kind)
     writer.write_header_to_file()

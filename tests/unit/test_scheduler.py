@@ -59,6 +59,13 @@ def test_what_the_shortest_leave_goes_to_the_next_shortest_and_at_last_to_the_ol
     assert counts(sequences(1, 20, 2000, 30)) == {0: 1, 1: 20, 2: 78, 3: 30}
 
 
+def test_a_prompt_that_others_wait_for_counts_as_short_as_what_they_wait_for() -> None:
+    live = sequences(1, 3000, 6000, 60)
+    live[2].awaited_to = 40
+
+    assert counts(live) == {0: 1, 1: 64, 2: 64}
+
+
 def test_a_small_piece_of_a_prompt_is_left_for_another_step_unless_it_is_the_last_one() -> None:
     assert counts(sequences(1, 500, 52, 100)) == {0: 1, 1: 76, 2: 52}
     assert counts(sequences(1, 500, 52, 60, 12)) == {0: 1, 1: 64, 2: 52, 4: 12}

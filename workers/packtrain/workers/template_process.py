@@ -48,7 +48,15 @@ class TemplateRefuses(Exception):
 
 
 class TemplateLimit(Exception):
-    """It took more than it may for these variables. The message says what and how much."""
+    """It took more than it may for these variables. The message says what and how much.
+
+    Args:
+        is_certain: False where something else may have ended the child, such as a lack of memory of the machine.
+    """
+
+    def __init__(self, message: str, *, is_certain: bool = True) -> None:
+        super().__init__(message)
+        self.is_certain = is_certain
 
 
 class TemplateProcess:
@@ -110,6 +118,8 @@ class TemplateProcess:
             reply = self._reply()
         except TemplateLimit as limit:
             reply = {"error": f"it takes {limit} to compile"}
+            if not limit.is_certain:  # the next chat may try again
+                raise TemplateUnusable(reply["error"]) from None
         if "error" in reply:
             self._fault = str(reply["error"])
             self._end()
@@ -149,7 +159,7 @@ class TemplateProcess:
         code = self._end()
         if code == -signal.SIGPROF:
             raise TemplateLimit(f"more than {self._cpu_s:g} s of CPU time")
-        raise TemplateLimit(f"so much that its process ended with code {code}")
+        raise TemplateLimit(f"so much that its process ended with code {code}", is_certain=False)
 
     def _end(self) -> int:
         child, self._child, self._is_compiled = self._child, None, False

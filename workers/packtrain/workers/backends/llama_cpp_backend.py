@@ -242,6 +242,8 @@ class LlamaCppBackend(LlamaCppModel):
     def move(self, source: int, target: int) -> None:
         assert target not in self._samplers, f"slot {target} is in use"
         state = self._state_of(source)
+        # The state of a cache that is still empty would leave in place what the target holds.
+        C.llama_memory_seq_rm(self._memory, target, -1, -1)
         if C.llama_state_seq_set_data(self._ctx, state, len(state), target) != len(state):
             raise DecodeFailed(f"the cache of slot {source} could not be moved to slot {target}")
         self._samplers[target] = self._samplers.pop(source)
@@ -437,7 +439,11 @@ class LlamaCppBackend(LlamaCppModel):
         cannot be used: the others and the model itself are not to blame."""
         for name, adapter in self._adapters.usable.items():
             reason = self._adapters.why_not_batched(name) if recipe == "batched" else ""
-            reason = reason or self_test(self, recipe, ((name, adapter.scale or 1.0),))
+            try:
+                reason = reason or self_test(self, recipe, ((name, adapter.scale or 1.0),))
+            except (DecodeFailed, SequenceFailed) as failed:
+                self._adapters.give_up(name, f"it computes nothing: {failed}")
+                continue
             if reason and recipe == "batched":
                 return f"with the adapter {name} {reason}"
             if reason:

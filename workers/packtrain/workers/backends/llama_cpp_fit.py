@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llama_cpp import llama_cpp as C
 
-from packtrain.broker.errors import ModelLoadFailed
+from packtrain.broker.errors import InvalidRequest, ModelLoadFailed
 from packtrain.workers.backends.llama_cpp_layout import ggml, laid_out
 from packtrain.workers.gguf import read_header
 from packtrain.workers.load_options import LoadOptions
@@ -74,7 +74,7 @@ def with_fitting_layers(
     n_layer = read_header(path).n_layer + 1
     try:
         layers = most_that_fit(fits, n_layer)
-    except ModelLoadFailed as error:
+    except (InvalidRequest, ModelLoadFailed) as error:  # the load will say what is wrong
         logger.warning("Layers on the GPU are left to llama.cpp: %s", error, extra={"event": "gpu.unknown"})
         return options
     logger.info("%d of %d layers fit on the GPU", layers, n_layer, extra={"event": "gpu.layers"})

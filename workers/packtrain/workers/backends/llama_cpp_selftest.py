@@ -95,14 +95,16 @@ def _compute(backend: Tested, recipe: str, slots: Sequence[_Slot]) -> _Logits:
         backend.truncate(slot.seq_id, slot.num_cached)
         backend.open(slot.seq_id, _GREEDY, 0, slot.tokens, 0, adapters=slot.adapters)
     found: _Logits = []
-    for step in _steps(slots, recipe):
-        rows = sorted(step, key=lambda r: r.seq_id)
-        backend.step(rows, lambda: False)
-        wanted = [r.seq_id for r in rows if r.wants_token]
-        if slots[-1].seq_id in wanted:
-            found.append(backend.logits(len(wanted))[wanted.index(slots[-1].seq_id)].copy())
-    for slot in slots:
-        backend.close(slot.seq_id)
+    try:
+        for step in _steps(slots, recipe):
+            rows = sorted(step, key=lambda r: r.seq_id)
+            backend.step(rows, lambda: False)
+            wanted = [r.seq_id for r in rows if r.wants_token]
+            if slots[-1].seq_id in wanted:
+                found.append(backend.logits(len(wanted))[wanted.index(slots[-1].seq_id)].copy())
+    finally:
+        for slot in slots:
+            backend.close(slot.seq_id)
     return found
 
 

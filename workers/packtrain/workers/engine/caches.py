@@ -77,9 +77,14 @@ class Caches:
         """
         copies: dict[tuple[int, int], list[Sequence]] = {}
         new = [s for s in live if not s.has_begun]
+        by_slot = {s.seq_id: s for s in live}
+        for sequence in live:
+            sequence.awaited_to = 0
         for sequence in new:
             reuse = self._find_reuse(sequence, live)
             if reuse.is_worth_waiting:
+                holder = by_slot[reuse.awaits]
+                holder.awaited_to = max(holder.awaited_to, reuse.awaits_count)
                 continue
             del self._leftover[sequence.seq_id]
             sequence.has_begun = True
@@ -153,7 +158,9 @@ class Caches:
         for other in live:
             if other.has_begun:
                 num_cached = self._num_reusable(other)
-                num_soon = max(num_cached, 0 if other.is_complete else self._whole_chunks(other.num_prompt))
+                # One that is scored takes its time, for few of its rows fit into a step.
+                is_slow = other.is_complete or other.is_scoring
+                num_soon = max(num_cached, 0 if is_slow else self._whole_chunks(other.num_prompt))
                 caches.append(Cache(other.seq_id, other.tokens, num_cached, num_soon, other.request.adapters))
         caches += [_kept(slot, kept) for slot, kept in self._slots.retained().items()]
         limit = sequence.num_prompt if self._is_serial else len(sequence.tokens)

@@ -70,7 +70,7 @@ class Inbox:
         with self._changed:
             begin = now = self._clock()
             while len(self._new) < expected and not self.is_stopping and now - begin < MAX_GATHER_S:
-                if not self._changed.wait(GATHER_S):
+                if not self._changed.wait(min(GATHER_S, begin + MAX_GATHER_S - now)):
                     return
                 now = self._clock()
 

@@ -33,11 +33,20 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """How a new sequence should begin: with `count` tokens of the cache of `slot`."""
+    """How a new sequence should begin: with `count` tokens of the cache of `slot`.
+
+    Or it should wait: slot `awaits` is computing a longer prefix, of `awaits_count` tokens.
+    """
 
     slot: int = -1
     count: int = 0
-    is_worth_waiting: bool = False  # a longer prefix is being computed
+    awaits: int = -1
+    awaits_count: int = 0
+
+    @property
+    def is_worth_waiting(self) -> bool:
+        """Whether it should wait."""
+        return self.awaits >= 0
 
 
 def find_reuse(
@@ -51,15 +60,17 @@ def find_reuse(
         granule: Reuse only multiples of this (serial recipe: whole chunks).
         adapters: Of the sequence. What was computed with others is no beginning of it.
     """
-    best, soon = Reuse(), 0
+    best, soon = Reuse(), Reuse()
     for cache in (cache for cache in caches if cache.adapters == adapters):
         common = min(common_prefix(tokens, cache.tokens), limit)
         now = min(common, cache.num_cached) // granule * granule
         if now > best.count:
             best = Reuse(cache.slot, now)
-        soon = max(soon, min(common, cache.num_soon) // granule * granule)
-    if soon >= best.count + MIN_SHARED:
-        return Reuse(best.slot, best.count, is_worth_waiting=True)
+        later = min(common, cache.num_soon) // granule * granule
+        if later > soon.count:
+            soon = Reuse(cache.slot, later)
+    if soon.count >= best.count + MIN_SHARED:
+        return Reuse(best.slot, best.count, soon.slot, soon.count)
     return best
 
 

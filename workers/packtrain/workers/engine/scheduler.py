@@ -5,8 +5,9 @@ prefill, but while anything decodes only up to a budget, for a step takes as lon
 a 135M model on two cores pauses about a third of a second, with 512 rows more than a whole one.
 
 Half of the budget goes to the oldest prompt, so that none waits for ever, and what is left to the shortest: the sooner
-a sequence decodes, the fuller are the steps. Few prompts in a step are also the faster way, for llama.cpp computes rows
-of several sequences together only as far as they are equally many, and each rest by itself.
+a sequence decodes, the fuller are the steps. One whose beginning others wait for counts as short as that beginning, or
+they would wait for as long as its whole prompt does. Few prompts in a step are also the faster way, for llama.cpp
+computes rows of several sequences together only as far as they are equally many, and each rest by itself.
 
 The serial recipe knows no company: one sequence in a step, turn about, its prompt in chunks whose borders are fixed,
 its output token by token, also where it is computed again after a resume. So the same rows meet the same kernels.
@@ -94,7 +95,7 @@ def _pieces(prefilling: Seq[Sequence], room: int, outputs: int) -> dict[int, int
         outputs: Rows of prompts that are scored; each of these has logits.
     """
     pieces: dict[int, int] = {}
-    shortest = sorted(prefilling, key=lambda s: (s.num_pending, s.order))
+    shortest = sorted(prefilling, key=lambda s: (s.num_wanted, s.order))
     for share, sequence in [*((2, s) for s in prefilling[:1]), *((1, s) for s in shortest)]:
         has = pieces.get(sequence.order, 0)
         count = min(sequence.num_pending - has, -(-room // share))

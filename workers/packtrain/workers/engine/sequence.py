@@ -89,6 +89,7 @@ class Sequence:
     batch_peak: int = 0
     num_reused: int = 0
     has_begun: bool = False  # False: it may still find a prefix to reuse
+    awaited_to: int = 0  # others wait until so many of its tokens are cached
     is_stuck: bool = False  # its cache could not be moved to another slot
     computed_at: int = 0  # the engine's step that last had rows of it
     scores: list[PromptLogprob] = field(default_factory=list)  # of the prompt's tokens, from the second on
@@ -119,6 +120,12 @@ class Sequence:
     def is_scoring(self) -> bool:
         """True while scores are missing; then `scores` has as many as `num_cached` says."""
         return len(self.scores) < self.num_to_score
+
+    @property
+    def num_wanted(self) -> int:
+        """Of those pending, the tokens after which somebody can go on: itself, or who waits for a beginning of it."""
+        awaited = self.awaited_to - self.num_cached
+        return awaited if 0 < awaited < self.num_pending else self.num_pending
 
     def pending(self, count: int) -> list[int]:
         """The next `count` tokens to compute."""
