@@ -1,10 +1,10 @@
 """The publisher: one thread per instance that tells the broker what the engine produced.
 
-The engine thread never waits for Redis. Tokens of all jobs are collected and written in one round trip every 30 ms
-(one XADD per token would cost 340 us each, eight together 9); a job's first token and its end go out at once. Jobs that
-nobody reads as they come are written once a second: enough for a resume, and the cores stay with the engine. When the
-broker is away the same writes are tried until it is back, while the engine goes on: nothing is lost, and after the
-lease has lapsed the epoch makes them harmless.
+The engine thread never waits for Redis. Tokens of all jobs are collected and written in one round trip every 30 ms, for
+a round trip per token would cost more than the token's share of a step; a job's first token and its end go out at once.
+Jobs that nobody reads as they come are written once a second: enough for a resume, and the cores stay with the engine.
+When the broker is away the same writes are tried until it is back, while the engine goes on: nothing is lost, and after
+the lease has lapsed the epoch makes them harmless.
 """
 
 from __future__ import annotations

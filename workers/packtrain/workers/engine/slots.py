@@ -1,9 +1,9 @@
 """Slots: which are free, what their caches still hold, and which one a new sequence gets.
 
 Beside others a new sequence gets the lowest free slot: llama.cpp makes one wide sub-step of neighbouring sequence ids
-and one for each island of a broken row (8 live ids 0 to 7: 142 tokens/s, 8 live ids 0, 2 .. 14: 50). What that slot
-retains would be lost, so it is first copied to a free slot that was used even longer ago, if there is one: a kind of
-least-recently-used in which the place to write is given.
+and one for each island of a broken row (8 live ids 0 to 7: 214 tokens/s, 8 live ids 0, 2 .. 14: 88; see
+`benchmarks/steps.py`). What that slot retains would be lost, so it is first copied to a free slot that was used even
+longer ago, if there is one: a kind of least-recently-used in which the place to write is given.
 
 Alone, a sequence may have any slot. It gets the one that holds most of its beginning, else the one used longest ago; so
 the chats of one person each keep a slot, and nothing is copied.
