@@ -115,9 +115,12 @@ def main() -> None:
     parser.add_argument(
         "--flash-attention", action=argparse.BooleanOptionalAction, help="default: as llama.cpp has it, on"
     )
+    parser.add_argument("--kv-type", default="f16", help="of the cache, for fast numerics")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    options = LoadOptions(numerics=arguments.numerics, flash_attention=arguments.flash_attention)
+    options = LoadOptions(
+        numerics=arguments.numerics, flash_attention=arguments.flash_attention, kv_type=arguments.kv_type
+    )
     backend = TimedBackend(arguments.model, n_threads=arguments.threads, options=options)
     engine = Engine(backend, clock=time.monotonic)
     threading.Thread(target=engine.run, daemon=True).start()

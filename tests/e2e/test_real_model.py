@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from packtrain.client import (
     InvalidParameter,
@@ -98,8 +98,14 @@ def test_sampling_parameters_take_effect(real: Fleet) -> None:
     assert ignoring.finish_reason == "length"
 
 
+#: 30 + 2 x 20 letters, four names and the longest blanks between them are some 350 tokens.
+TOWN_TOKENS = 500
+
+
 class Town(BaseModel):
-    """What the model is asked for, in JSON."""
+    """What the model is asked for, in JSON. Bounded all over: it ends within `TOWN_TOKENS`, whatever is drawn."""
+
+    model_config = ConfigDict(extra="forbid")  # pydantic's default lets the answer add names for ever
 
     name: str = Field(max_length=30)
     country: Literal["France", "Italy", "Spain"]
@@ -111,7 +117,7 @@ def test_answers_have_the_form_that_was_asked_for(real: Fleet) -> None:
     prompts = [f"Name a town and describe it in JSON, number {number}." for number in range(4)]
 
     for temperature in (0, 1.5):
-        for result in real.client.map(MODEL, prompts, schema=Town, temperature=temperature, max_tokens=200):
+        for result in real.client.map(MODEL, prompts, schema=Town, temperature=temperature, max_tokens=TOWN_TOKENS):
             assert result.finish_reason == "stop"
             Town.model_validate_json(result.text)
     choice = real.client.generate(MODEL, "Is the sky blue?", grammar='root ::= "yes" | "no"', max_tokens=10)
@@ -136,7 +142,8 @@ def test_the_command_line_takes_a_schema(real: Fleet, tmp_path: Path) -> None:
     (tmp_path / "town.json").write_text(json.dumps(Town.model_json_schema()))
     (tmp_path / "broken.json").write_text("{")
 
-    done = packtrain(real, "run", MODEL, "A town in JSON.", "--schema", str(tmp_path / "town.json"), "-n", "200")
+    asked = ("run", MODEL, "A town in JSON.", "-n", str(TOWN_TOKENS))
+    done = packtrain(real, *asked, "--schema", str(tmp_path / "town.json"))
     broken = packtrain(real, "run", MODEL, "A town in JSON.", "--schema", str(tmp_path / "broken.json"))
 
     assert done.returncode == 0, done.stderr
