@@ -480,7 +480,11 @@ class NodeBeat(_Report):
     )
     instances: tuple[str, ...] = ()
     term_seen: int = 0
-    draining: bool = False
+    draining: bool = Field(False, description="it takes no new instance, and those it has leave")
+    quarantine: str = Field("", description="why nothing is loaded here any more; empty: it is fine")
+    labels: dict[str, str] = Field(default_factory=dict, description="what a model's selector may ask for")
+    disk_free: int = Field(0, description="where its model files are")
+    files_url: str = Field("", description="where other nodes may read its model files; empty: nowhere")
     version: str = ""
 
 
@@ -525,6 +529,7 @@ class NodeCommand(_Report):
     n_ctx: int = 0
     numerics: Numerics = "fast"
     reserved_bytes: int = 0
+    fetch_from: str = Field("", description="node that has the model's file, when this one has not; empty: it has")
     reason: str = ""
 
 

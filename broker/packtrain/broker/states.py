@@ -4,7 +4,7 @@
                RUNNING → QUEUED     lease lapsed (attempt + 1) or released by a drain (attempt + 0)
                QUEUED  → CANCELLED | EXPIRED | FAILED (rejected: its model cannot be loaded)
 
-    instance:  REQUESTED → STARTING → LOADING → WARMING → READY → DRAINING → STOPPED
+    instance:  REQUESTED → [FETCHING] → STARTING → LOADING → WARMING → READY → DRAINING → STOPPED
                any of these → FAILED (with a reason) or LOST (its node is gone)
 
 Terminal states absorb: nothing leaves them. The Lua scripts enforce the first table on the server.
@@ -36,6 +36,7 @@ class InstanceState(StrEnum):
     """Where an instance is in its life."""
 
     REQUESTED = "REQUESTED"  #: memory reserved, command sent
+    FETCHING = "FETCHING"  #: its node reads the model file from another node first
     STARTING = "STARTING"  #: process spawned
     LOADING = "LOADING"  #: reading weights
     WARMING = "WARMING"  #: decoding its first token
@@ -56,7 +57,15 @@ class InstanceState(StrEnum):
         return self in _COMING_UP
 
 
-_COMING_UP = frozenset({InstanceState.REQUESTED, InstanceState.STARTING, InstanceState.LOADING, InstanceState.WARMING})
+_COMING_UP = frozenset(
+    {
+        InstanceState.REQUESTED,
+        InstanceState.FETCHING,
+        InstanceState.STARTING,
+        InstanceState.LOADING,
+        InstanceState.WARMING,
+    }
+)
 
 #: Leases of one job that may lapse before it is DEAD. A crash costs every job of its batch one, so one is too few.
 MAX_ATTEMPTS = 3
