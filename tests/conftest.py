@@ -13,6 +13,7 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.connection import connect
 from packtrain.broker.server import BrokerServer
+from tests.support.fault_table import pytest_addoption, pytest_terminal_summary  # noqa: F401  (hooks)
 
 
 @pytest.fixture(scope="session")
