@@ -6,7 +6,6 @@ Bounds are those of the design, with a lease of 5 s and a beat that lives 10 s; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -1,9 +1,9 @@
 """What faults cost: each fault test injects one, and what is measured of it becomes a row of a table.
 
-`inject` is a fixture. It measures from the fault until every job that was hit has got on, waits for the ends, and counts
-what was lost (tokens that never came, answers that are not their job's) and doubled (tokens that came twice, second
-ends). A test fails when anything was, or when it took twice the bound. The bound is what the design promises with the
-leases of the test; a machine that is busy with other things takes longer, hence twice.
+`inject` measures from the fault until every job that was hit has got on, waits for the ends, and counts what was lost
+(tokens that never came, answers that are not their job's) and doubled (tokens that came twice, second ends). A test
+fails when anything was, or when it took twice the bound. The bound is what the design promises with the leases of the
+test; a machine that is busy with other things takes longer, hence twice.
 
 `make faults` prints the table and writes it as markdown: docs/reliability.md shows one such run.
 """
@@ -23,7 +23,7 @@ from redis import Redis, RedisError
 from packtrain.broker import keys
 from packtrain.broker.chunks import Event
 from packtrain.broker.redis_jobs import RedisJobs
-from packtrain.client import Job, Packtrain, PacktrainError
+from packtrain.client import AnswerBegunAnew, Job, Packtrain, PacktrainError
 from tests.support.fleets import eventually, until_first_text
 
 #: How much longer than its bound a recovery may take before the test fails.
@@ -75,11 +75,12 @@ class Load:
         )
 
     def doubled(self) -> int:
-        """Tokens that came more than once, and ends after the first."""
+        """Tokens that stand in the streams more than once, and ends after the first."""
         total = 0
         for job in self.jobs:
             indices = self._indices(job)
             ends = sum(event.end is not None for event in every_event(self.redis, job))
+            assert ends, f"{job.id} has no end"
             total += len(indices) - len(set(indices)) + max(0, ends - 1)
         return total
 
@@ -102,18 +103,29 @@ def start_load(
     """Jobs that have begun, each with an answer of its own and a reader."""
     prompts = [f"{PROMPT} {number}" for number in range(count)]
     jobs = [client.submit(model, prompt, max_tokens=num_tokens) for prompt in prompts]
-    load = Load(redis, jobs, [answer(prompt, num_tokens) for prompt in prompts], [""] * count)
+    load = watch(redis, jobs, [answer(prompt, num_tokens) for prompt in prompts])
+    for job in jobs:
+        until_first_text(job)
+    return load
+
+
+def watch(redis: Redis, jobs: list[Job], expected: list[str]) -> Load:
+    """A load of these jobs, with a reader for each. A reader is a thread, and ends with its job."""
+    load = Load(redis, jobs, expected, [""] * len(jobs))
 
     def read(number: int) -> None:
         try:
-            for text in jobs[number].stream():
-                load.seen[number] += text
+            while True:
+                load.seen[number] = ""
+                with suppress(AnswerBegunAnew):
+                    for text in jobs[number].stream():
+                        load.seen[number] += text
+                    return
         except Exception as error:  # a broken reader must not look like a slow one
             load.failures.append(f"{jobs[number].id}: {error!r}")
 
-    for number, job in enumerate(jobs):
+    for number in range(len(jobs)):
         threading.Thread(target=read, args=(number,), daemon=True).start()
-        until_first_text(job)
     return load
 
 
@@ -193,7 +205,7 @@ def inject(
     load.wait(ends_s)
     row = Row(fault, at, recovered_s, bound_s, load.lost(), load.doubled())
     ROWS.append(row)
-    assert not load.failures
+    assert load.failures == []
     assert (row.lost, row.doubled) == (0, 0), f"{row}, seen {load.seen}"
 
 
@@ -204,8 +216,10 @@ def markdown(rows: list[Row]) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the table goes."""
+    """Where the table goes, and what chaos is made of."""
     parser.addoption("--fault-table", type=Path, help="write what the faults of this run cost, as markdown")
+    parser.addoption("--chaos-seed", type=int, help="of the random faults; default: any; a row names it")
+    parser.addoption("--chaos-rounds", type=int, default=20, help="of random faults")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -4,9 +4,8 @@ Each host is a network namespace with one interface and one address; a further o
 is named and nothing touches the interfaces of the machine: a namespace lives as long as a process in it, the first of
 them a `cat` that ends when its stdin does. So when the test run ends, even by `kill -9`, the kernel clears all away.
 
-Needs root, or else user namespaces; `ip` (iproute2), `unshare` and `nsenter` (util-linux). `why_not` says what is missing.
-
-A host's processes share the machine's disk and loopback of none: from outside a host is reached by its `relay`.
+Needs root, or else user namespaces; `ip` (iproute2), `unshare` and `nsenter` (util-linux). `why_not` says what is
+missing. Hosts share the machine's disk, and not its loopback: from outside a host is reached by its `relay`.
 """
 
 from __future__ import annotations

@@ -134,6 +134,7 @@ def test_a_load_whose_command_was_lost_is_planned_anew() -> None:
 
     assert fleet.verbs == [("load", "tiny-1"), ("load", "tiny-2")]
 
+
 def test_a_model_of_a_node_that_reports_no_more_is_lost_and_loaded_elsewhere() -> None:
     fleet = Fleet()
     fleet.registry.put_instance(instance_beat("old"))
