@@ -14,6 +14,7 @@
 | pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
 | pt:fair:<model>:i / b  | zset   | 7 d from the last submit                   | user → finish tag, '' → clock |
 | pt:queued:<model>:i / b| hash   | 7 d from the last submit                   | user → jobs that wait |
+| pt:rate:<route>        | hash   | 24 h from the last end                     | how fast jobs are served: rates.py |
 | pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
@@ -45,6 +46,7 @@ READY_PREFIX: Final = "pt:ready:"
 HELD_PREFIX: Final = "pt:held:"
 FAIR_PREFIX: Final = "pt:fair:"
 QUEUED_PREFIX: Final = "pt:queued:"
+RATE_PREFIX: Final = "pt:rate:"
 MODEL_PREFIX: Final = "pt:model:"
 WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
@@ -65,6 +67,7 @@ QUEUED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 ENDED_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_ENDED_TTL_MS: Final = 3600 * 1000
+RATE_TTL_MS: Final = 24 * 3600 * 1000
 MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
@@ -89,6 +92,11 @@ def out(job_id: JobId) -> str:
 def ready(route: Route, lane: str) -> str:
     """The ready set of a route and lane (`interactive` or `bulk`)."""
     return f"{READY_PREFIX}{route}:{lane[0]}"
+
+
+def rate(route: Route) -> str:
+    """How fast the jobs of a route are served."""
+    return RATE_PREFIX + route
 
 
 def held(instance: InstanceId) -> str:

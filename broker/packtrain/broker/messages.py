@@ -148,6 +148,12 @@ class JobSpec(_Input):
     expires_in_ms: int | None = Field(
         None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
     )
+    max_run_ms: int | None = Field(
+        None,
+        ge=1,
+        le=7 * 24 * 3600 * 1000,
+        description="ends as EXPIRED this long after it first began to run, all attempts together",
+    )
 
     @field_validator("template_args")
     @classmethod
@@ -227,7 +233,9 @@ class JobSpec(_Input):
 
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
-        return hashlib.sha256(self.model_dump_json(exclude={"stream"}).encode()).hexdigest()[:32]
+        # A field that came later counts only when it says something: or no repeated request would survive an update.
+        later = {name for name in ("max_run_ms",) if getattr(self, name) is None}
+        return hashlib.sha256(self.model_dump_json(exclude={"stream", *later}).encode()).hexdigest()[:32]
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:

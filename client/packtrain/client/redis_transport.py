@@ -29,13 +29,15 @@ class RedisTransport:
     Args:
         url: With its password.
         max_waiting: Jobs that may wait for one model before `QueueFull`.
+        max_waiting_user: Those of one user; None: any number.
         keep_ms: How long the records of its jobs are kept after their end.
     """
 
-    def __init__(self, url: str, *, max_waiting: int, keep_ms: int) -> None:
+    def __init__(self, url: str, *, max_waiting: int, max_waiting_user: int | None = None, keep_ms: int) -> None:
         self.url = masked(url)
         self.raw_url = url  # with its password
         self._max_waiting = max_waiting
+        self._max_waiting_user = max_waiting_user
         self._keep_ms = keep_ms
         self._redis = connect(url, name="client")
         self._jobs = RedisJobs(self._redis)
@@ -50,7 +52,10 @@ class RedisTransport:
                 if self.status(job_id) is None:  # else the same request again, from when the adapter was there
                     raise
         with self._reachable():
-            submitted = self._jobs.submit(job_id, spec, max_waiting=self._max_waiting, keep_ms=self._keep_ms)
+            submitted = self._jobs.submit(
+                job_id, spec, max_waiting=self._max_waiting, max_waiting_user=self._max_waiting_user,
+                keep_ms=self._keep_ms,
+            )  # fmt: skip
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.route)
         return submitted
@@ -142,7 +147,12 @@ def open_transport(url: str | None) -> RedisTransport:
     url = settings.broker_url()
     if url.startswith(("http://", "https://")):
         raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
-    return RedisTransport(url, max_waiting=settings.max_waiting, keep_ms=int(settings.keep_s * 1000))
+    return RedisTransport(
+        url,
+        max_waiting=settings.max_waiting,
+        max_waiting_user=settings.max_waiting_user,
+        keep_ms=int(settings.keep_s * 1000),
+    )
 
 
 @contextmanager

@@ -216,8 +216,8 @@ class Runner:
         if job.spec.kind == "count":
             job.on_end(Ended(End.STOP))
             return None
-        remaining_ms = claim.remaining_ms
-        deadline = None if remaining_ms is None else self._clock() + remaining_ms / 1000
+        left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
+        deadline = None if left_ms is None else self._clock() + left_ms / 1000
         if is_embed:
             self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
             return None

@@ -7,7 +7,11 @@
 -- ARGV[9] what makes the route of the model     ARGV[10] hashes of its prefixes, '' for none
 -- ARGV[11] instance or node that alone may run it, '' for any   ARGV[12] ms that the record is kept after the end
 -- ARGV[13] what it is taken to cost, tokens        ARGV[14] see fairness.py: what the clock moves on by
--- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'full' and jobs ready | 'unknown'
+-- ARGV[15] jobs of one user that may wait for one model, '' for any
+-- ARGV[16] ms that it may run, '' for any
+-- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'unknown'
+--   | 'full' and jobs ready, then ms from one served to the next or ''
+--   | 'full of one user' and his jobs that wait, then the same for one of his own
 local id, model = ARGV[1], ARGV[4]
 local seen = redis.call('HGET', KEYS[1], 'digest')
 if seen then
@@ -22,7 +26,20 @@ if alias then
 end
 local route = model .. ARGV[9]
 local waiting = redis.call('ZCARD', ready_key(route, 'interactive')) + redis.call('ZCARD', ready_key(route, 'bulk'))
-if waiting >= tonumber(ARGV[8]) then return {'full', waiting, model} end
+local function gap_ms(users)
+  local gap = redis.call('HGET', RATE_PREFIX .. route, 'gap_ms')
+  return gap and tostring(gap * users) or ''
+end
+if waiting >= tonumber(ARGV[8]) then return {'full', waiting, model, gap_ms(1)} end
+if ARGV[15] ~= '' then
+  local mine = 0
+  for _, lane in ipairs({'interactive', 'bulk'}) do
+    mine = mine + (redis.call('HGET', queued_key(model, lane), ARGV[6]) or 0)
+  end
+  if mine >= tonumber(ARGV[15]) then
+    return {'full of one user', mine, model, gap_ms(redis.call('HLEN', queued_key(model, ARGV[5])))}
+  end
+end
 
 -- Its start tag: where the user's last job finishes, or the clock, which moves on by a hair then.
 local lane, user = ARGV[5], ARGV[6]
@@ -48,6 +65,7 @@ if ARGV[11] ~= '' then
   redis.call('HSET', MEANT, id, ARGV[11])
   redis.call('PEXPIRE', MEANT, QUEUED_TTL_MS)
 end
+if ARGV[16] ~= '' then redis.call('HSET', KEYS[1], 'max_run_ms', ARGV[16]) end
 redis.call('PEXPIRE', KEYS[1], QUEUED_TTL_MS)
 if ARGV[7] ~= '' then
   local deadline = now + tonumber(ARGV[7])

@@ -72,6 +72,9 @@ def run(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
+    max_run: Annotated[
+        float | None, typer.Option(help="End it as EXPIRED this many seconds after it first began to run.")
+    ] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Only where company and restarts change no bit of the answer.")
     ] = False,
@@ -108,8 +111,9 @@ def run(
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     with Packtrain() as fleet:
         job = fleet.submit(
-            model, messages, raw=raw, idempotency_key=key, expires_in=timeout, stream=not as_json, **options
-        )
+            model, messages, raw=raw, idempotency_key=key, expires_in=timeout, max_run=max_run, stream=not as_json,
+            **options,
+        )  # fmt: skip
         try:
             if as_json:
                 with _waiting(fleet, job):
