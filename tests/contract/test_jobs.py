@@ -17,7 +17,7 @@ from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore, Place
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Cause, JobSpec, Logprob, Outcome, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
@@ -172,6 +172,36 @@ class JobStoreContract:
             submit(store, limit=50)
 
         assert 50 / 10 * 0.4 <= caught.value.data["retry_after_s"] < 4  # 5 is what it guesses without
+
+    def test_a_waiting_job_has_a_place(self, store: JobStore) -> None:
+        mine = [submit(store, spec(user="mine", lane="bulk", params={"max_tokens": 100})) for _ in range(4)]
+        other = submit(store, spec(user="other", lane="bulk"))
+        submit(store, spec(user="other", lane="bulk", deterministic=True))
+        talk = submit(store)
+
+        assert store.place(mine[0]) == Place(0, 5, 1, 2, 4, mine[0], 0)
+        assert store.place(other) == Place(1, 5, 1, 2, 2, mine[0], 0)
+        assert store.place(mine[-1]) == Place(4, 5, 1, 2, 4, mine[0], 0)
+        assert store.place(talk) == Place(0, 1, 0, 1, 1, talk, 0)
+        assert claim(store)[0] == talk
+        assert store.place(talk) is None
+        assert store.place(JobId("nosuch")) is None
+
+    def test_a_place_shows_how_often_the_first_of_the_lane_was_lost(self, store: JobStore) -> None:
+        bad, behind = submit(store), submit(store)
+        claim(store)
+        store.reap(INSTANCE)
+
+        assert store.place(behind) == Place(1, 2, 0, 1, 2, bad, 1)
+
+    def test_a_status_tells_route_and_tokens_so_far(self, store: JobStore) -> None:
+        job_id = submit(store, spec(deterministic=True, meant_for=INSTANCE))
+        assert strict_claim(store, "class-a") == job_id
+        store.emit([(job_id, 1, Chunk(0, "he", (1, 2)))])
+
+        status = store.status(job_id)
+        assert status is not None
+        assert (status.route, status.meant_for, status.tokens) == (DETERMINISTIC, INSTANCE, 2)
 
     def test_jobs_are_claimed_in_order_interactive_first(self, store: JobStore) -> None:
         bulk = submit(store, spec(lane="bulk"))

@@ -69,6 +69,19 @@ class Reaped:
     state: JobState
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a waiting job stands."""
+
+    ahead: int  # jobs of its lane and route
+    waiting: int  # with itself
+    interactive_ahead: int  # of a bulk job
+    users: int  # who have jobs in this lane of the model, over both routes
+    own_waiting: int  # jobs that its own user has there
+    first: JobId  # of the lane
+    first_attempts: int  # how many instances that one has lost
+
+
 class EmitReply(IntEnum):
     """What the server says to a chunk."""
 
@@ -176,6 +189,10 @@ class JobStore(Protocol):
 
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
         """Events after the given stream ids ("0" for all); waits up to `block_ms` for the first, not if None."""
+        ...
+
+    def place(self, job_id: JobId) -> Place | None:
+        """Where a job stands; None: it does not wait."""
         ...
 
     def rate(self, route: Route) -> Rate | None:
@@ -370,6 +387,18 @@ def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call
         ),
         parse,
     )
+
+
+def place(job_id: JobId) -> Call[Place | None]:
+    """Call of place.lua."""
+
+    def parse(reply: Any) -> Place | None:
+        if not reply:
+            return None
+        ahead, waiting, interactive, users, own, first, attempts = reply
+        return Place(ahead, waiting, interactive, users, int(own), JobId(first), int(attempts))
+
+    return Call("place", (keys.job(job_id),), (job_id,), parse)
 
 
 def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:

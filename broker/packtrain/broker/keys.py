@@ -15,6 +15,7 @@
 | pt:fair:<model>:i / b  | zset   | 7 d from the last submit                   | user → finish tag, '' → clock |
 | pt:queued:<model>:i / b| hash   | 7 d from the last submit                   | user → jobs that wait |
 | pt:rate:<route>        | hash   | 24 h from the last end                     | how fast jobs are served: rates.py |
+| pt:waits               | hash   | 10 s from the last plan                    | route → why it must wait, '' |
 | pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
@@ -59,6 +60,7 @@ MODELS: Final = "pt:models"
 NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
+WAITS: Final = "pt:waits"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -72,6 +74,7 @@ MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
+WAITS_TTL_MS: Final = 10_000
 LEADER_TTL_MS: Final = 5_000
 RECENT_MAX: Final = 10_000
 

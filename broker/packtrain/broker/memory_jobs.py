@@ -50,6 +50,10 @@ class _Record:
     def is_queued(self) -> bool:
         return self.state is JobState.QUEUED
 
+    def is_kin(self, other: _Record) -> bool:
+        """True when both stand in the same lane of the same model, on whichever route."""
+        return (self.model, self.spec.lane) == (other.model, other.spec.lane)
+
     def overrun(self, now_ms: int) -> errors.JobExpired | None:
         """Why it may wait no longer."""
         if self.deadline_ms is not None and self.deadline_ms <= now_ms:
@@ -270,6 +274,7 @@ class MemoryJobs:
                 attempts=record.attempts, epoch=record.epoch, submitted_ms=record.submitted_ms,
                 started_ms=record.started_ms, first_token_ms=record.first_token_ms, finished_ms=record.finished_ms,
                 instance=record.instance, node=record.node, cancel_requested=record.cancel, cause=record.cause,
+                route=record.route, meant_for=record.spec.meant_for, tokens=record.next_index,
                 outcome=record.outcome,
             )  # fmt: skip
 
@@ -287,6 +292,25 @@ class MemoryJobs:
             if block_ms is not None:
                 self._changed.wait_for(found, block_ms / 1000)
             return found()
+
+    def place(self, job_id: JobId) -> jobs.Place | None:
+        with self._changed:
+            record = self._records.get(job_id)
+            if record is None or not record.is_queued:
+                return None
+            lane, ready = record.spec.lane, self._ready([record.route])
+            mine = [(i, r) for i, r in ready if r.spec.lane == lane]
+            users = [r.spec.user for r in self._records.values() if r.is_queued and r.is_kin(record)]
+            first, head = mine[0]
+            return jobs.Place(
+                ahead=[i for i, _ in mine].index(job_id),
+                waiting=len(mine),
+                interactive_ahead=len(ready) - len(mine) if lane == "bulk" else 0,
+                users=len(set(users)),
+                own_waiting=users.count(record.spec.user),
+                first=first,
+                first_attempts=head.attempts,
+            )
 
     def rate(self, route: Route) -> Rate | None:
         with self._changed:

@@ -386,6 +386,9 @@ class JobStatus(_Report):
     instance: str | None = None
     node: str | None = None
     cancel_requested: bool = False
+    route: str = Field("", description="where it waits or waited: its model, and what it must be able to do")
+    meant_for: str | None = Field(None, description="the instance or node that alone may run it")
+    tokens: int = Field(0, description="of its answer that readers can have by now")
     cause: Cause | None = Field(None, description="of the last attempt that was lost")
     outcome: Outcome | None = None
 

@@ -103,6 +103,9 @@ class RedisJobs:
         cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
         return parse_streams(self._redis.xread(cursors, count=EVENTS_BATCH, block=block_ms))
 
+    def place(self, job_id: JobId) -> jobs.Place | None:
+        return self._scripts.run(jobs.place(job_id))
+
     def rate(self, route: Route) -> Rate | None:
         found = cast(dict[str, str], self._redis.hgetall(keys.rate(route)))
         return parse_rate(found) if found else None

@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, Route
 from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.client.job import Job, TextStream
@@ -224,6 +225,10 @@ class Packtrain:
     def job(self, job_id: str) -> Job:
         """A job by its id, whoever submitted it."""
         return Job(self._transport, JobId(job_id))
+
+    def explain(self, job_id: str) -> Explanation:
+        """Why a job is where it is, see `Job.explain`."""
+        return self.job(job_id).explain()
 
     def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
         """Run a job again from its record and compare the answers.

@@ -14,6 +14,7 @@ from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
 from packtrain.broker.errors import AdapterUnavailable, SetupError, UnknownModel
+from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
@@ -71,6 +72,10 @@ class RedisTransport:
     def spec(self, job_id: JobId) -> JobSpec | None:
         with self._reachable():
             return self._jobs.spec(job_id)
+
+    def explain(self, job_id: JobId) -> Explanation | None:
+        with self._reachable():
+            return look(self._jobs, self._registry, job_id)
 
     def cancel(self, job_id: JobId) -> JobState | None:
         with self._reachable():
