@@ -8,14 +8,14 @@ coordinator while REQUESTED, the agent of its node from then on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 from redis import Redis
 
 from packtrain.broker import keys
-from packtrain.broker.ids import InstanceId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,14 @@ class Registry(Protocol):
         """What operators want."""
         ...
 
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        """Say why routes must wait, all of them; lives `keys.WAITS_TTL_MS`."""
+        ...
+
+    def waits(self) -> dict[Route, str] | None:
+        """Why routes must wait; None: nobody has planned lately."""
+        ...
+
     def prune(self) -> None:
         """Forget members whose facts have expired."""
         ...
@@ -118,6 +126,19 @@ class RedisRegistry:
         rows = cast(dict[str, str], self._redis.hgetall(keys.DESIRED))
         return {ModelId(model): Desired.model_validate_json(row) for model, row in rows.items()}
 
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.delete(keys.WAITS)
+        pipe.hset(
+            keys.WAITS, mapping={"": "", **{str(route): why for route, why in waits.items()}}
+        )  # the empty field says that somebody has planned
+        pipe.pexpire(keys.WAITS, keys.WAITS_TTL_MS)
+        pipe.execute()
+
+    def waits(self) -> dict[Route, str] | None:
+        rows = cast(dict[str, str], self._redis.hgetall(keys.WAITS))
+        return {Route(route): reason for route, reason in rows.items() if route} if rows else None
+
     def prune(self) -> None:
         for index, key in _KINDS.items():
             members = cast(list[str], self._redis.zrange(index, 0, -1))
@@ -162,6 +183,7 @@ class MemoryRegistry:
         self.now_ms = now_ms
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
+        self._waits: tuple[int, dict[Route, str]] = (0, {})
 
     def put_node(self, beat: NodeBeat) -> None:
         self._facts["node"][beat.node] = (self.now_ms() + keys.NODE_TTL_MS, beat)
@@ -191,6 +213,13 @@ class MemoryRegistry:
 
     def desired(self) -> dict[ModelId, Desired]:
         return dict(self._desired)
+
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        self._waits = (self.now_ms() + keys.WAITS_TTL_MS, dict(waits))
+
+    def waits(self) -> dict[Route, str] | None:
+        until, waits = self._waits
+        return waits if until > self.now_ms() else None
 
     def prune(self) -> None:
         """Nothing to do: `_live` looks at the clock."""
