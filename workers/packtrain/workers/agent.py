@@ -304,7 +304,9 @@ class Agent:
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
-            self._registry.put_models(self._catalog.offered())
+            offered = self._catalog.offered()
+            self._registry.put_models(offered)
+            self._registry.put_offers(self._node, [info for info in offered if not info.alias_of])
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
             if self._reachable_since is not None:
