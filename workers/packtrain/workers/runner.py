@@ -40,6 +40,7 @@ from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
 from packtrain.workers.engine.text import TextStream
+from packtrain.workers.job_times import JobTimes
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
@@ -89,6 +90,7 @@ class Runner:
         self._clock = clock
         self._bulk = BulkShare(bulk_slots)
         self._is_draining = threading.Event()
+        self.job_times = JobTimes()
 
     def drain(self) -> None:
         """Claim nothing any more."""
@@ -172,6 +174,7 @@ class Runner:
             # We were silent so long that the job was taken from us, and now we got it again.
             self._engine.cancel(job.job_id, End.LOST)
             older.published.wait()
+        number = self.job_times.begin(self._clock())
         try:
             problem = problem or self._start(job, claim)
             if problem:
@@ -180,6 +183,8 @@ class Runner:
             job.published.wait()
         finally:
             self._renewer.let_go(job)
+            counts = job.ended is not None and job.ended.end not in (End.RELEASED, End.LOST)
+            self.job_times.end(number, self._clock(), counts=counts)
         return job
 
     def _accept(self, claim: jobs.Claim) -> tuple[LeasedJob, PacktrainError | None]:
