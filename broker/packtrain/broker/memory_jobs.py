@@ -156,7 +156,7 @@ class MemoryJobs:
             run_left = None if record.run_until_ms is None else record.run_until_ms - now
             return jobs.Claim(
                 job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
-                record.spec.model_dump_json(), record.route, record.spec.lane, run_left,
+                record.spec.to_json(), record.route, record.spec.lane, run_left,
             )  # fmt: skip
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:

@@ -136,10 +136,6 @@ class RedisJobs:
         found = (jobs.parse_status(JobId(job_id), fields) for job_id, fields in zip(ids, pipe.execute(), strict=True))
         return [status for status in found if status]
 
-    def trim_recent(self) -> None:
-        """Forget all but the newest `keys.RECENT_MAX` ids."""
-        self._redis.zremrangebyrank(keys.RECENT, 0, -keys.RECENT_MAX - 1)
-
 
 def parse_rate(fields: Mapping[str, str]) -> Rate:
     """What `finish.lua` has measured."""
