@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from packtrain.broker import keys
-from packtrain.broker.ids import NodeId
+from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import Desired
 from packtrain.broker.offer_book import DIGEST
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
@@ -88,6 +88,16 @@ class RegistryContract:
         registry.set_desired(MODEL, Desired(replicas=1))
 
         assert registry.desired() == {MODEL: Desired(replicas=1)}
+
+    def test_why_routes_wait_is_that_of_the_last_plan(self, registry: Registry) -> None:
+        assert registry.waits() is None
+
+        registry.put_waits({Route("a"): "needs memory", Route("b"): "its load failed"})
+        registry.put_waits({Route("b"): "it comes up"})
+        assert registry.waits() == {"b": "it comes up"}
+
+        registry.put_waits({})
+        assert registry.waits() == {}
 
     def test_pruning_keeps_the_living(self, registry: Registry) -> None:
         registry.put_node(node_beat())

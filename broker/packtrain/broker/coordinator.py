@@ -94,6 +94,7 @@ class Coordinator:
         self._ring_lost_bells(snapshot)
         plan = placement.plan(snapshot)
         self._carry_out(plan, snapshot, term)
+        self._registry.put_waits(plan.waits)
         return plan
 
     def reap(self, instance: InstanceId | None = None) -> None:

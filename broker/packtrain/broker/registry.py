@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from redis import Redis
 
 from packtrain.broker import keys
-from packtrain.broker.ids import InstanceId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
 from packtrain.broker.offer_book import DIGEST, OfferBook, Offers, to_offers
 
@@ -81,6 +81,14 @@ class Registry(Protocol):
 
     def desired(self) -> dict[ModelId, Desired]:
         """What operators want."""
+        ...
+
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        """Say why routes must wait, all of them; lives `keys.WAITS_TTL_MS`."""
+        ...
+
+    def waits(self) -> dict[Route, str] | None:
+        """Why routes must wait; None: nobody has planned lately."""
         ...
 
     def prune(self) -> None:
@@ -151,6 +159,19 @@ class RedisRegistry:
         rows = cast(dict[str, str], self._redis.hgetall(keys.DESIRED))
         return {ModelId(model): Desired.model_validate_json(row) for model, row in rows.items()}
 
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.delete(keys.WAITS)
+        pipe.hset(
+            keys.WAITS, mapping={"": "", **{str(route): why for route, why in waits.items()}}
+        )  # the empty field says that somebody has planned
+        pipe.pexpire(keys.WAITS, keys.WAITS_TTL_MS)
+        pipe.execute()
+
+    def waits(self) -> dict[Route, str] | None:
+        rows = cast(dict[str, str], self._redis.hgetall(keys.WAITS))
+        return {Route(route): reason for route, reason in rows.items() if route} if rows else None
+
     def prune(self) -> None:
         for index, key in _KINDS.items():
             members = cast(list[str], self._redis.zrange(index, 0, -1))
@@ -195,6 +216,7 @@ class MemoryRegistry:
         self.now_ms = now_ms
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
+        self._waits: tuple[int, dict[Route, str]] = (0, {})
         self._offers: dict[NodeId, tuple[int, dict[str, str]]] = {}
         self._book = OfferBook()
 
@@ -236,6 +258,13 @@ class MemoryRegistry:
 
     def desired(self) -> dict[ModelId, Desired]:
         return dict(self._desired)
+
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        self._waits = (self.now_ms() + keys.WAITS_TTL_MS, dict(waits))
+
+    def waits(self) -> dict[Route, str] | None:
+        until, waits = self._waits
+        return waits if until > self.now_ms() else None
 
     def prune(self) -> None:
         """Nothing to do: `_live` looks at the clock."""

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all it may")
     lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
     max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
+    max_waiting_user: int | None = Field(
+        None, ge=1, description="jobs of one user that may wait for one model before QueueFull; unset: any number"
+    )
     keep_s: float = Field(
         86_400,
         ge=1,

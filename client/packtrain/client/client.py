@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, Route
 from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.client.job import Job, TextStream
@@ -65,6 +66,7 @@ class Packtrain:
         stream: bool = True,
         idempotency_key: str | None = None,
         expires_in: float | None = None,
+        max_run: float | None = None,
         **options: Any,
     ) -> Job:
         """Hand in a job and return at once.
@@ -75,6 +77,7 @@ class Packtrain:
             stream: False when only the result is wanted: tokens then come once a second, which spares the cores.
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
+            max_run: Seconds from its first start, all attempts together, after which it ends as EXPIRED.
             options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`; for a text, `suffix`: what
                 stands behind the gap that is to be filled; with `raw`, `echo`: the answer begins with the prompt; for a
                 chat, `tools` and `tool_choice` in OpenAI's shape,
@@ -88,7 +91,9 @@ class Packtrain:
             InvalidParameter, PromptEmpty, UnknownModel, AdapterUnavailable, QueueFull, IdempotencyConflict,
                 BrokerUnavailable
         """
-        spec = build_spec(model, prompt, raw=raw, stream=stream, expires_in=expires_in, options=options)
+        spec = build_spec(
+            model, prompt, raw=raw, stream=stream, expires_in=expires_in, max_run=max_run, options=options
+        )
         return self.hand_in(spec, idempotency_key=idempotency_key)
 
     def hand_in(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
@@ -162,6 +167,7 @@ class Packtrain:
         dimensions: int | None = None,
         idempotency_key: str | None = None,
         expires_in: float | None = None,
+        max_run: float | None = None,
         **options: Any,
     ) -> Job:
         """Hand in one text to embed and return at once. The vector is `Job.result().embedding`.
@@ -172,7 +178,9 @@ class Packtrain:
 
         Other arguments and errors as of `submit`.
         """
-        spec = build_embed_spec(model, text, dimensions=dimensions, expires_in=expires_in, options=options)
+        spec = build_embed_spec(
+            model, text, dimensions=dimensions, expires_in=expires_in, max_run=max_run, options=options
+        )
         return self.hand_in(spec, idempotency_key=idempotency_key)
 
     @overload
@@ -218,6 +226,10 @@ class Packtrain:
     def job(self, job_id: str) -> Job:
         """A job by its id, whoever submitted it."""
         return Job(self._transport, JobId(job_id))
+
+    def explain(self, job_id: str) -> Explanation:
+        """Why a job is where it is, see `Job.explain`."""
+        return self.job(job_id).explain()
 
     def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
         """Run a job again from its record and compare the answers.
