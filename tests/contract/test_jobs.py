@@ -122,6 +122,23 @@ class JobStoreContract:
 
         assert [claim(store)[0] for _ in range(3)] == [first, second, bulk]
 
+    def test_who_asks_for_interactive_jobs_only_gets_no_bulk_one(self, store: JobStore) -> None:
+        bulk = submit(store, spec(lane="bulk"))
+        strict = submit(store, spec(lane="bulk", deterministic=True))
+        interactive = submit(store)
+        both = (DETERMINISTIC, ROUTE)
+        assert store.ready(ROUTES) == (1, 1)
+        assert store.ready(both) == (1, 2)
+
+        first = store.claim(both, INSTANCE, NODE, lease_ms=LEASE_MS, bulk=False)
+        assert store.claim(both, INSTANCE, NODE, lease_ms=LEASE_MS, bulk=False) is None
+
+        assert first is not None
+        assert (first.job_id, first.lane) == (interactive, "interactive")
+        assert store.waiting() == {ROUTE: 1, DETERMINISTIC: 1}
+        taken = [store.claim(both, INSTANCE, NODE, lease_ms=LEASE_MS) for _ in range(2)]
+        assert [(t.job_id, t.lane) for t in taken if t] == [(bulk, "bulk"), (strict, "bulk")]
+
     def test_deterministic_jobs_are_claimed_only_by_whoever_serves_their_route(self, store: JobStore) -> None:
         strict, plain = submit(store, spec(deterministic=True)), submit(store)
 

@@ -12,7 +12,7 @@ from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import ModelId
 from packtrain.workers import catalog as catalog_module
 from packtrain.workers.catalog import MAX_FAULTS, Catalog, CatalogScanner, load_catalog
-from packtrain.workers.catalog_config import CatalogConfig, load_catalog_config
+from packtrain.workers.catalog_config import CatalogConfig, load_catalog_config, reserved_slots
 from packtrain.workers.gguf import GgufHeader, read_header
 from packtrain.workers.model_files import MAX_DEPTH
 from tests.support.gguf_files import Value, gguf_bytes, metadata, write_gguf
@@ -315,6 +315,27 @@ def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
     assert (b.n_ctx, b.n_slots, b.keep_alive_s, b.pinned) == (256, 5, 7200, False)
 
 
+@pytest.mark.parametrize(
+    ("said", "n_slots", "expected"),
+    [(None, 3, 0), (None, 4, 1), (None, 16, 1), (0, 8, 0), (3, 8, 3), (9, 8, 7), (1, 1, 0)],
+)
+def test_some_slots_are_left_to_interactive_jobs_and_one_at_least_to_bulk_ones(
+    said: int | None, n_slots: int, expected: int
+) -> None:
+    assert reserved_slots(n_slots, said) == expected
+
+
+def test_a_model_reserves_what_its_section_says_and_else_what_the_defaults_say(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf")
+    write_gguf(tmp_path / "b.gguf")
+
+    models = catalog_of(
+        tmp_path, defaults={"slots": 8, "reserved_slots": 2}, models={"a": {"reserved_slots": 0}}
+    ).models
+
+    assert [models[ModelId(name)].info.reserved_slots for name in ("a", "b")] == [0, 2]
+
+
 def test_named_file_has_its_id_even_against_an_earlier_folder(tmp_path: Path) -> None:
     write_gguf(tmp_path / "one" / "smollm2.gguf")
     named = write_gguf(tmp_path / "two" / "SmolLM2.Q4_1.gguf")
@@ -450,7 +471,7 @@ def test_keep_alive_is_seconds_or_a_duration(tmp_path: Path, text: str, seconds:
     [
         ("[defaults\n", ["is not TOML", "line 1"]),
         ("[model.a]", ["model: unknown key", "defaults, models"]),
-        ("[defaults]\nslot = 1", ["defaults.slot: unknown key", "context, slots, keep_alive"]),
+        ("[defaults]\nslot = 1", ["defaults.slot: unknown key", "context, slots, reserved_slots, keep_alive"]),
         ("[models.a]\ncontxt = 1", ["models.a.contxt: unknown key", "file, aliases, context"]),
         ("[models.a]\nslots = 0", ["models.a.slots = 0", "greater than or equal to 1"]),
         ("[models.a]\nslots = 257", ["models.a.slots = 257", "less than or equal to 256"]),

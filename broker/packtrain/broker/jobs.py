@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from packtrain.broker import errors, keys
 from packtrain.broker.chunks import Chunk, Event, to_entry
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, route_of
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.scripts import Call
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
@@ -53,6 +53,7 @@ class Claim:
     remaining_ms: int | None  # until its deadline; None: no deadline
     spec_json: str
     route: Route  # that the job waited on
+    lane: Lane = "interactive"
     unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
 
 
@@ -96,6 +97,7 @@ class JobStore(Protocol):
         lease_ms: int,
         numerics_class: str = "",
         prefixes: Iterable[str] = (),
+        bulk: bool = True,
     ) -> Claim | None:
         """Lease the best ready job; None when none is ready, or a suspect has to run alone first (see claim.lua).
 
@@ -103,6 +105,7 @@ class JobStore(Protocol):
             routes: All that the instance serves.
             numerics_class: That it computes in. A deterministic job with tokens of another one is left where it is.
             prefixes: Hashes of the beginnings of prompts that it holds, see prefixes.py.
+            bulk: False: only an interactive job.
         """
         ...
 
@@ -163,6 +166,10 @@ class JobStore(Protocol):
         """Jobs ready, by route, for routes that have any."""
         ...
 
+    def ready(self, routes: Sequence[Route]) -> tuple[int, int]:
+        """Jobs ready on these routes together: interactive ones, bulk ones."""
+        ...
+
 
 def routes_of(model: ModelId, numerics: Numerics) -> tuple[Route, ...]:
     """The routes that an instance serves: a deterministic one runs jobs of both kinds."""
@@ -217,17 +224,18 @@ def claim(
     lease_ms: int,
     numerics_class: str = "",
     prefixes: Iterable[str] = (),
+    bulk: bool = True,
 ) -> Call[Claim | None]:
     """Call of claim.lua."""
 
     def parse(reply: Any) -> Claim | None:
         if not reply:
             return None
-        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung = reply
+        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung, lane = reply
         remaining = int(deadline) - int(now) if deadline else None
         queued_ms = int(now) - int(submitted)
         short = tuple(Route(other) for other in unrung)
-        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), short)
+        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), lane, short)
 
     classes = [numerics_class if is_deterministic(route) else "" for route in routes]
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
@@ -235,8 +243,8 @@ def claim(
         "claim",
         (*lanes, *map(keys.model_queue, routes)),
         (
-            instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, *routes,
-            *classes,
+            instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, int(bulk),
+            *routes, *classes,
         ),
         parse,
     )  # fmt: skip

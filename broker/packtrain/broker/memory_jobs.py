@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
@@ -98,6 +98,7 @@ class MemoryJobs:
         lease_ms: int,
         numerics_class: str = "",
         prefixes: Iterable[str] = (),
+        bulk: bool = True,
     ) -> jobs.Claim | None:
         with self._changed:
             now = self._now_ms()
@@ -105,7 +106,9 @@ class MemoryJobs:
             held = [r for r in self._records.values() if r.state is JobState.RUNNING and r.instance == instance]
             if len(held) == 1 and held[0].attempts >= SUSPECT_ATTEMPTS:
                 return None
-            best = self._choose(routes, {None, str(instance), str(node)}, numerics_class, frozenset(prefixes))
+            lanes: tuple[Lane, ...] = ("interactive", "bulk") if bulk else ("interactive",)
+            names = {None, str(instance), str(node)}
+            best = self._choose(routes, lanes, names, numerics_class, frozenset(prefixes))
             if best is None or (best[1].attempts >= SUSPECT_ATTEMPTS and held):
                 return None
             job_id, record = best
@@ -117,7 +120,7 @@ class MemoryJobs:
             remaining = None if record.deadline_ms is None else record.deadline_ms - now
             return jobs.Claim(
                 job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
-                record.spec.model_dump_json(), record.route,
+                record.spec.model_dump_json(), record.route, record.spec.lane,
             )  # fmt: skip
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
@@ -258,16 +261,26 @@ class MemoryJobs:
                     counts[record.route] = counts.get(record.route, 0) + 1
             return counts
 
+    def ready(self, routes: Sequence[Route]) -> tuple[int, int]:
+        with self._changed:
+            lanes = [record.spec.lane for _, record in self._ready(routes)]
+            return lanes.count("interactive"), lanes.count("bulk")
+
     def _ready(self, routes: Sequence[Route]) -> list[tuple[JobId, _Record]]:
         """Queued jobs, best first."""
         ready = [(i, r) for i, r in self._records.items() if r.state is JobState.QUEUED and r.route in routes]
         return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order))
 
     def _choose(
-        self, routes: Sequence[Route], names: set[str | None], numerics_class: str, prefixes: frozenset[str]
+        self,
+        routes: Sequence[Route],
+        lanes: Sequence[Lane],
+        names: set[str | None],
+        numerics_class: str,
+        prefixes: frozenset[str],
     ) -> tuple[JobId, _Record] | None:
         ready = self._ready(routes)
-        for lane in ("interactive", "bulk"):
+        for lane in lanes:
             in_lane = [(i, r) for i, r in ready if r.spec.lane == lane]
             for begin in range(0, len(in_lane), jobs.CLAIM_LOOK):
                 looked_at = in_lane[begin : begin + jobs.CLAIM_LOOK]

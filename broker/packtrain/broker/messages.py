@@ -52,6 +52,9 @@ Numerics = Literal["fast", "deterministic"]
 #: sequence in a step, its prompt in fixed chunks, for models and builds where no such kernels can be had.
 Recipe = Literal["fast", "batched", "serial"]
 
+#: A class of service. Interactive jobs come first, bulk ones fill what is left.
+Lane = Literal["interactive", "bulk"]
+
 AdapterScale = Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE, allow_inf_nan=False)]
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -137,7 +140,7 @@ class JobSpec(_Input):
         description="LoRA adapters, name to scale; null: the set one",
     )
     params: SamplingParams = SamplingParams()
-    lane: Literal["interactive", "bulk"] = "interactive"
+    lane: Lane = "interactive"
     user: SafeId = "default"
     deterministic: bool = Field(False, description="only where company, chunks and restarts change no bit of it")
     meant_for: SafeId | None = Field(None, description="the instance or node that alone may run it; null: any")
@@ -447,6 +450,7 @@ class ModelInfo(_Report):
     embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
+    reserved_slots: int = Field(0, description="that bulk jobs leave to interactive ones")
     required_bytes: int = Field(0, description="of the machine's own memory, in all: measured, else estimated")
     memory: ModelMemory = ModelMemory()
     numerics: Numerics = Field("fast", description="how it is loaded when no job asks for more")

@@ -47,8 +47,11 @@ class RedisJobs:
         lease_ms: int,
         numerics_class: str = "",
         prefixes: Iterable[str] = (),
+        bulk: bool = True,
     ) -> jobs.Claim | None:
-        call = jobs.claim(routes, instance, node, lease_ms=lease_ms, numerics_class=numerics_class, prefixes=prefixes)
+        call = jobs.claim(
+            routes, instance, node, lease_ms=lease_ms, numerics_class=numerics_class, prefixes=prefixes, bulk=bulk
+        )
         return self._scripts.run(call)
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
@@ -100,6 +103,14 @@ class RedisJobs:
             pipe.zcard(keys.ready(route, "bulk"))
         sizes = pipe.execute()
         return {route: a + b for route, a, b in zip(routes, sizes[::2], sizes[1::2], strict=True) if a + b}
+
+    def ready(self, routes: Sequence[Route]) -> tuple[int, int]:
+        pipe = self._redis.pipeline(transaction=False)
+        for lane in ("interactive", "bulk"):
+            for route in routes:
+                pipe.zcard(keys.ready(route, lane))
+        sizes = pipe.execute()
+        return sum(sizes[: len(routes)]), sum(sizes[len(routes) :])
 
     def recent(self, limit: int) -> list[JobStatus]:
         """The newest jobs first, at most `limit`."""

@@ -185,7 +185,8 @@ class Agent:
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
+            n_slots=command.n_slots, reserved_slots=min(info.reserved_slots, command.n_slots - 1),
+            n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)),
         )  # fmt: skip

@@ -20,7 +20,7 @@ from packtrain.broker.ids import ModelId, slug
 from packtrain.broker.messages import AdapterInfo, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_adapters import AdapterFinder, FoundAdapter, fingerprint_with
-from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
+from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions, reserved_slots
 from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_memory, estimate_slot_bytes
@@ -233,6 +233,9 @@ class _Building:
             embeds_only=header.embeds_only,
             n_ctx=n_ctx,
             n_slots=n_slots,
+            reserved_slots=reserved_slots(
+                n_slots, defaults.reserved_slots if options.reserved_slots is None else options.reserved_slots
+            ),
             required_bytes=memory(n_slots).required_bytes,
             memory=memory(n_slots),
             numerics=load.numerics,

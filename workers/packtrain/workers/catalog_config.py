@@ -11,6 +11,7 @@
     aliases = ["smol", "tiny"]  # further names that jobs may use
     context = 2048
     slots = 16
+    reserved_slots = 2          # left to interactive jobs by bulk ones; left out: 1 where there are 4 slots or more
     keep_alive = "10m"          # seconds, or "30s", "10m", "2h"; negative: never unload
     pinned = true               # never evicted
     kv_type = "f16"             # of the cache; f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl
@@ -46,6 +47,8 @@ DEFAULT_CONTEXT = 4096  # tokens
 DEFAULT_KEEP_ALIVE_S = 300.0
 MAX_CONTEXT = 2**24  # tokens; the longest trained so far is 10 million
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
+#: From so many slots on one is left to interactive jobs by default: of fewer it would be too large a part.
+MIN_SLOTS_TO_RESERVE = 4
 MAX_KEEP_ALIVE_S = 10 * 365 * 24 * 3600
 MAX_LORAS = 64  # adapters of one model: all are loaded with it
 
@@ -70,6 +73,7 @@ KeepAlive = Annotated[
 ]
 Context = Annotated[int, Field(strict=True, ge=1, le=MAX_CONTEXT)]
 Slots = Annotated[int, Field(strict=True, ge=1, le=MAX_SLOTS)]
+Reserved = Annotated[int, Field(strict=True, ge=0, lt=MAX_SLOTS)]
 
 
 class _Section(BaseModel):
@@ -81,6 +85,9 @@ class Defaults(LoadOptions):
 
     context: Context = Field(DEFAULT_CONTEXT, description="tokens of one slot; less where a model was trained on less")
     slots: Slots | None = Field(None, description="sequences at once; null: what fits in a quarter of the budget")
+    reserved_slots: Reserved | None = Field(
+        None, description="slots that bulk jobs leave to interactive ones; null: 1 of 4 or more"
+    )
     keep_alive: KeepAlive = Field(DEFAULT_KEEP_ALIVE_S, description="seconds; negative: never unload")
 
 
@@ -110,6 +117,7 @@ class ModelOptions(LoadOptions):
     aliases: tuple[SafeId, ...] = ()
     context: Context | None = None
     slots: Slots | None = None
+    reserved_slots: Reserved | None = None
     keep_alive: KeepAlive | None = None
     pinned: Annotated[bool, Field(strict=True)] = False
     adapters: dict[SafeId, Annotated[AdapterOptions, BeforeValidator(_path_alone)]] = Field(
@@ -159,6 +167,17 @@ class CatalogConfig(_Section):
         if options := self.models.get(model):
             said |= options.model_dump(include=_LOAD_OPTIONS, exclude_unset=True)
         return LoadOptions.model_validate(said)
+
+
+def reserved_slots(n_slots: int, said: int | None) -> int:
+    """Slots of `n_slots` that bulk jobs leave to interactive ones; one at least is theirs.
+
+    Args:
+        said: By packtrain.toml.
+    """
+    if said is None:
+        return int(n_slots >= MIN_SLOTS_TO_RESERVE)
+    return min(said, n_slots - 1)
 
 
 def load_catalog_config(home: Path) -> CatalogConfig:

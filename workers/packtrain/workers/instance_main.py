@@ -126,7 +126,7 @@ class Instance:
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
             numerics=config.options.numerics, numerics_class=self._numerics_class,
-            ring=Doorbell(self._app).ring, clock=time.monotonic,
+            bulk_slots=config.n_slots - config.reserved_slots, ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()

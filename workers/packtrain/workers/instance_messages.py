@@ -29,6 +29,7 @@ class InstanceConfig(BaseModel):
     backend: Literal["llama_cpp", "scripted"] = "llama_cpp"
     worker_name: str  # Celery's, stable across restarts: <model>.<k>@<node>
     n_slots: int
+    reserved_slots: int = Field(0, ge=0)  # that bulk jobs leave to interactive ones
     n_ctx: int
     n_threads: int
     report_fd: int

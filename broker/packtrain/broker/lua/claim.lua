@@ -10,12 +10,14 @@
 -- the last n            doorbells                 list, Celery's
 -- ARGV[1] instance   ARGV[2] node   ARGV[3] lease, ms   ARGV[4] outcome of an expired job (JSON)
 -- ARGV[5] attempts that make a job a suspect   ARGV[6] hashes of prefixes held, '' for none: ' 1f2e3d4c 0a1b2c3d '
--- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over   ARGV[9 ...] the routes,
--- then for each the numerics class that its jobs are computed in, '' where that does not matter
+-- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over
+-- ARGV[9] the last lane that is looked at: 0 interactive, 1 bulk
+-- ARGV[10 ...] the routes, then for each the numerics class that its jobs are computed in, '' where that does not matter
 -- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, {routes with more jobs still ready
--- than doorbells}}, or false when there is nothing to claim
+-- than doorbells}, lane}, or false when there is nothing to claim
+local FIXED = 9
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
-local num_routes, look = (#ARGV - 8) / 2, tonumber(ARGV[7])
+local num_routes, look = (#ARGV - FIXED) / 2, tonumber(ARGV[7])
 local function is_suspect(attempts)
   return tonumber(attempts or '0') >= tonumber(ARGV[5])
 end
@@ -46,7 +48,7 @@ end
 
 -- True when a job has tokens that were computed in another class than this instance would go on in.
 local function is_begun_elsewhere(c, tokens, class)
-  local mine = ARGV[8 + num_routes + c.route]
+  local mine = ARGV[FIXED + num_routes + c.route]
   return tokens and class and mine ~= '' and class ~= mine
 end
 
@@ -65,22 +67,22 @@ local function lease(c)
   local epoch = redis.call('HINCRBY', job, 'epoch', 1)
   -- A stream that has expired has no tokens: what comes next begins at 0 again.
   if redis.call('EXISTS', OUT_PREFIX .. c.id) == 0 then redis.call('HDEL', job, 'tokens') end
-  local class = ARGV[8 + num_routes + c.route]
+  local class = ARGV[FIXED + num_routes + c.route]
   if class ~= '' and redis.call('HEXISTS', job, 'tokens') == 0 then redis.call('HSET', job, 'class', class) end
   redis.call('HSET', job, 'state', 'RUNNING', 'instance', ARGV[1], 'node', ARGV[2], 'started_ms', now)
   redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
   redis.call('SADD', held, c.id)
   redis.call('PEXPIRE', held, ENDED_TTL_MS)
-  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec')
+  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane')
   local unrung = {}
   for route = 1, num_routes do
     local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
-    if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[8 + route] end
+    if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[FIXED + route] end
   end
-  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[8 + c.route], unrung}
+  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[FIXED + c.route], unrung, f[5]}
 end
 
-for lane = 0, 1 do
+for lane = 0, tonumber(ARGV[9]) do
   local skipped = {}
   for route = 1, num_routes do skipped[route] = 0 end
   repeat
@@ -121,7 +123,7 @@ for lane = 0, 1 do
 end
 for route = 1, num_routes do
   if redis.call('EXISTS', KEYS[route], KEYS[num_routes + route]) == 0 then
-    redis.call('SREM', WAITING, ARGV[8 + route])
+    redis.call('SREM', WAITING, ARGV[FIXED + route])
   end
 end
 return false
