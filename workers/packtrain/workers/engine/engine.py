@@ -4,7 +4,8 @@ Other threads only leave notes in an inbox; the engine thread reads it between s
 of `should_stop`. One step:
 
     1. read the inbox: new requests, cancels
-    2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds
+    2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds; where no
+       slot is free, park a bulk sequence for each interactive one (parking.py)
     3. end what is past its deadline
     4. plan rows, of one adapter set (turns.py), compute them, give each new token to its sequence
     5. embed what waits for that, at most one batch (embedding.py)
@@ -32,6 +33,7 @@ from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
 from packtrain.workers.engine.inbox import MAX_GATHER_S, Inbox
 from packtrain.workers.engine.logprobs import Describer
 from packtrain.workers.engine.lookup import Guesser
+from packtrain.workers.engine.parking import MIN_STAY, Lot
 from packtrain.workers.engine.scheduler import Rows, add_guesses, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
 from packtrain.workers.engine.text import TextStream
@@ -63,6 +65,9 @@ class EngineStats:
     beat: float  # last sign of life of the engine thread, on its clock
     guessed: int = 0  # tokens that were guessed and computed
     guessed_right: int = 0
+    parked: int = 0  # sequences that are parked now
+    parkings: int = 0
+    parkable: int = 0  # more interactive sequences than slots are taken up by so many, at once
 
 
 class Engine:
@@ -73,6 +78,7 @@ class Engine:
         clock: Monotonic seconds.
         on_activity: Called from the engine thread when `is_busy` has changed; must not block.
         speculation: Whether to guess tokens, where the model and the recipe allow it.
+        parks: Whether bulk sequences may be parked for interactive ones.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class Engine:
         prefill_budget: int = PREFILL_BUDGET,
         on_activity: Callable[[], None] = lambda: None,
         speculation: Speculation = "off",
+        parks: bool = True,
     ) -> None:
         self._backend = backend
         self._clock = clock
@@ -96,6 +103,10 @@ class Engine:
         self._caches = Caches(backend)
         self._describer = Describer(backend.piece)
         self._live: dict[JobId, Sequence] = {}
+        shape = backend.shape
+        self._lot = Lot(n_slots=shape.n_slots if parks else 0, n_ctx=shape.n_ctx, can_share=shape.can_share)
+        self._parked: dict[JobId, Sequence] = {}  # the one that waits longest first
+        self._num_parkings = self._num_parkable = 0
         self._turns = Turns()
         self._waiting: deque[SequenceRequest] = deque()
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
@@ -137,12 +148,15 @@ class Engine:
             self._beat,
             self._guessed,
             self._guessed_right,
+            len(self._parked),
+            self._num_parkings,
+            self._num_parkable,
         )
 
     @property
     def is_busy(self) -> bool:
         """True while any request is in a slot or waits for one."""
-        return bool(self._live or self._waiting or self._embeds or self._inbox.has_requests)
+        return bool(self._live or self._parked or self._waiting or self._embeds or self._inbox.has_requests)
 
     def run(self) -> None:
         """The engine thread: step while there is work, sleep while there is none, until `stop`.
@@ -167,12 +181,12 @@ class Engine:
         self._embeds.clear()
         for request in unstarted:
             request.on_end(Ended(End.RELEASED))
-        for sequence in list(self._live.values()):
+        for sequence in self._begun():
             self._end(sequence, End.RELEASED)
 
     def _gather(self) -> None:
         """Wait for all that follow sequences which ended together. Only while there is nothing else to compute."""
-        has_work = self._live or self._embeds
+        has_work = self._live or self._parked or self._embeds
         if self._num_ended > 1 and not has_work and self._clock() - self._stepped_at < MAX_GATHER_S:
             self._inbox.gather(self._num_ended - len(self._waiting))
 
@@ -216,39 +230,79 @@ class Engine:
         self._embeds.extend(r for r in new if isinstance(r, EmbedRequest))
         self._embeds.leave(leaving)
         for job_id, end in leaving.items():
-            if sequence := self._live.get(job_id):
+            if sequence := self._live.get(job_id) or self._parked.get(job_id):
                 self._end(sequence, end)
         for request in [r for r in self._waiting if r.job_id in leaving]:
             self._waiting.remove(request)
             request.on_end(Ended(leaving[request.job_id]))
 
     def _fill_slots(self) -> None:
-        while self._caches.has_room and self._waiting:
-            request = self._waiting.popleft()
-            self._arrivals += 1
-            text = TextStream(request.params.stop)
-            for token in request.resumed:
-                text.push(self._backend.piece(token))
-            tokens = [*request.prompt, *request.resumed]
-            num_waiting = len(self._waiting)
-            is_alone = not (self._live or num_waiting)
-            seq_id = self._caches.take(tokens, request.adapters, is_alone=is_alone, num_waiting=num_waiting)
-            sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
-            self._backend.open(
-                seq_id, request.params, request.seed, tokens, len(request.resumed), adapters=request.adapters
-            )
-            if self._guesses and isinstance(request.params.response_format, FreeText):
-                sequence.guesser = Guesser()
-            self._live[request.job_id] = sequence
-            # The instance that produced the last token may have died before it could say that it was the last.
-            if end := self._reached_end(sequence):
-                sequence.is_complete = sequence.is_scoring
-                if not sequence.is_scoring:
-                    self._end(sequence, end)
+        """Interactive ones first, then those that are parked, then other bulk ones."""
+        while self._waiting or self._parked:
+            hurried = next((request for request in self._waiting if not request.is_bulk), None)
+            if not self._caches.has_room and not (hurried and self._park_one()):
+                break
+            if hurried or not self._parked:
+                self._admit(hurried or self._waiting[0])
+            else:
+                self._unpark(next(iter(self._parked.values())))
+        num_hurried = sum(not request.is_bulk for request in self._waiting)
+        num_able = 0 if self._caches.has_room else self._lot.count(self._live.values(), self._parked.values())
+        self._num_parkable = max(0, num_able - num_hurried)
+
+    def _admit(self, request: SequenceRequest) -> None:
+        self._waiting.remove(request)
+        self._arrivals += 1
+        text = TextStream(request.params.stop)
+        for token in request.resumed:
+            text.push(self._backend.piece(token))
+        tokens = [*request.prompt, *request.resumed]
+        seq_id = self._caches.take(
+            tokens, request.adapters, is_alone=self._is_empty, num_waiting=len(self._waiting) + len(self._parked)
+        )
+        sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
+        self._backend.open(
+            seq_id, request.params, request.seed, tokens, len(request.resumed), adapters=request.adapters
+        )
+        if self._guesses and isinstance(request.params.response_format, FreeText):
+            sequence.guesser = Guesser()
+        self._live[request.job_id] = sequence
+        # The instance that produced the last token may have died before it could say that it was the last.
+        if end := self._reached_end(sequence):
+            sequence.is_complete = sequence.is_scoring
+            if not sequence.is_scoring:
+                self._end(sequence, end)
+
+    def _park_one(self) -> bool:
+        for sequence in self._lot.candidates(self._live.values(), self._parked.values()):
+            if self._caches.park(sequence):
+                job_id = sequence.request.job_id
+                self._parked[job_id] = self._live.pop(job_id)
+                self._num_parkings += 1
+                logger.debug("Parked %s", job_id, extra={"event": "sequence.parked", "job": job_id})
+                return True
+        return False
+
+    def _unpark(self, sequence: Sequence) -> None:
+        job_id = sequence.request.job_id
+        del self._parked[job_id]
+        sequence.stays_to = sequence.num_cached + MIN_STAY
+        num_waiting = len(self._waiting) + len(self._parked)
+        self._caches.unpark(sequence, is_alone=self._is_empty, num_waiting=num_waiting)
+        self._live[job_id] = sequence
+        logger.debug("Unparked %s", job_id, extra={"event": "sequence.unparked", "job": job_id})
+
+    @property
+    def _is_empty(self) -> bool:
+        """Nothing is in a slot or waits for one, but what is about to take one now."""
+        return not (self._live or self._waiting or self._parked)
+
+    def _begun(self) -> list[Sequence]:
+        return [*self._live.values(), *self._parked.values()]
 
     def _end_late(self) -> None:
         now = self._clock()
-        for sequence in list(self._live.values()):
+        for sequence in self._begun():
             if sequence.request.deadline is not None and sequence.request.deadline <= now:
                 self._end(sequence, End.EXPIRED)
 
@@ -374,9 +428,13 @@ class Engine:
 
     def _end(self, sequence: Sequence, end: End, error: PacktrainError | None = None) -> None:
         self._num_ended += 1
-        del self._live[sequence.request.job_id]
-        self._backend.close(sequence.seq_id)
-        self._caches.give_back(sequence, has_failed=end is End.FAILED)
+        if sequence.parked:
+            del self._parked[sequence.request.job_id]
+            self._backend.discard(sequence.parked)
+        else:
+            del self._live[sequence.request.job_id]
+            self._backend.close(sequence.seq_id)
+            self._caches.give_back(sequence, has_failed=end is End.FAILED)
         # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
         tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
         is_scored = sequence.request.params.prompt_logprobs is not None and not sequence.is_scoring
@@ -391,9 +449,7 @@ class Engine:
         """Bring cache and sequences to the same length after a step that broke off."""
         for row in rows:
             sequence = row.sequence
-            sequence.num_cached = self._backend.truncate(sequence.seq_id, sequence.num_cached)
-            if sequence.is_scoring:
-                del sequence.scores[sequence.num_cached :]
+            sequence.lose_cache(self._backend.truncate(sequence.seq_id, sequence.num_cached))
 
     def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool]:
         """Whether to break off a step: only one with a prefill is long enough to be worth it."""
