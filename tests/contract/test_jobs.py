@@ -139,6 +139,68 @@ class JobStoreContract:
         taken = [store.claim(both, INSTANCE, NODE, lease_ms=LEASE_MS) for _ in range(2)]
         assert [(t.job_id, t.lane) for t in taken if t] == [(bulk, "bulk"), (strict, "bulk")]
 
+    def test_users_take_turns_by_tokens_however_many_jobs_each_has(self, store: JobStore) -> None:
+        for _ in range(20):
+            submit(store, spec(user="many", params={"max_tokens": 100}))
+        large = [submit(store, spec(user="large", params={"max_tokens": 400})) for _ in range(2)]
+        few = [submit(store, spec(user="few", params={"max_tokens": 100})) for _ in range(5)]
+        order = [claim(store)[0] for _ in range(14)]
+
+        assert [job_id for job_id in order if job_id in few] == few
+        assert order.index(few[-1]) == 11  # after 5 of the many, and 2 of those that cost 4 times as much
+        assert order.index(large[0]) < 3
+        assert order.index(large[1]) > 8
+
+    def test_jobs_of_users_with_one_each_are_claimed_in_the_order_of_submission(self, store: JobStore) -> None:
+        order = [submit(store, spec(user=f"u{n}"), job_id=f"j{9 - n}") for n in range(10)]
+
+        assert [claim(store)[0] for _ in order] == order
+
+    def test_a_user_has_no_credit_for_the_time_before_his_first_job(self, store: JobStore) -> None:
+        busy = [submit(store, spec(user="busy", params={"max_tokens": 100})) for _ in range(30)]
+        assert [claim(store)[0] for _ in range(20)] == busy[:20]
+        late = [submit(store, spec(user="late", params={"max_tokens": 100})) for _ in range(10)]
+
+        assert sum(claim(store)[0] in late for _ in range(10)) in (4, 5)
+
+    def test_a_released_job_is_before_others_of_its_user_and_costs_him_nothing_twice(self, store: JobStore) -> None:
+        mine = [submit(store, spec(user="mine", params={"max_tokens": 100})) for _ in range(3)]
+        other = [submit(store, spec(user="other", params={"max_tokens": 100})) for _ in range(3)]
+        assert claim(store) == (mine[0], 1)
+        assert claim(store)[0] == other[0]
+        store.release(mine[0], 1)
+
+        order = [claim(store)[0] for _ in range(5)]
+
+        assert order == [mine[0], mine[1], other[1], mine[2], other[2]]
+
+    def test_a_user_whose_waiting_jobs_were_all_cancelled_owes_nothing_for_them(self, store: JobStore) -> None:
+        dropped = [submit(store, spec(user="mine", params={"max_tokens": 100})) for _ in range(10)]
+        others = [submit(store, spec(user="other", params={"max_tokens": 100})) for _ in range(4)]
+        for job_id in dropped:
+            store.cancel(job_id)
+        mine = submit(store, spec(user="mine", params={"max_tokens": 100}))
+
+        assert [claim(store)[0] for _ in range(3)] == [others[0], mine, others[1]]
+
+    def test_lanes_and_models_have_clocks_of_their_own(self, store: JobStore) -> None:
+        for _ in range(10):
+            submit(store, spec(user="mine", params={"max_tokens": 100}))
+        for _ in range(2):
+            submit(store, spec(user="other", lane="bulk"))
+        mine = submit(store, spec(user="mine", lane="bulk"))
+        claimed = [claim(store)[0] for _ in range(12)]
+
+        assert claimed[-1] == mine
+
+    def test_a_user_keeps_his_turns_across_both_routes_of_a_model(self, store: JobStore) -> None:
+        strict = [submit(store, spec(user="mine", deterministic=True)) for _ in range(2)]
+        plain = [submit(store, spec(user="mine")) for _ in range(2)]
+        other = submit(store, spec(user="other"))
+        claimed = [store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS) for _ in range(5)]
+
+        assert [taken.job_id for taken in claimed if taken] == [strict[0], other, strict[1], *plain]
+
     def test_deterministic_jobs_are_claimed_only_by_whoever_serves_their_route(self, store: JobStore) -> None:
         strict, plain = submit(store, spec(deterministic=True)), submit(store)
 
@@ -783,18 +845,54 @@ class TestRedisJobs(JobStoreContract):
         assert strict_claim(store, "class-b") is None
 
         left = {str(key) for key in redis.scan_iter("pt:*")} - keys.PERMANENT
-        assert left == {keys.job(job_id), keys.out(job_id), keys.model(MODEL), keys.model(ModelId("little"))}
+        models = {keys.model(MODEL), keys.model(ModelId("little"))}
+        assert left == {keys.job(job_id), keys.out(job_id), keys.FAIR_PREFIX + "tiny:i", *models}
+        assert redis.zrange(keys.FAIR_PREFIX + "tiny:i", 0, -1) == ["", "default"]  # the clock, and who is ahead of it
+
+    def test_who_is_no_longer_ahead_of_the_clock_leaves_no_trace(self, store: JobStore, redis: Redis) -> None:
+        for number in range(5):
+            submit(store, spec(user=f"u{number}", params={"max_tokens": 1}))
+        for _ in range(5):
+            claim(store)
+        submit(store, spec(user="later", params={"max_tokens": 1000}))
+        claim(store)
+        submit(store, spec(user="later"))
+        claim(store)
+
+        assert redis.zrange(keys.FAIR_PREFIX + "tiny:i", 0, -1) == ["", "later"]
+
+    def test_jobs_from_before_there_were_tags_come_before_those_that_have_one(
+        self, store: JobStore, redis: Redis
+    ) -> None:
+        old = [submit(store) for _ in range(3)]
+        for order, job_id in enumerate(old, 7_000_001):
+            redis.hset(keys.job(job_id), "order", order)
+            redis.zadd(keys.ready(ROUTE, "interactive"), {job_id: order})
+        redis.set(keys.ORDER, 7_000_003)
+        redis.delete(keys.FAIR_PREFIX + "tiny:i", keys.QUEUED_PREFIX + "tiny:i")
+        new = submit(store)
+
+        assert [claim(store)[0] for _ in range(3)] == old
+        store.reap(INSTANCE)
+        assert [claim(store)[0] for _ in range(4)] == [*old, new]
+
+    def test_a_count_whose_job_expired_in_the_queue_begins_anew(self, store: JobStore, redis: Redis) -> None:
+        gone, there = submit(store), submit(store)
+        redis.delete(keys.job(gone))
+
+        assert claim(store)[0] == there
+        assert redis.exists(keys.QUEUED_PREFIX + "tiny:i") == 0
 
 
 Action = tuple[str, int, int]
 _NUM_JOBS = 24  # more than a claim looks at together
 _ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
-        st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
-        st.tuples(st.just("claim"), st.integers(0, 5), st.integers(0, 2)),
+        st.tuples(st.just("submit"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 143)),
+        st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 143)),
+        st.tuples(st.sampled_from(["claim", "claim interactive"]), st.integers(0, 5), st.integers(0, 2)),
         st.tuples(
-            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand", "anew"]),
+            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand", "anew", "reject"]),
             st.integers(0, _NUM_JOBS - 1),
             st.integers(0, 2),
         ),
@@ -811,10 +909,13 @@ _FLEET = (  # instance, node, what it serves, in which numerics class
 
 def _spec(kind: int) -> JobSpec:
     kind, beginning = divmod(kind, 3)
+    kind, user = divmod(kind, 3)
     kind, meant_for = divmod(kind, 4)
     is_deterministic, is_bulk = divmod(kind, 2)
     return spec(
         _BEGINNINGS[beginning] + "the rest",
+        user=f"u{user}",
+        params={"max_tokens": (10, 100, 300)[user]},
         meant_for=(None, None, "i1", "n2")[meant_for],
         deterministic=bool(is_deterministic),
         lane="bulk" if is_bulk else "interactive",
@@ -837,11 +938,12 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                         seen.append(store.submit(JobId(f"j{other}"), _spec(worker), max_waiting=100))
                     except errors.IdempotencyConflict as error:
                         seen.append(error.code)
-            case "claim":
+            case "claim" | "claim interactive":
                 prefixes = [*prefix_hashes(spec(_BEGINNINGS[number // 2]))][: 2 if number % 2 else None]
                 taken = store.claim(
-                    routes, instance, node, lease_ms=LEASE_MS, numerics_class=numerics_class, prefixes=prefixes
-                )
+                    routes, instance, node, lease_ms=LEASE_MS, numerics_class=numerics_class, prefixes=prefixes,
+                    bulk=name == "claim",
+                )  # fmt: skip
                 seen.append(taken and (taken.job_id, taken.epoch, taken.attempts, taken.route))
                 if taken:
                     stale[taken.job_id] = held.get(taken.job_id, 0)
@@ -856,6 +958,8 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                 seen.append(store.cancel(job_id))
             case "gone":
                 seen.append(sorted((r.job_id, r.state) for r in store.reap(instance)))
+            case "reject":
+                seen.append(store.reject(routes[0], errors.ModelLoadFailed("it is broken")))
             case "strand":
                 seen.append(store.strand({ROUTE: {"i1"}, DETERMINISTIC: {f"n{worker}"}} if worker else {ROUTE: set()}))
             case "anew":

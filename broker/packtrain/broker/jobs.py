@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
 from packtrain.broker.chunks import Chunk, Event, to_entry
+from packtrain.broker.fairness import HAIR, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
@@ -210,7 +211,7 @@ def submit(
         (keys.job(job_id), keys.model(ModelId(spec.model))),
         (
             job_id, spec.model_dump_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
-            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep_ms,
+            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep_ms, cost_of(spec), repr(HAIR),
         ),
         parse,
     )  # fmt: skip

@@ -12,7 +12,9 @@
 | pt:begun               | hash   | while such jobs live, 7 d from the last    | job id → numerics class of its tokens |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
 | pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
-| pt:order               | string | permanent                                  | counter that gives jobs their order |
+| pt:fair:<model>:i / b  | zset   | 7 d from the last submit                   | user → finish tag, '' → clock |
+| pt:queued:<model>:i / b| hash   | 7 d from the last submit                   | user → jobs that wait |
+| pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
 | pt:node:<id>           | hash   | 10 s from the last beat                    | `NodeBeat` |
@@ -41,6 +43,8 @@ JOB_PREFIX: Final = "pt:job:"
 OUT_PREFIX: Final = "pt:out:"
 READY_PREFIX: Final = "pt:ready:"
 HELD_PREFIX: Final = "pt:held:"
+FAIR_PREFIX: Final = "pt:fair:"
+QUEUED_PREFIX: Final = "pt:queued:"
 MODEL_PREFIX: Final = "pt:model:"
 WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"

@@ -6,11 +6,13 @@ Time comes in as a function. It passes the same contract suite as the real store
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chunks import Chunk, Event
+from packtrain.broker.fairness import FairTags, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Outcome
 from packtrain.broker.prefixes import prefix_hashes
@@ -21,7 +23,7 @@ from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 class _Record:
     spec: JobSpec
     model: ModelId
-    order: int
+    order: float  # start tag, see fairness.py
     submitted_ms: int
     deadline_ms: int | None
     state: JobState = JobState.QUEUED
@@ -59,7 +61,7 @@ class MemoryJobs:
         self._now_ms = now_ms
         self._models = models
         self._records: dict[JobId, _Record] = {}
-        self._order = 0
+        self._tags: dict[tuple[ModelId, Lane], FairTags] = defaultdict(FairTags)
         self._changed = threading.Condition(threading.RLock())
 
     def submit(
@@ -84,9 +86,9 @@ class MemoryJobs:
             if ready >= max_waiting:
                 raise errors.QueueFull(model=model, waiting=ready, limit=max_waiting, retry_after_s=1)
             now = self._now_ms()
-            self._order += 1
             deadline = None if spec.expires_in_ms is None else now + spec.expires_in_ms
-            self._records[job_id] = _Record(spec, model, self._order, now, deadline)
+            tag = self._tags[model, spec.lane].start(spec.user, cost_of(spec))
+            self._records[job_id] = _Record(spec, model, tag, now, deadline)
             return jobs.Submitted(job_id, model, route, True, ready + 1)
 
     def claim(
@@ -113,6 +115,7 @@ class MemoryJobs:
                 return None
             job_id, record = best
             record.state, record.epoch = JobState.RUNNING, record.epoch + 1
+            self._tags[record.model, record.spec.lane].served(record.order)
             record.instance, record.node, record.started_ms = instance, node, now
             record.lease_ms = now + lease_ms
             if record.spec.deterministic and not record.next_index:
@@ -269,7 +272,7 @@ class MemoryJobs:
     def _ready(self, routes: Sequence[Route]) -> list[tuple[JobId, _Record]]:
         """Queued jobs, best first."""
         ready = [(i, r) for i, r in self._records.items() if r.state is JobState.QUEUED and r.route in routes]
-        return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order))
+        return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order, entry[0]))
 
     def _choose(
         self,
@@ -344,10 +347,20 @@ class MemoryJobs:
             record.state = JobState.QUEUED
 
     def _settle(self, job_id: JobId, record: _Record, outcome: Outcome) -> None:
+        is_withdrawn = record.state is JobState.QUEUED
         record.state, record.outcome, record.finished_ms = outcome.state, outcome, self._now_ms()
         record.num_events += 1
         record.events.append(Event(job_id, str(record.num_events), end=outcome.state))
         self._changed.notify_all()
+        if is_withdrawn and not self._num_waiting(record):
+            self._tags[record.model, record.spec.lane].forget(record.spec.user)
+
+    def _num_waiting(self, like: _Record) -> int:
+        """Jobs that wait for the same model in the same lane for the same user."""
+        key = (like.model, like.spec.lane, like.spec.user)
+        return sum(
+            r.state is JobState.QUEUED and (r.model, r.spec.lane, r.spec.user) == key for r in self._records.values()
+        )
 
 
 def _is_begun_elsewhere(record: _Record, numerics_class: str) -> bool:

@@ -158,8 +158,7 @@ class JobSpec(_Input):
 
     @model_validator(mode="after")
     def _has_one_prompt(self) -> Self:
-        size = len(self.prompt) + len(self.suffix) + sum(m.size for m in self.messages)
-        if size > MAX_PROMPT_CHARS:
+        if (size := self.num_chars) > MAX_PROMPT_CHARS:
             raise ValueError(f"the prompt has {size} characters, at most {MAX_PROMPT_CHARS} are allowed")
         if self.kind == "chat" and self.prompt:
             raise ValueError("kind 'chat' takes `messages`, kind 'complete' takes `prompt`; do not mix them")
@@ -207,6 +206,11 @@ class JobSpec(_Input):
         if self.tool_choice not in ("auto", "none") and self.params.ignore_eos:
             raise ValueError("ignore_eos goes on past the end, a call that must be made ends; use only one")
         return self
+
+    @property
+    def num_chars(self) -> int:
+        """Characters of the prompt, all turns together."""
+        return len(self.prompt) + len(self.suffix) + sum(message.size for message in self.messages)
 
     @property
     def is_chat(self) -> bool:

@@ -1,4 +1,4 @@
--- Lease the best ready job of an instance's routes to it: interactive lane first, then the order of submission.
+-- Lease the best ready job of an instance's routes to it: interactive lane first, then the lowest start tag (fairness.py).
 -- Among the first ready jobs those come first whose prompt begins as one that the instance holds; a job is passed over
 -- for that only so often. A job that is meant for another instance or node is left where it is, and so is a
 -- deterministic one that has tokens of another numerics class: resumed, it would be a mix that no receipt could name.
@@ -16,6 +16,7 @@
 -- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, {routes with more jobs still ready
 -- than doorbells}, lane}, or false when there is nothing to claim
 local FIXED = 9
+local LANES = {[0] = 'interactive', [1] = 'bulk'}
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
 local num_routes, look = (#ARGV - FIXED) / 2, tonumber(ARGV[7])
 local function is_suspect(attempts)
@@ -28,7 +29,7 @@ if num_held == 1 then
   if is_suspect(redis.call('HGET', JOB_PREFIX .. only, 'attempts')) then return false end
 end
 
--- The next `look` ready jobs of one lane, in the order of submission; `skipped` of each route are left where they are.
+-- The next `look` ready jobs of one lane, in the order of their tags; `skipped` of each route are left where they are.
 local function candidates(lane, skipped)
   local found = {}
   for route = 1, num_routes do
@@ -39,7 +40,9 @@ local function candidates(lane, skipped)
     end
   end
   if num_routes > 1 then
-    table.sort(found, function(a, b) return a.order < b.order end)
+    table.sort(found, function(a, b)
+      return a.order < b.order or (a.order == b.order and a.id < b.id)
+    end)
     -- Behind the last one of a full page of one route there may be earlier ones than the rest of the other's.
     for i = #found, look + 1, -1 do found[i] = nil end
   end
@@ -61,6 +64,16 @@ local function num_shared(prefixes)
   return shared
 end
 
+-- The clock of fair queueing moves on to this job's tag; users whose tags it has reached are as any other now.
+local function serve(c, model, lane)
+  local fair = fair_key(model, lane)
+  local clock = redis.call('ZSCORE', fair, '')
+  if clock and tonumber(clock) < c.order then
+    redis.call('ZADD', fair, c.order, '')
+    redis.call('ZREMRANGEBYSCORE', fair, '-inf', '(' .. redis.call('ZSCORE', fair, ''))
+  end
+end
+
 local function lease(c)
   local job = JOB_PREFIX .. c.id
   redis.call('ZREM', c.ready, c.id)
@@ -73,7 +86,9 @@ local function lease(c)
   redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
   redis.call('SADD', held, c.id)
   redis.call('PEXPIRE', held, ENDED_TTL_MS)
-  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane')
+  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane', 'model', 'user')
+  count_out(f[6], f[5], f[7])
+  serve(c, f[6], f[5])
   local unrung = {}
   for route = 1, num_routes do
     local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
@@ -95,8 +110,10 @@ for lane = 0, tonumber(ARGV[9]) do
       )
       if f[1] ~= 'QUEUED' then
         redis.call('ZREM', c.ready, c.id)
+        -- If its record expired, nobody knows whose count it was in: count anew rather than too high.
+        if not f[1] then redis.call('DEL', queued_key(model_of(ARGV[FIXED + c.route]), LANES[lane])) end
       elseif f[2] and tonumber(f[2]) <= now then
-        redis.call('ZREM', c.ready, c.id)
+        withdraw(c.id)
         settle(c.id, 'EXPIRED', ARGV[4])
       elseif (f[4] and f[4] ~= ARGV[1] and f[4] ~= ARGV[2]) or is_begun_elsewhere(c, f[7], f[8]) then
         skipped[c.route] = skipped[c.route] + 1

@@ -51,7 +51,7 @@ end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
   local state = redis.call('HGET', JOB_PREFIX .. id, 'state')
   if state == 'QUEUED' then
-    redis.call('ZREM', ready_key(place_of(id)), id)
+    withdraw(id)
     settle(id, 'EXPIRED', ARGV[6])
     note(id, 'EXPIRED')
   elseif state ~= 'RUNNING' then

@@ -6,6 +6,7 @@
 -- ARGV[7] ms until the deadline, '' for none   ARGV[8] jobs that may wait for one model
 -- ARGV[9] what makes the route of the model     ARGV[10] hashes of its prefixes, '' for none
 -- ARGV[11] instance or node that alone may run it, '' for any   ARGV[12] ms that the record is kept after the end
+-- ARGV[13] what it is taken to cost, tokens        ARGV[14] see fairness.py: what the clock moves on by
 -- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'full' and jobs ready | 'unknown'
 local id, model = ARGV[1], ARGV[4]
 local seen = redis.call('HGET', KEYS[1], 'digest')
@@ -23,10 +24,23 @@ local route = model .. ARGV[9]
 local waiting = redis.call('ZCARD', ready_key(route, 'interactive')) + redis.call('ZCARD', ready_key(route, 'bulk'))
 if waiting >= tonumber(ARGV[8]) then return {'full', waiting, model} end
 
+-- Its start tag: where the user's last job finishes, or the clock, which moves on by a hair then.
+local lane, user = ARGV[5], ARGV[6]
+local fair = fair_key(model, lane)
+-- Jobs from before there were tags have numbers of this counter instead: tags begin behind them.
+local clock = tonumber(redis.call('ZSCORE', fair, '') or redis.call('GET', ORDER) or '0')
+local order = tonumber(redis.call('ZSCORE', fair, user) or '0')
+if order <= clock then
+  order = clock + tonumber(ARGV[14])
+  redis.call('ZADD', fair, order, '')
+end
+redis.call('ZADD', fair, order + tonumber(ARGV[13]), user)
+redis.call('PEXPIRE', fair, QUEUED_TTL_MS)
+count_in(model, lane, user)
+
 local now = now_ms()
-local order = redis.call('INCR', ORDER)
 redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'epoch', 0, 'attempts', 0, 'spec', ARGV[2], 'digest', ARGV[3],
-  'model', model, 'route', route, 'lane', ARGV[5], 'user', ARGV[6], 'order', order, 'submitted_ms', now,
+  'model', model, 'route', route, 'lane', lane, 'user', user, 'order', order, 'submitted_ms', now,
   'keep_ms', ARGV[12])
 if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'prefixes', ARGV[10]) end
 if ARGV[11] ~= '' then
@@ -40,7 +54,7 @@ if ARGV[7] ~= '' then
   redis.call('HSET', KEYS[1], 'deadline_ms', deadline)
   redis.call('ZADD', DEADLINES, deadline, id)
 end
-redis.call('ZADD', ready_key(route, ARGV[5]), order, id)
+redis.call('ZADD', ready_key(route, lane), order, id)
 redis.call('SADD', WAITING, route)
 redis.call('ZADD', RECENT, now, id)
 return {'new', waiting + 1, model}
