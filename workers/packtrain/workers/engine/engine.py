@@ -150,7 +150,7 @@ class Engine:
             self._guessed_right,
             len(self._parked),
             self._num_parkings,
-            self._num_parkable,
+            max(0, self._num_parkable - self._inbox.num_interactive),
         )
 
     @property

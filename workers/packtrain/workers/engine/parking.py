@@ -2,7 +2,7 @@
 
 The one that is cheapest to hold goes, that is the one with the fewest tokens in its cache: its state is read and
 written in the least time, and mostly it has the most left to do, so that the others, nearer to their ends, get there.
-Never one that may be about to end by itself, and never one whose beginning others wait for: they would compute it again.
+Never one that may be about to end by itself, and never one whose beginning others wait for: they would compute it too.
 
 A parked one comes back when a slot is free, before any bulk sequence that has not begun. Then it stays for a while, so
 that each time it gets on, however many interactive ones come.
