@@ -22,8 +22,7 @@ from packtrain.broker.messages import PromptLogprob, Recipe, SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Parked, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
-from packtrain.workers.engine import engine as engine_module
-from packtrain.workers.engine import parking
+from packtrain.workers.engine import parking, places
 from packtrain.workers.engine.caches import MIN_LEFT_TO_MOVE
 from packtrain.workers.engine.engine import Engine, EngineBroken
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
@@ -202,24 +201,24 @@ def _run_alone(prompt: bytes, recipe: Recipe, *, can_share: bool, adapters: Adap
 
 def _check_caches(engine: Engine, backend: Exact) -> None:
     """What the engine believes of each slot is what its cache holds."""
-    for sequence in engine._live.values():
+    for sequence in engine._places.live.values():
         held = backend.cache(sequence.seq_id)
         if sequence.has_begun:
             assert held == sequence.tokens[: sequence.num_cached]
         else:
-            left = engine._caches._leftover[sequence.seq_id]
+            left = engine._places.caches._leftover[sequence.seq_id]
             assert held[: len(left.tokens)] == left.tokens
-    for slot, kept in engine._caches._slots.retained().items():
+    for slot, kept in engine._places.caches._slots.retained().items():
         assert backend.cache(slot)[: len(kept.tokens)] == kept.tokens
-    assert len(backend.parked) == len(engine._parked) == engine.stats.parked
-    slots = [s.seq_id for s in engine._live.values()] + list(engine._caches._slots.retained())
+    assert len(backend.parked) == len(engine._places.parked) == engine.stats.parked
+    slots = [s.seq_id for s in engine._places.live.values()] + list(engine._places.caches._slots.retained())
     assert sorted(slots) == list(range(backend.shape.n_slots))
 
 
 def _check_ranks(engine: Engine) -> None:
     """Sequences that run and will for a while have neighbouring ids."""
-    live = list(engine._live.values())
-    if engine._waiting or not all(s.computed_at for s in live):
+    live = list(engine._places.live.values())
+    if engine._places.waiting or not all(s.computed_at for s in live):
         return
     if any(s.is_stuck for s in live):
         return
@@ -257,7 +256,7 @@ def test_where_nothing_can_be_shared_nothing_is_copied() -> None:
         while engine.is_busy:
             engine.step()  # `copy` and `move` of this model refuse
 
-    assert not any(kept.tokens for kept in engine._caches._slots.retained().values())
+    assert not any(kept.tokens for kept in engine._places.caches._slots.retained().values())
 
 
 @pytest.mark.parametrize("recipe", ["batched", "serial"])
@@ -330,7 +329,7 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:  # these answers are short
         patch.setattr(parking, "MIN_LEFT_TO_PARK", 1)
-        patch.setattr(engine_module, "MIN_STAY", min_stay)
+        patch.setattr(places, "MIN_STAY", min_stay)
         _check_script(
             script, Exact(n_slots, recipe, can_share=can_share, troubles=troubles, copy_troubles=copy_troubles),
             prefill_budget, speculation, has_trouble="fail" in troubles,
@@ -359,7 +358,7 @@ def test_in_a_crowd_where_many_are_parked_every_answer_is_that_of_the_job_alone(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parking, "MIN_LEFT_TO_PARK", 1)
-        patch.setattr(engine_module, "MIN_STAY", rng.choice([1, 3]))
+        patch.setattr(places, "MIN_STAY", rng.choice([1, 3]))
         script = [_dense_action(rng, can_share=can_share) for _ in range(60)]
         _check_script(script, backend, prefill_budget, rng.choice(["off", "prompt-lookup"]), has_trouble=odds > 0)
 

@@ -509,7 +509,7 @@ def test_the_lease_of_a_parked_job_is_renewed_and_its_cancel_is_heard(full: Inst
     full.submit("!long mine")
     full.runner.take_extra()
     eventually(lambda: full.engine.stats.parked == 1)
-    (parked,) = full.engine._parked
+    (parked,) = full.engine._places.parked
     full.clock.advance(LEASE_MS - 1)
     full.renewer.renew_once()
     full.clock.advance(LEASE_MS - 1)
