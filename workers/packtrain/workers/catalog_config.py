@@ -12,6 +12,7 @@
     context = 2048
     slots = 16
     reserved_slots = 2          # left to interactive jobs by bulk ones; left out: 1 where there are 4 slots or more
+    parking = false             # bulk jobs do not leave their slots to interactive ones for a while
     keep_alive = "10m"          # seconds, or "30s", "10m", "2h"; negative: never unload
     pinned = true               # never evicted
     kv_type = "f16"             # of the cache; f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl
