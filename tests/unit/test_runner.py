@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -23,11 +25,13 @@ from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import N_DIMS, ScriptedBackend
+from packtrain.workers.bulk_share import BulkShare
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.engine.text import TextStream
+from packtrain.workers.extra_jobs import Seats
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import tokens_sha256
@@ -73,8 +77,8 @@ class Store(MemoryJobs):
 class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
-    def __init__(self, n_ctx: int, *, can_share: bool, embeds_only: bool) -> None:
-        super().__init__(n_slots=2, n_ctx=n_ctx, embeds_only=embeds_only, adapters={"pirate": 0.5})
+    def __init__(self, n_ctx: int, *, can_share: bool, embeds_only: bool, step_s: float) -> None:
+        super().__init__(n_slots=2, n_ctx=n_ctx, step_s=step_s, embeds_only=embeds_only, adapters={"pirate": 0.5})
         self._shape = replace(self._shape, can_share=can_share)
         self.gate = threading.Event()
         self.gate.set()
@@ -91,11 +95,18 @@ class Instance:
     """All parts of an instance but Celery and its process."""
 
     def __init__(
-        self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False, numerics: Numerics = "fast"
+        self,
+        n_ctx: int = 64,
+        *,
+        can_share: bool = True,
+        embeds_only: bool = False,
+        numerics: Numerics = "fast",
+        bulk_slots: int = 2,
+        step_s: float = 0,
     ) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
-        self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only)
+        self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only, step_s=step_s)
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(
             self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
@@ -105,8 +116,8 @@ class Instance:
         self.runner = Runner(
             self.store, self.backend, self.engine, self.publisher, self.renewer,
             model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
-            numerics=numerics, numerics_class=COMPUTER.numerics_class,
-            ring=lambda model: self.rung.append(model), clock=self.seconds,
+            numerics=numerics, numerics_class=COMPUTER.numerics_class, bulk_slots=bulk_slots,
+            extra_jobs=1, ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
         self._engine_thread = threading.Thread(target=self.engine.run, daemon=True)
@@ -398,6 +409,28 @@ def test_a_cancelled_job_ends_by_the_next_renewal(instance: Instance) -> None:
     assert instance.status().state is JobState.CANCELLED
 
 
+def test_a_job_that_ran_as_long_as_it_may_ends_with_what_it_has_and_says_so(instance: Instance) -> None:
+    instance.submit("hello " * 5, max_run_ms=500, expires_in_ms=60_000)
+    first = instance.store.claim((ROUTE,), INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert first is not None
+    instance.store.emit([(first.job_id, 1, Chunk(0, " oll", tuple(b" oll")))])
+    instance.store.release(first.job_id, 1)
+    instance.clock.advance(400)
+    instance.backend.gate.clear()
+    thread, _ = instance.answering()
+    eventually(lambda: instance.engine.is_busy)
+    instance.clock.advance(101)
+    instance.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (outcome.state, instance.error()) == (JobState.EXPIRED, "job_expired")
+    assert "max_run" in outcome.error["message"]
+    assert outcome.text.startswith(" oll")
+
+
 def test_news_of_an_earlier_lease_do_not_end_a_later_one(instance: Instance) -> None:
     instance.submit()
     leases = []
@@ -425,6 +458,184 @@ def test_an_engine_that_stands_still_is_not_vouched_for(instance: Instance) -> N
     instance.renewer.renew_once()
 
     assert [reaped.job_id for reaped in instance.store.reap()] == ["job"]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def full() -> Iterator[Instance]:
+    """An instance of two slots in which two long bulk jobs run; no bell is heard."""
+    instance = Instance(n_ctx=8192, step_s=0.005)  # they take 40 s
+    for name in ("first", "second"):
+        instance.store.submit(JobId(name), spec(f"!long {name}", lane="bulk"), max_waiting=10)
+        instance.answering()
+    eventually(lambda: instance.engine.stats.parkable == 2)
+    yield instance
+    instance.close()
+
+
+def test_an_interactive_job_that_meets_a_full_instance_is_run_beyond_its_slots(full: Instance) -> None:
+    full.submit()
+
+    full.runner.start()
+
+    eventually(lambda: full.status().state is JobState.SUCCEEDED)
+    assert full.text() == "olleh"
+    assert {full.store.status(JobId(name)).state for name in ("first", "second")} == {JobState.RUNNING}  # type: ignore[union-attr]
+    full.runner.drain()
+
+
+def test_no_more_jobs_are_taken_beyond_the_slots_than_may_be_nor_without_one_that_waits(full: Instance) -> None:
+    assert not full.runner.take_extra()
+    full.backend.gate.clear()
+    full.submit()
+    full.store.submit(JobId("another"), spec(), max_waiting=10)
+
+    assert [full.runner.take_extra(), full.runner.take_extra()] == [True, False]
+    assert full.store.ready((ROUTE,)) == (1, 0)
+
+
+def test_nothing_is_taken_beyond_the_slots_where_nothing_can_be_parked(instance: Instance) -> None:
+    instance.backend.gate.clear()
+    for name in ("first", "second", "job"):
+        instance.store.submit(JobId(name), spec(f"!long {name}"), max_waiting=10)
+    instance.answering()
+    instance.answering()
+
+    assert not instance.runner.take_extra()
+    assert instance.store.ready((ROUTE,)) == (1, 0)
+
+
+def test_a_bell_waits_while_more_jobs_run_than_there_are_slots(full: Instance) -> None:
+    full.submit("!long mine")
+    assert full.runner.take_extra()
+    eventually(lambda: full.engine.stats.parked == 1)
+    full.store.submit(JobId("third"), spec(lane="bulk"), max_waiting=10)
+
+    full.store.cancel(JobId("first"))
+    full.renewer.renew_once()
+    eventually(lambda: full.engine.stats.parked == 0)
+    assert full.store.ready((ROUTE,)) == (0, 1)
+
+    full.store.cancel(JobId("job"))
+    full.renewer.renew_once()
+    eventually(lambda: full.store.ready((ROUTE,)) == (0, 0))
+
+
+def test_the_lease_of_a_parked_job_is_renewed_and_its_cancel_is_heard(full: Instance) -> None:
+    full.submit("!long mine")
+    full.runner.take_extra()
+    eventually(lambda: full.engine.stats.parked == 1)
+    (parked,) = full.engine._places.parked
+    full.clock.advance(LEASE_MS - 1)
+    full.renewer.renew_once()
+    full.clock.advance(LEASE_MS - 1)
+    assert full.store.reap() == []
+
+    full.store.cancel(parked)
+    full.renewer.renew_once()
+
+    eventually(lambda: full.store.status(parked).state is JobState.CANCELLED)  # type: ignore[union-attr]
+
+
+def test_the_last_seat_wakes_who_looks_for_more_and_closing_wakes_all() -> None:
+    seats = Seats(2, 1)
+    woken: SimpleQueue[bool] = SimpleQueue()
+    threading.Thread(target=lambda: woken.put(seats.wait_until_taken()), daemon=True).start()
+    assert seats.take()
+    assert not seats.take_extra()
+    assert woken.empty()
+
+    assert seats.take()
+
+    assert woken.get(timeout=PATIENCE_S)
+    assert [seats.take_extra(), seats.take_extra()] == [True, False]
+    waiting = threading.Thread(target=lambda: woken.put(seats.take()), daemon=True)
+    waiting.start()
+    seats.give_back()
+    assert woken.empty()
+    seats.give_back()
+    assert woken.get(timeout=PATIENCE_S)
+    threading.Thread(target=lambda: woken.put(seats.take()), daemon=True).start()
+    seats.close()
+    assert woken.get(timeout=PATIENCE_S) is False
+    assert not seats.wait_until_taken()
+
+
+@pytest.fixture
+def one_bulk() -> Iterator[Instance]:
+    """An instance of two slots that is running a bulk job, its share, while another one waits."""
+    instance = Instance(bulk_slots=1)
+    instance.backend.gate.clear()
+    for name in ("first", "second"):
+        instance.store.submit(JobId(name), spec(lane="bulk"), max_waiting=10)
+    instance.answering()
+    yield instance
+    instance.close()
+
+
+def test_a_bell_of_a_bulk_job_waits_until_the_share_has_room(one_bulk: Instance) -> None:
+    thread, _ = one_bulk.answering()
+    eventually(lambda: one_bulk.renewer.num_held == 1)
+    assert one_bulk.store.ready((ROUTE,)) == (0, 1)
+
+    one_bulk.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    second = one_bulk.store.status(JobId("second"))  # by this bell, or by that of the first in the same second
+    assert second is not None
+    assert second.state is JobState.SUCCEEDED
+
+
+def test_a_waiting_bell_answers_an_interactive_job_at_once(one_bulk: Instance) -> None:
+    one_bulk.answering()
+    one_bulk.store.submit(JobId("job"), spec(), max_waiting=10)
+
+    eventually(lambda: one_bulk.status().state is JobState.RUNNING)
+    assert one_bulk.store.ready((ROUTE,)) == (0, 1)
+
+
+def test_a_waiting_bell_is_spare_once_nothing_waits(one_bulk: Instance) -> None:
+    thread, replies = one_bulk.answering()
+    one_bulk.store.cancel(JobId("second"))
+    thread.join(PATIENCE_S)
+
+    assert replies == [None]
+
+
+def test_a_drain_ends_the_wait_with_a_bell(one_bulk: Instance) -> None:
+    thread, replies = one_bulk.answering()
+    one_bulk.runner.drain()
+    thread.join(PATIENCE_S)
+
+    assert replies == [None]
+    assert one_bulk.store.ready((ROUTE,)) == (0, 1)
+
+
+def test_of_many_bells_that_wait_one_looks_for_jobs_until_it_leaves() -> None:
+    share = BulkShare(0)
+    looks: list[int] = []
+    found = threading.Event()
+
+    def look() -> bool:
+        looks.append(threading.get_ident())
+        return found.is_set()
+
+    threads = [threading.Thread(target=share.wait, args=(look,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(looks) >= 3)
+    assert len(set(looks)) == 1
+
+    found.set()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert len(set(looks)) == 3
 
 
 def test_a_text_is_embedded_and_its_receipt_is_of_the_bytes_of_its_vector(instance: Instance) -> None:
