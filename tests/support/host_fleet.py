@@ -137,7 +137,8 @@ def host_fleet(
     *names: str,
     scripts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     disk_mib: int = 0,
-    **env: str,
+    config: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[HostFleet]:
     """A fleet that offers scripted models on nodes of these names, each on a host of its own.
 
@@ -145,6 +146,8 @@ def host_fleet(
         models: What each node offers: model to the content of its file.
         scripts: The same for single nodes, over `models`.
         disk_mib: Size of the broker's disk; 0: the machine's own.
+        config: packtrain.toml of each node.
+        env: Of every process, over what is set here.
     """
     with hosts("head", "laptop", *names) as (head, laptop, *others):
         server = BrokerServer(folder / "broker", port=0)
@@ -156,7 +159,7 @@ def host_fleet(
         server.conf_file.write_text(conf)
         url = server.url.replace("127.0.0.1", head.address)
         common = {"PACKTRAIN_URL": url, "PACKTRAIN_LEASE_MS": str(LEASE_MS), "PACKTRAIN_SCRIPTED": "1",
-                  "PACKTRAIN_DRAIN_S": "5", **env}  # fmt: skip
+                  "PACKTRAIN_DRAIN_S": "5", **(env or {})}  # fmt: skip
         nodes = {}
         for host in others:
             home = folder / host.name
@@ -164,7 +167,8 @@ def host_fleet(
             for model, script in {**models, **(scripts or {}).get(host.name, {})}.items():
                 (home / "models" / f"{model}.scripted.json").write_text(json.dumps(script))
             mine = {"PACKTRAIN_HOME": str(home), "PACKTRAIN_NODE": host.name, "PACKTRAIN_MEMORY": str(64 * 2**20)}
-            nodes[host.name] = Node(host, home, {**common, **mine})
+            (home / "packtrain.toml").write_text(config)
+            nodes[host.name] = Node(host, home, {**common, **mine, **(env or {})})
         outer = _loopback(server, head.relay(server.port, on=head))
         redis = connect(outer, name="test", retries=0)
         client = Packtrain(_loopback(server, head.relay(server.port, on=laptop)))
