@@ -148,6 +148,7 @@ def test_a_frozen_broker_loses_nothing(fleet: HostFleet) -> None:
 def test_a_broker_killed_on_its_host_loses_nothing(fleet: HostFleet) -> None:
     load, _ = start(fleet)
     assert fleet.broker is not None
+    instance = fleet.ready("steady")
 
     with inject("kill -9 of the broker, started again after 3 s", load, LEASE_S + 2 * RETRY_S) as fault:
         fleet.broker.kill()
@@ -157,6 +158,8 @@ def test_a_broker_killed_on_its_host_loses_nothing(fleet: HostFleet) -> None:
         fault.is_over(load)
 
     assert_undisturbed(load)
+    # Whose consumer finds it again by itself.
+    assert fleet.client.generate("steady", "again", timeout=30).instance == instance.instance
 
 
 def test_a_power_loss_that_takes_the_last_writes_costs_no_token(fleet: HostFleet) -> None:

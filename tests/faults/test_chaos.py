@@ -1,4 +1,4 @@
-"""Random faults under load: a short round in `make test`, as many as are asked for in `make chaos`."""
+"""Random faults under load: two short rounds in `make test`, as many as are asked for in `make chaos`."""
 
 from __future__ import annotations
 

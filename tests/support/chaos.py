@@ -15,12 +15,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
-from typing import cast
 
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys
-from packtrain.broker.ids import JobId
 from packtrain.broker.states import InstanceState
 from packtrain.client import Job, SetupError, TryLater
 from tests.conftest import immortal_keys
@@ -124,14 +122,7 @@ class Round:
         assert load.failures + after.failures == [], row
         assert (lost, doubled) == (0, 0), f"{row}, seen {load.seen} and {after.seen}"
         redis = self._fleet.redis
-        try:
-            eventually(
-                lambda: not redis.zcard(keys.LEASES) and not redis.exists(keys.WAITING), "an empty fleet", BOUND_S
-            )
-        except AssertionError as error:
-            leased = cast(list[str], redis.zrange(keys.LEASES, 0, -1))
-            jobs = {job: redis.hmget(keys.job(JobId(job)), ["state", "instance", "epoch"]) for job in leased}
-            raise AssertionError(f"{self} left {jobs}, waiting {self._fleet.client.waiting()}") from error
+        eventually(lambda: not self._fleet.client.waiting() and not redis.zcard(keys.LEASES), f"an empty fleet {self}")
         assert immortal_keys(redis) <= keys.PERMANENT
         eventually(lambda: self._fleet.alive() == set(self._fleet.nodes), f"all nodes after {self}", BOUND_S)
         eventually(self._fleet.leader, f"a leader after {self}", BOUND_S)
