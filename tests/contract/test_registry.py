@@ -8,6 +8,7 @@ import pytest
 from redis import Redis
 
 from packtrain.broker import keys
+from packtrain.broker.ids import NodeId
 from packtrain.broker.messages import Desired
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
 from packtrain.broker.states import InstanceState
@@ -43,6 +44,17 @@ class RegistryContract:
         registry.drop_node(NODE)
 
         assert registry.nodes() == []
+
+    def test_one_node_is_read_alone(self, registry: Registry) -> None:
+        registry.put_node(node_beat("n1"))
+        registry.put_node(node_beat("n2", files_url="http://127.0.0.1:1"))
+
+        assert registry.node(NodeId("n2")) == node_beat("n2", files_url="http://127.0.0.1:1")
+        assert registry.node(NodeId("n3")) is None
+
+    def test_all_who_ask_for_the_secret_get_the_same(self, registry: Registry) -> None:
+        assert registry.secret() == registry.secret()
+        assert len(registry.secret()) == 64
 
     def test_desired_is_kept(self, registry: Registry) -> None:
         registry.set_desired(MODEL, Desired(replicas=1))

@@ -19,6 +19,7 @@
 | pt:nodes               | zset   | permanent, pruned by the coordinator       | node id → last beat, ms |
 | pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
+| pt:secret              | string | 24 h from the last use                     | what nodes sign tokens with |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
@@ -53,6 +54,7 @@ MODELS: Final = "pt:models"
 NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
+SECRET: Final = "pt:secret"  # noqa: S105
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -65,6 +67,7 @@ MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
+SECRET_TTL_MS: Final = 24 * 3600 * 1000
 LEADER_TTL_MS: Final = 5_000
 RECENT_MAX: Final = 10_000
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -485,7 +486,14 @@ class NodeBeat(_Report):
     labels: dict[str, str] = Field(default_factory=dict, description="what a model's selector may ask for")
     disk_free: int = Field(0, description="where its model files are")
     files_url: str = Field("", description="where other nodes may read its model files; empty: nowhere")
+    loopback: str = Field("", description="equal for nodes that reach each other at 127.0.0.1")
     version: str = ""
+
+    def serves_files_to(self, loopback: str) -> bool:
+        """Whether a node with this `loopback` reaches its model files."""
+        host = urlsplit(self.files_url).hostname or ""
+        is_local = host.startswith("127.") or host in ("::1", "localhost")
+        return bool(host) and (not is_local or (bool(loopback) and self.loopback == loopback))
 
 
 class InstanceBeat(_Report):
@@ -496,7 +504,7 @@ class InstanceBeat(_Report):
     model: SafeId
     node: SafeId
     state: InstanceState
-    reason: str = Field("", description="why FAILED, LOST or DRAINING")
+    reason: str = Field("", description="why FAILED, LOST or DRAINING; how far a FETCHING one is")
     pid: int = 0
     n_slots: int = 0
     n_ctx: int = 0

@@ -8,6 +8,7 @@ coordinator while REQUESTED, the agent of its node from then on.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
@@ -45,6 +46,10 @@ class Registry(Protocol):
         """A node leaves."""
         ...
 
+    def node(self, node: NodeId) -> NodeBeat | None:
+        """One node, if it lives."""
+        ...
+
     def nodes(self) -> list[NodeBeat]:
         """Live nodes, by id."""
         ...
@@ -73,6 +78,10 @@ class Registry(Protocol):
         """What operators want."""
         ...
 
+    def secret(self) -> str:
+        """The fleet's secret, 256 random bits that nodes know each other by; the first who asks makes it."""
+        ...
+
     def prune(self) -> None:
         """Forget members whose facts have expired."""
         ...
@@ -94,6 +103,10 @@ class RedisRegistry:
     def drop_node(self, node: NodeId) -> None:
         self._redis.zrem(keys.NODES, node)
         self._redis.delete(keys.node(node))
+
+    def node(self, node: NodeId) -> NodeBeat | None:
+        fields = cast(dict[str, str], self._redis.hgetall(keys.node(node)))
+        return load_fact(NodeBeat, node, fields) if fields else None
 
     def nodes(self) -> list[NodeBeat]:
         return self._all(keys.NODES, NodeBeat)
@@ -117,6 +130,13 @@ class RedisRegistry:
     def desired(self) -> dict[ModelId, Desired]:
         rows = cast(dict[str, str], self._redis.hgetall(keys.DESIRED))
         return {ModelId(model): Desired.model_validate_json(row) for model, row in rows.items()}
+
+    def secret(self) -> str:
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.set(keys.SECRET, secrets.token_hex(32), nx=True)
+        pipe.pexpire(keys.SECRET, keys.SECRET_TTL_MS)
+        pipe.get(keys.SECRET)
+        return str(pipe.execute()[-1])
 
     def prune(self) -> None:
         for index, key in _KINDS.items():
@@ -162,12 +182,16 @@ class MemoryRegistry:
         self.now_ms = now_ms
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
+        self._secret = secrets.token_hex(32)
 
     def put_node(self, beat: NodeBeat) -> None:
         self._facts["node"][beat.node] = (self.now_ms() + keys.NODE_TTL_MS, beat)
 
     def drop_node(self, node: NodeId) -> None:
         self._facts["node"].pop(node, None)
+
+    def node(self, node: NodeId) -> NodeBeat | None:
+        return next((beat for beat in self.nodes() if beat.node == node), None)
 
     def nodes(self) -> list[NodeBeat]:
         return cast(list[NodeBeat], self._live("node"))
@@ -191,6 +215,9 @@ class MemoryRegistry:
 
     def desired(self) -> dict[ModelId, Desired]:
         return dict(self._desired)
+
+    def secret(self) -> str:
+        return self._secret
 
     def prune(self) -> None:
         """Nothing to do: `_live` looks at the clock."""

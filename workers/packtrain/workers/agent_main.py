@@ -33,7 +33,7 @@ from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers import machine
-from packtrain.workers.agent import TICK_S, Agent, memory_budget
+from packtrain.workers.agent import TICK_S, Agent, memory_budget, run_folder
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.instance_process import end_orphans
 from packtrain.workers.memory_book import MemoryBook
@@ -58,10 +58,11 @@ def run(settings: Settings) -> None:
         if settings.scripted
         else GgufCatalog(settings, lambda: granted_bytes(settings), memory_book(settings), MemoryProber())
     )
-    agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
     check_schema(url)
-    with held_alone(agent.run_folder, settings.node):
+    with held_alone(run_folder(settings), settings.node):
+        # Not before: the agent that is being left may still hold the address of its files.
+        agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
         _run(settings, agent, app, registry, catalog)
 
 
