@@ -20,6 +20,7 @@
 | pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
 | pt:secret              | string | 24 h from the last use                     | what nodes sign tokens with |
+| pt:pull:<id>           | string | 15 s from the last word, 1 h from the end  | `PullStatus` |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
@@ -108,6 +109,11 @@ def node(node_id: NodeId) -> str:
 def instance(instance_id: InstanceId) -> str:
     """The last beat of an instance."""
     return f"pt:inst:{instance_id}"
+
+
+def pull(pull_id: str) -> str:
+    """How far a pull is."""
+    return f"pt:pull:{pull_id}"
 
 
 def model_queue(route: Route) -> str:

@@ -18,6 +18,7 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.ids import InstanceId, ModelId, NodeId
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
+from packtrain.broker.pulls import PullStatus, pull_ttl_ms
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,14 @@ class Registry(Protocol):
         """What operators want."""
         ...
 
+    def put_pull(self, pull_id: str, status: PullStatus) -> None:
+        """Report a pull; lives `RUNNING_TTL_MS`, or `ENDED_TTL_MS` once it has ended."""
+        ...
+
+    def pull(self, pull_id: str) -> PullStatus | None:
+        """How far a pull is; None: its node has not said, or says nothing any more."""
+        ...
+
     def secret(self) -> str:
         """The fleet's secret, 256 random bits that nodes know each other by; the first who asks makes it."""
         ...
@@ -131,6 +140,13 @@ class RedisRegistry:
         rows = cast(dict[str, str], self._redis.hgetall(keys.DESIRED))
         return {ModelId(model): Desired.model_validate_json(row) for model, row in rows.items()}
 
+    def put_pull(self, pull_id: str, status: PullStatus) -> None:
+        self._redis.set(keys.pull(pull_id), status.model_dump_json(), px=pull_ttl_ms(status))
+
+    def pull(self, pull_id: str) -> PullStatus | None:
+        text = cast(str | None, self._redis.get(keys.pull(pull_id)))
+        return PullStatus.model_validate_json(text) if text else None
+
     def secret(self) -> str:
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(keys.SECRET, secrets.token_hex(32), nx=True)
@@ -182,6 +198,7 @@ class MemoryRegistry:
         self.now_ms = now_ms
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
+        self._pulls: dict[str, tuple[int, PullStatus]] = {}
         self._secret = secrets.token_hex(32)
 
     def put_node(self, beat: NodeBeat) -> None:
@@ -215,6 +232,13 @@ class MemoryRegistry:
 
     def desired(self) -> dict[ModelId, Desired]:
         return dict(self._desired)
+
+    def put_pull(self, pull_id: str, status: PullStatus) -> None:
+        self._pulls[pull_id] = (self.now_ms() + pull_ttl_ms(status), status)
+
+    def pull(self, pull_id: str) -> PullStatus | None:
+        until, status = self._pulls.get(pull_id, (0, None))
+        return status if until > self.now_ms() else None
 
     def secret(self) -> str:
         return self._secret

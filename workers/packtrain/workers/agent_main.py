@@ -24,10 +24,11 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys, lifeline, logs
-from packtrain.broker.celery_app import NODE_COMMAND, Doorbell, make_app
+from packtrain.broker.celery_app import NODE_COMMAND, NODE_PULL, Doorbell, make_app
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.messages import Cause, NodeCommand
+from packtrain.broker.pulls import PullRequest
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
@@ -35,6 +36,7 @@ from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers import machine
 from packtrain.workers.agent import TICK_S, Agent, memory_budget, run_folder
 from packtrain.workers.celery_worker import HubBeat, run_worker
+from packtrain.workers.files.pulls import Pulls
 from packtrain.workers.instance_process import end_orphans
 from packtrain.workers.memory_book import MemoryBook
 from packtrain.workers.memory_prober import MemoryProber
@@ -90,6 +92,12 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
     def command(command: dict[str, Any]) -> None:
         agent.command(NodeCommand.model_validate(command))
 
+    pulls = Pulls(settings.node, registry.put_pull)
+
+    @app.task(name=NODE_PULL)  # type: ignore[untyped-decorator]
+    def pull(request: dict[str, Any]) -> None:
+        pulls.start(PullRequest.model_validate(request))
+
     def parent_is_gone() -> None:
         is_orphaned.set()
         os.kill(os.getpid(), 15)
@@ -110,6 +118,7 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
             on_stopping=lambda: None,
         )
     finally:
+        pulls.close()
         stopping.set()
         looping.join()
         catalog.close()

@@ -160,13 +160,7 @@ class Fetch:
         self.done = total - sum(file.size - file.done for file in files)
         self.total = total
         need = total - self.done
-        spare = max(int(need * HEADROOM_SHARE), HEADROOM_BYTES)
-        free = self._space(self._folder, self)
-        if need and need + spare > free:
-            raise ModelFetchFailed(
-                f"{mib(need)} of {self.model!r} are to come and {mib(spare)} to stay free, but the disk of "
-                f"{self._folder} has {mib(free)}; make room"
-            )
+        need_space(need, self._space(self._folder, self), what=self.model, folder=self._folder)
 
     def _bring_part(self, number: int, file: PartFile, part: RemotePart) -> None:
         if file.done == part.size:
@@ -199,6 +193,20 @@ class Fetch:
         if num_parts == 1:
             return [self.model + self._suffix]
         return [f"{self.model}-{n:05d}-of-{num_parts:05d}{self._suffix}" for n in range(1, num_parts + 1)]
+
+
+def need_space(need: int, free: int, *, what: str, folder: Path) -> None:
+    """See that bytes may come.
+
+    Raises:
+        ModelFetchFailed: Too little would stay free.
+    """
+    spare = max(int(need * HEADROOM_SHARE), HEADROOM_BYTES)
+    if need and need + spare > free:
+        raise ModelFetchFailed(
+            f"{mib(need)} of {what!r} are to come and {mib(spare)} to stay free, but the disk of {folder} has "
+            f"{mib(free)}; make room"
+        )
 
 
 def disk_free(folder: Path) -> int:

@@ -65,7 +65,7 @@ class PartFile:
     def take_up(self, on_bytes: Callable[[int], None]) -> None:
         """Read what an earlier fetch has left."""
         if os.fstat(self._file.fileno()).st_size > self.size:
-            self._file.truncate(0)
+            self.begin_anew()
         while chunk := self._file.read(READ_BYTES):
             self._digest.update(chunk)
             self.done += len(chunk)
@@ -91,6 +91,13 @@ class PartFile:
             ) from error
         self._digest.update(piece)
         self.done += len(piece)
+
+    def begin_anew(self) -> None:
+        """Forget what is here."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._digest = hashlib.sha256()
+        self.done = 0
 
     def check(self) -> None:
         """See that the whole file is here and right, and on the disk.
