@@ -10,6 +10,7 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.ids import NodeId
 from packtrain.broker.messages import Desired
+from packtrain.broker.pulls import RUNNING_TTL_MS, PullStatus
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
 from packtrain.broker.states import InstanceState
 from tests.support.clock import FakeClock
@@ -56,6 +57,14 @@ class RegistryContract:
         assert registry.secret() == registry.secret()
         assert len(registry.secret()) == 64
 
+    def test_a_pull_is_read_back_and_one_that_nobody_spoke_of_is_none(self, registry: Registry) -> None:
+        status = PullStatus(node="n1", file="a.gguf", done=1, total=2)
+
+        registry.put_pull("a" * 32, status)
+
+        assert registry.pull("a" * 32) == status
+        assert registry.pull("b" * 32) is None
+
     def test_desired_is_kept(self, registry: Registry) -> None:
         registry.set_desired(MODEL, Desired(replicas=1))
 
@@ -85,6 +94,15 @@ class TestMemoryRegistry(RegistryContract):
         clock.advance(keys.NODE_TTL_MS)
 
         assert registry.nodes() == []
+
+    def test_a_silent_pull_vanishes_and_one_that_has_ended_stays(self, registry: Registry, clock: FakeClock) -> None:
+        registry.put_pull("a" * 32, PullStatus())
+        registry.put_pull("b" * 32, PullStatus(state="done"))
+
+        clock.advance(RUNNING_TTL_MS)
+
+        assert registry.pull("a" * 32) is None
+        assert registry.pull("b" * 32) == PullStatus(state="done")
 
 
 class TestRedisRegistry(RegistryContract):
