@@ -289,6 +289,13 @@ def test_a_digest_tells_requests_apart_and_knows_the_same_again() -> None:
     assert spec("a").digest() != spec("a", lane="bulk").digest()
 
 
+def test_a_digest_is_that_of_earlier_versions_where_nothing_new_is_asked_for() -> None:
+    assert (
+        spec("a").digest() == "2b4656baef9d4082a514747e3e2215b5"
+    )  # or a key sent again after an update would be refused
+    assert spec("a", max_run_ms=5).digest() != spec("a").digest()
+
+
 #: What travels on the wire never changes: a code is added here, not renamed.
 CODES = {
     "internal_error": errors.PacktrainError,

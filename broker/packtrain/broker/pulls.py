@@ -38,6 +38,11 @@ def may_fit(size: int, budget: int) -> bool:
     return size <= budget * 0.9
 
 
+def with_headroom(num_bytes: int) -> int:
+    """What a disk must have free before a model file may come: a tenth more, or 1 GiB if that is more."""
+    return num_bytes + max(num_bytes // 10, 2**30)
+
+
 class HubFile(Report):
     """One model in a repository: a GGUF file, or all parts of a split one."""
 

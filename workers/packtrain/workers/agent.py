@@ -34,7 +34,7 @@ from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.memory_book import Readings
 from packtrain.workers.node_catalog import NodeCatalog
 from packtrain.workers.own_memory import own_memory
-from packtrain.workers.supervision import Limits, Observed, verdict
+from packtrain.workers.supervision import Limits, Observed, is_out_of_memory, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,8 @@ class Agent:
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
+            n_slots=command.n_slots, reserved_slots=min(info.reserved_slots, command.n_slots - 1),
+            n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)),
         )  # fmt: skip
@@ -209,7 +210,7 @@ class Agent:
 
     def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:
         """One that never had a process."""
-        beat = beat.model_copy(update={"state": state, "reason": reason})
+        beat = beat.model_copy(update={"state": state, "reason": reason, "ended_ms": self._registry_ms()})
         self._ended[InstanceId(beat.instance)] = (beat, Cause(instance=beat.instance, reason=reason))
 
     def _scan(self) -> bool:
@@ -282,6 +283,7 @@ class Agent:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "job_s": report.job_s,
             "threads": report.threads,
         }
         if report.steps != before.steps or report.slots_used:
@@ -315,7 +317,15 @@ class Agent:
         log = logger.info if stopped else logger.error
         log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
         beat = managed.beat.model_copy(
-            update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
+            update={
+                "state": state,
+                "reason": reason,
+                "slots_used": 0,
+                "resident_bytes": 0,
+                "tokens_per_s": 0.0,
+                "ended_ms": self._registry_ms(),
+                "out_of_memory": state is InstanceState.FAILED and is_out_of_memory(cause, managed.kill_reason),
+            }
         )
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
@@ -341,7 +351,9 @@ class Agent:
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
-            self._registry.put_models(self._catalog.offered())
+            offered = self._catalog.offered()
+            self._registry.put_models(offered)
+            self._registry.put_offers(self._node, [info for info in offered if not info.alias_of])
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
             if self._reachable_since is not None:

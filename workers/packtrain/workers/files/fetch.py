@@ -18,8 +18,9 @@ from typing import Protocol
 
 from packtrain.broker.errors import ModelFetchFailed
 from packtrain.broker.ids import ModelId, slug
+from packtrain.broker.pulls import with_headroom
 from packtrain.workers.files.part_file import Held, PartFile, remove_others
-from packtrain.workers.files.progress import MIB, mib
+from packtrain.workers.files.progress import mib
 from packtrain.workers.files.source import FileChanged, NodeSource, RemotePart, SourceAway
 from packtrain.workers.model_files import parts_of
 from packtrain.workers.receipts import file_sha256, note_sha256
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 PIECE_BYTES = 256 * 1024
 #: Waits between two tries, seconds.
 RETRY_S = (0.2, 0.5, 1.0, 2.0)
-#: What stays free on the disk beside a file: this share of it, or so many bytes if that is more.
-HEADROOM_SHARE, HEADROOM_BYTES = 0.1, 1024 * MIB
 
 
 class Space(Protocol):
@@ -201,11 +200,10 @@ def need_space(need: int, free: int, *, what: str, folder: Path) -> None:
     Raises:
         ModelFetchFailed: Too little would stay free.
     """
-    spare = max(int(need * HEADROOM_SHARE), HEADROOM_BYTES)
-    if need and need + spare > free:
+    if need and with_headroom(need) > free:
         raise ModelFetchFailed(
-            f"{mib(need)} of {what!r} are to come and {mib(spare)} to stay free, but the disk of {folder} has "
-            f"{mib(free)}; make room"
+            f"{mib(need)} of {what!r} are to come and {mib(with_headroom(need) - need)} to stay free, but the disk of "
+            f"{folder} has {mib(free)}; make room"
         )
 
 
