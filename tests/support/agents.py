@@ -69,6 +69,14 @@ class Agents:
 
         eventually(beats, f"a beat of {node}")
 
+    def start_coordinator(self) -> None:
+        """Have somebody place models, too."""
+        environment = {**os.environ, "PACKTRAIN_URL": self.url, "PACKTRAIN_HOME": str(self.folder / "coordinator")}
+        with (self.folder / "coordinator.log").open("ab") as log:
+            self.processes["coordinator"] = subprocess.Popen(
+                [sys.executable, "-m", "packtrain.broker.coordinator_main"], env=environment, stderr=log
+            )
+
     def kill(self, node: str) -> None:
         """End an agent without a warning."""
         self.processes[node].kill()
