@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from packtrain.broker.errors import ModelFetchFailed
 from packtrain.broker.ids import ModelId
 from packtrain.broker.messages import NodeBeat
 from packtrain.workers.files import fetch as fetch_module
@@ -129,15 +130,17 @@ def test_a_file_comes_whole_or_by_ranges_with_its_hash(nodes: Nodes) -> None:
     assert nodes.ask("GET", "/models/tiny/0", **{"If-Match": '"other"'})[0].status == 412
 
 
-@pytest.mark.parametrize("token", ["", "Packtrain 9999999999." + "0" * 64, "Bearer x"])
-def test_without_a_token_of_the_fleet_nothing_is_told(nodes: Nodes, token: str) -> None:
+def test_without_a_token_of_the_fleet_nothing_is_told(nodes: Nodes) -> None:
     nodes.offer()
     nodes.serve()
+    of_another_node = sign(nodes.secret, "n2", "/models/tiny/0", time.time())
+    of_another_file = sign(nodes.secret, "n1", "/models/tiny/1", time.time())
+    of_yesterday = sign(nodes.secret, "n1", "/models/tiny/0", time.time() - 86_400)
 
-    assert nodes.ask("GET", "/models/tiny/0", token)[0].status == 403
-    assert nodes.ask("HEAD", "/models/tiny/0", token)[0].status == 403
-    assert nodes.ask("GET", "/models/unknown/0", token)[0].status == 403
-    assert nodes.ask("GET", "/models/tiny/0", sign(nodes.secret, "n2", "/models/tiny/0", time.time()))[0].status == 403
+    for token in ("", "Packtrain 9999999999." + "0" * 64, "Bearer x", of_another_node, of_another_file, of_yesterday):
+        assert nodes.ask("GET", "/models/tiny/0", token)[0].status == 403
+        assert nodes.ask("HEAD", "/models/tiny/0", token)[0].status == 403
+        assert nodes.ask("GET", "/models/unknown/0", token)[0].status == 403
 
 
 PATHS_TO_NOTHING = (
@@ -379,6 +382,16 @@ def _max_part(nodes: Nodes, fetch: Fetch) -> int:
         seen = max(seen, len(list(nodes.here.glob("*.part-*"))))
         time.sleep(0.01)
     return seen
+
+
+def test_a_disk_that_fills_on_the_way_gets_back_what_came(tmp_path: Path) -> None:
+    part = tmp_path / f"a.gguf.part-{'0' * 16}"
+    part.symlink_to("/dev/full")
+
+    with PartFile(tmp_path / "a.gguf", 10, "0" * 64) as file, pytest.raises(ModelFetchFailed, match="is full"):
+        file.write(b"some")
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_part_files_that_nobody_comes_back_for_are_removed_after_a_week(nodes: Nodes) -> None:

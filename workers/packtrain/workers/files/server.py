@@ -43,6 +43,9 @@ HASH_WAIT_S = 5.0
 #: Bytes that go out between two looks at the limit.
 PIECE_BYTES = 256 * 1024
 
+#: Refused requests are logged this often at most, seconds.
+REFUSALS_NOTED_S = 10.0
+
 PARTS_HEADER, HASHED_HEADER = "Packtrain-Parts", "Packtrain-Hashed"
 _PATH = re.compile(r"/models/([a-z0-9][a-z0-9._-]{0,79})/(\d{1,4})", re.ASCII)
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -85,6 +88,7 @@ class FileServer:
         self._bucket_lock = threading.Lock()
         self.piece_bytes = min(PIECE_BYTES, max(4096, rate // 4)) if rate else PIECE_BYTES
         self._closing = threading.Event()
+        self._noted_at = float("-inf")
         try:
             self._server = _Server(host, port, self)
         except OSError as error:
@@ -92,7 +96,7 @@ class FileServer:
                 f"cannot serve model files at {host}:{port} ({error.strerror or error}); "
                 "give another --files-address (PACKTRAIN_FILES_ADDRESS)"
             ) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="files", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="files", daemon=True)
 
     @property
     def port(self) -> int:
@@ -118,6 +122,14 @@ class FileServer:
         with self._bucket_lock:
             wait_s = self._bucket.book(num_bytes, time.monotonic())
         return not self._closing.wait(wait_s)
+
+    def note_refusal(self, what: str) -> None:
+        """Log one that was sent away; of many only some, or whoever knocks could fill the disk."""
+        now = time.monotonic()
+        level = logging.WARNING if now - self._noted_at >= REFUSALS_NOTED_S else logging.DEBUG
+        if level == logging.WARNING:
+            self._noted_at = now
+        logger.log(level, "Refused %s", what, extra={"event": "files.refused"})
 
 
 class _Server(ThreadingMixIn, TCPServer):
@@ -179,9 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the broker is away, so no token can be checked")
             return
         if why:
-            logger.warning(
-                "Refused %s to %s: %s", self.path, self.client_address[0], why, extra={"event": "files.refused"}
-            )
+            files.note_refusal(f"{self.path} to {self.client_address[0]}: {why}")
             self._refuse(HTTPStatus.FORBIDDEN, why)
             return
         model, number = match[1], int(match[2])
