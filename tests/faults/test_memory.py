@@ -31,7 +31,7 @@ def test_a_load_that_dies_by_memory_is_given_up_with_the_cause_and_disturbs_nobo
         fleet.client.generate("steady", "warm up")
         load = start_load(fleet.client, redis)
 
-        with inject("load dies by memory", load, TICK_S):
+        with inject("load dies by memory on every node", load, TICK_S):
             job = fleet.client.submit("large", "too large")
         with pytest.raises(ModelLoadFailed, match=r"killed by SIGKILL .*memory ran out"):
             job.result(timeout=90)

@@ -5,6 +5,7 @@ Bounds are those of the design, with a lease of 5 s and a beat that lives 10 s; 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,14 +25,33 @@ pytestmark = [
 LEASE_S = LEASE_MS / 1000
 NODE_TTL_S = 10
 TICK_S = 1
-MODELS: dict[str, dict[str, Any]] = {"steady": {"n_slots": 8, "n_ctx": 512, "step_ms": 30}}
+MODELS: dict[str, dict[str, Any]] = {
+    "steady": {"n_slots": 8, "n_ctx": 512, "step_ms": 30},
+    "not-on-n1": {},
+    "not-on-n2": {},
+}
+DIES = {"dies": signal.SIGKILL}
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostFleet]:
-    with host_fleet(tmp_path_factory.mktemp("fleet"), MODELS, "n1", "n2") as running:
+    scripts = {"n1": {"not-on-n1": DIES}, "n2": {"not-on-n2": DIES}}
+    with host_fleet(tmp_path_factory.mktemp("fleet"), MODELS, "n1", "n2", scripts=scripts) as running:
         running.client.generate("steady", "warm up")
         yield running
+
+
+def test_a_load_that_dies_by_memory_is_taken_over_by_the_next_node(fleet: HostFleet) -> None:
+    load = start_load(fleet.client, fleet.redis)
+    busy = str(load.jobs[0].status().node)
+    (other,) = {"n1", "n2"} - {busy}  # it has more memory free, and so is asked first
+
+    with inject("load dies by memory", load, TICK_S):
+        job = fleet.client.submit(f"not-on-{other}", "large")
+
+    assert job.result(timeout=60).node == busy
+    (failed,) = fleet.instances(f"not-on-{other}", other, InstanceState.FAILED)
+    assert "killed by SIGKILL" in failed.reason
 
 
 def test_a_client_whose_cable_was_cut_for_a_while_reads_on_where_it_was(fleet: HostFleet) -> None:

@@ -21,7 +21,8 @@ from random import Random
 import psutil
 
 from tests.support.fleets import eventually
-from tests.support.host_fleet import HostFleet
+from tests.support.host_fleet import HostFleet, host_fleet
+from tests.support.quantised import TYPES, quantised
 
 #: All quantisations of `quantised.py` repeat each of them.
 WORDS = (
@@ -31,6 +32,9 @@ WORDS = (
 )  # fmt: skip
 _SHOTS = "".join(f"The word is {w}. Repeat the word: {w}\n" for w in ("apple", "train", "butter", "ocean"))
 SAMPLE_S = 0.2
+#: An instance of the smallest takes 250 MiB, of the largest 300: room for two, and for no three.
+BUDGET = 650 * 2**20
+HOLDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Asked:
         return f"{_SHOTS}The word is {self.word}. Repeat the word:"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """What came of a stream."""
 
@@ -56,6 +60,33 @@ class Report:
     seconds: float
     peaks: dict[str, int] = field(default_factory=dict)  # most resident bytes of all instances of a host at one sample
     samples: int = 0
+
+
+def compare(folder: Path, source: Path, *, count: int, seed: int, per_s: float) -> tuple[Report, Report]:
+    """A stream over five models on three hosts that hold two: on a fleet, and first come, first served.
+
+    Args:
+        source: The model that all five are made of.
+        per_s: Jobs submitted a second, on the fleet; the others take them as fast as they can.
+    """
+    models_folder = folder / "models"
+    models_folder.mkdir()
+    models = [quantised(models_folder, source, name).stem for name in TYPES]
+    stream = mixed_stream(models, count, seed)
+    config = "".join(f"[models.{model}]\nslots = 4\ncontext = 512\n" for model in models)
+    env = {
+        "PACKTRAIN_SCRIPTED": "0",
+        "PACKTRAIN_MODELS": str(models_folder),
+        "PACKTRAIN_MEMORY": str(BUDGET),
+        "PACKTRAIN_CORES": "1",
+    }
+    names = ("n1", "n2", "n3")
+    (folder / "fleet").mkdir()
+    with host_fleet(folder / "fleet", {}, *names, config=config, env=env) as fleet:
+        ours = run_on_fleet(fleet, stream, models_folder, per_s=per_s)
+    (folder / "fifo").mkdir()
+    with host_fleet(folder / "fifo", {}, *names) as fleet:
+        return ours, run_first_come_first_served(fleet, stream, models_folder, holds=HOLDS)
 
 
 def mixed_stream(models: Sequence[str], count: int, seed: int) -> list[Asked]:
