@@ -166,7 +166,7 @@ def host_fleet(
             (home / "models").mkdir(parents=True)
             for model, script in {**models, **(scripts or {}).get(host.name, {})}.items():
                 (home / "models" / f"{model}.scripted.json").write_text(json.dumps(script))
-            mine = {"PACKTRAIN_HOME": str(home), "PACKTRAIN_NODE": host.name, "PACKTRAIN_MEMORY": str(64 * 2**20)}
+            mine = {"PACKTRAIN_HOME": str(home), "PACKTRAIN_NODE": host.name, "PACKTRAIN_MEMORY": str(2 * 2**30)}
             (home / "packtrain.toml").write_text(config)
             nodes[host.name] = Node(host, home, {**common, **mine, **(env or {})})
         outer = _loopback(server, head.relay(server.port, on=head))
