@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.common import arguments_parser
 from tests.support import hosts
-from tests.support.mixed_load import BUDGET, Report, compare
+from tests.support.mixed_load import BUDGET, Report, five_models, mixed_stream, run_first_come, run_on_fleet
 
 MIB = 2**20
 
@@ -32,9 +32,12 @@ def main() -> int:
         print(missing, file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
-        ours, theirs = compare(
-            Path(folder), options.model, count=options.jobs, seed=options.seed, per_s=options.per_second
-        )
+        models = five_models(Path(folder) / "models", options.model)
+        stream = mixed_stream(models.names, options.jobs, options.seed)
+        with models.fleet(Path(folder) / "fleet") as fleet:
+            ours = run_on_fleet(fleet, stream, models, per_s=options.per_second)
+        with models.fleet(Path(folder) / "first-come") as fleet:
+            theirs = run_first_come(fleet, stream, models)
     print("|  | packtrain | first come, first served |\n| --- | --- | --- |")
     for mine, other in zip(rows(ours), rows(theirs), strict=True):
         print(f"| {mine[0]} | {mine[1]} | {other[1]} |")

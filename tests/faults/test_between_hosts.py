@@ -15,15 +15,11 @@ from packtrain.broker.ids import NodeId
 from packtrain.broker.messages import NodeCommand
 from packtrain.broker.states import InstanceState
 from packtrain.client import Job
-from tests.support import hosts
 from tests.support.fault_table import LOAD_S, Load, answer, inject, start_load, watch
 from tests.support.fleets import eventually, until_first_text
 from tests.support.host_fleet import LEASE_MS, HostFleet, Node, host_fleet
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not()),
-]
+pytestmark = pytest.mark.faults
 
 LEASE_S = LEASE_MS / 1000
 NODE_TTL_S = 10

@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import hosts
 from tests.support.chaos import Round
 from tests.support.host_fleet import HostFleet, host_fleet
-
-pytestmark = pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not())
 
 MODELS: dict[str, dict[str, Any]] = {"steady": {"n_slots": 8, "n_ctx": 512, "step_ms": 30}}
 

@@ -10,15 +10,11 @@ from typing import Any
 import pytest
 
 from packtrain.client import BrokerUnavailable, JobState, SetupError
-from tests.support import hosts
 from tests.support.fault_table import inject, start_load
 from tests.support.fleets import eventually
 from tests.support.host_fleet import HostFleet, host_fleet
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not()),
-]
+pytestmark = pytest.mark.integration
 
 MODELS: dict[str, dict[str, Any]] = {"steady": {"n_slots": 8, "n_ctx": 512, "step_ms": 30}}
 DISK_MIB = 4

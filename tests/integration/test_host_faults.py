@@ -12,15 +12,11 @@ from typing import Any
 import pytest
 
 from packtrain.broker.states import InstanceState
-from tests.support import hosts
 from tests.support.fault_table import LOAD_S, inject, start_load
 from tests.support.fleets import eventually
 from tests.support.host_fleet import LEASE_MS, HostFleet, host_fleet
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not()),
-]
+pytestmark = pytest.mark.integration
 
 LEASE_S = LEASE_MS / 1000
 NODE_TTL_S = 10

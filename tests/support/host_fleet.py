@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis import Redis, RedisError
 
 from packtrain.broker import keys
@@ -26,7 +27,7 @@ from packtrain.broker.server import BrokerServer
 from packtrain.broker.states import InstanceState
 from packtrain.client import Packtrain
 from tests.support.fleets import eventually
-from tests.support.hosts import Host, hosts
+from tests.support.hosts import Host, hosts, why_not
 
 #: Shorter than a fleet has it, so that tests need not wait so long; not so short that a busy machine lets leases lapse.
 LEASE_MS = 5000
@@ -148,7 +149,11 @@ def host_fleet(
         disk_mib: Size of the broker's disk; 0: the machine's own.
         config: packtrain.toml of each node.
         env: Of every process, over what is set here.
+
+    The test is skipped where hosts cannot be made.
     """
+    if reason := why_not():
+        pytest.skip(reason)
     with hosts("head", "laptop", *names) as (head, laptop, *others):
         server = BrokerServer(folder / "broker", port=0)
         server.prepare()

@@ -62,31 +62,43 @@ class Report:
     samples: int = 0
 
 
-def compare(folder: Path, source: Path, *, count: int, seed: int, per_s: float) -> tuple[Report, Report]:
-    """A stream over five models on three hosts that hold two: on a fleet, and first come, first served.
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Five models of which a host holds two, in one folder."""
 
-    Args:
-        source: The model that all five are made of.
-        per_s: Jobs submitted a second, on the fleet; the others take them as fast as they can.
-    """
-    models_folder = folder / "models"
-    models_folder.mkdir()
-    models = [quantised(models_folder, source, name).stem for name in TYPES]
-    stream = mixed_stream(models, count, seed)
-    config = "".join(f"[models.{model}]\nslots = 4\ncontext = 512\n" for model in models)
-    env = {
-        "PACKTRAIN_SCRIPTED": "0",
-        "PACKTRAIN_MODELS": str(models_folder),
-        "PACKTRAIN_MEMORY": str(BUDGET),
-        "PACKTRAIN_CORES": "1",
-    }
-    names = ("n1", "n2", "n3")
-    (folder / "fleet").mkdir()
-    with host_fleet(folder / "fleet", {}, *names, config=config, env=env) as fleet:
-        ours = run_on_fleet(fleet, stream, models_folder, per_s=per_s)
-    (folder / "fifo").mkdir()
-    with host_fleet(folder / "fifo", {}, *names) as fleet:
-        return ours, run_first_come_first_served(fleet, stream, models_folder, holds=HOLDS)
+    folder: Path
+    names: list[str]
+
+    @contextmanager
+    def fleet(self, home: Path) -> Iterator[HostFleet]:
+        """Three hosts that offer them."""
+        config = "".join(f"[models.{model}]\nslots = 4\ncontext = 512\n" for model in self.names)
+        env = {
+            "PACKTRAIN_SCRIPTED": "0",
+            "PACKTRAIN_MODELS": str(self.folder),
+            "PACKTRAIN_MEMORY": str(BUDGET),
+            "PACKTRAIN_CORES": "1",
+        }
+        home.mkdir()
+        with host_fleet(home, {}, "n1", "n2", "n3", config=config, env=env) as running:
+            yield running
+
+
+def five_models(folder: Path, source: Path) -> Models:
+    """Made of one, in a minute or less."""
+    folder.mkdir()
+    return Models(folder, [quantised(folder, source, name).stem for name in TYPES])
+
+
+def loads_first_come(stream: Sequence[Asked], num_hosts: int) -> int:
+    """Loads that the stream takes where hosts take the oldest job in turn, and the least recently used model leaves."""
+    held: list[list[str]] = [[] for _ in range(num_hosts)]
+    loads = 0
+    for number, asked in enumerate(stream):
+        here = held[number % num_hosts]
+        loads += asked.model not in here
+        held[number % num_hosts] = [*(model for model in here if model != asked.model), asked.model][-HOLDS:]
+    return loads
 
 
 def mixed_stream(models: Sequence[str], count: int, seed: int) -> list[Asked]:
@@ -95,9 +107,9 @@ def mixed_stream(models: Sequence[str], count: int, seed: int) -> list[Asked]:
     return [Asked(random.choice(models), WORDS[number % len(WORDS)]) for number in range(count)]
 
 
-def run_on_fleet(fleet: HostFleet, stream: Sequence[Asked], folder: Path, *, per_s: float) -> Report:
+def run_on_fleet(fleet: HostFleet, stream: Sequence[Asked], models: Models, *, per_s: float) -> Report:
     """Submit the stream, so many jobs a second, and check every answer and its receipt."""
-    hashes = {asked.model: _sha256(folder / f"{asked.model}.gguf") for asked in stream}
+    hashes = {model: _sha256(models.folder / f"{model}.gguf") for model in models.names}
     begin = time.monotonic()
     jobs = []
     with _sampled(fleet) as sampler:
@@ -121,17 +133,13 @@ def run_on_fleet(fleet: HostFleet, stream: Sequence[Asked], folder: Path, *, per
     return Report(wrong, loads, max(waits) / 1000, seconds, dict(sampler.peaks), sampler.samples)
 
 
-def run_first_come_first_served(fleet: HostFleet, stream: Sequence[Asked], folder: Path, *, holds: int) -> Report:
-    """The same stream on the same hosts, each of which takes the oldest job and loads its model if need be.
-
-    Args:
-        holds: Models that a host holds; the least recently used leaves.
-    """
+def run_first_come(fleet: HostFleet, stream: Sequence[Asked], models: Models) -> Report:
+    """The same stream on the same hosts without a fleet, each of which takes the oldest job as soon as it is free."""
     fleet.redis.delete("fifo:jobs", "fifo:done")
     rows = [json.dumps((number, asked.model, asked.prompt)) for number, asked in enumerate(stream)]
     fleet.redis.rpush("fifo:jobs", *rows)
     begin = time.monotonic()
-    arguments = [sys.executable, "-m", "tests.support.fifo_host", fleet.url, str(folder), str(holds)]
+    arguments = [sys.executable, "-m", "tests.support.fifo_host", fleet.url, str(models.folder), str(HOLDS)]
     processes = [node.host.start(arguments, {}, node.home / "fifo.log") for node in fleet.nodes.values()]
     try:
         eventually(lambda: fleet.redis.llen("fifo:done") == len(stream), "the last job", 900)
