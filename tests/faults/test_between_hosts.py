@@ -14,8 +14,8 @@ from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.ids import NodeId
 from packtrain.broker.messages import NodeCommand
 from packtrain.broker.states import InstanceState
-from packtrain.client import Job
-from tests.support.fault_table import LOAD_S, Load, answer, inject, start_load, watch
+from packtrain.client import Job, JobState
+from tests.support.fault_table import LOAD_S, Load, answer, inject, start_load, until_on_file, watch
 from tests.support.fleets import eventually, until_first_text
 from tests.support.host_fleet import LEASE_MS, HostFleet, Node, host_fleet
 
@@ -145,6 +145,7 @@ def test_a_broker_killed_on_its_host_loses_nothing(fleet: HostFleet) -> None:
     load, _ = start(fleet)
     assert fleet.broker is not None
     instance = fleet.ready("steady")
+    until_on_file(fleet.redis)
 
     with inject("kill -9 of the broker, started again after 3 s", load, LEASE_S + 2 * RETRY_S) as fault:
         fleet.broker.kill()
@@ -219,3 +220,16 @@ def test_an_agent_that_is_killed_gives_its_jobs_back(fleet: HostFleet) -> None:
         node.start()
 
     eventually(lambda: node.host.name in fleet.alive(), "the new agent")
+
+
+def test_a_poison_job_amid_a_full_batch_ends_alone(fleet: HostFleet) -> None:
+    eventually(lambda: len(fleet.alive()) == 2, "both nodes")
+    load = start_load(fleet.client, fleet.redis, count=7, num_tokens=40)
+
+    # Two crashes hit the whole batch. Then each of it is a suspect and runs alone, 1.2 s, and so does the poison.
+    with inject("poison job amid a full batch", load, 3 * (LOAD_S + TICK_S) + 8 * 1.2):
+        poison = fleet.client.submit("steady", "!crash")
+
+    eventually(lambda: poison.status().state.is_terminal, "the poison's end", 60)
+    assert poison.status().state is JobState.DEAD
+    assert all(job.status().attempts <= 2 for job in load.jobs)
