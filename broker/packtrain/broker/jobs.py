@@ -138,6 +138,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def unring(self, route: Route) -> bool:
+        """Take one doorbell of a route away, if more wait than jobs are ready; whether there was one."""
+        ...
+
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[EmitReply]:
         """Append (job, epoch, chunk) each to its stream."""
         ...
@@ -296,6 +300,12 @@ def claim(
         ),
         parse,
     )  # fmt: skip
+
+
+def unring(route: Route) -> Call[bool]:
+    """Call of unring.lua."""
+    names = (keys.ready(route, "interactive"), keys.ready(route, "bulk"), keys.model_queue(route))
+    return Call("unring", names, (), lambda reply: reply == 1)
 
 
 def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:

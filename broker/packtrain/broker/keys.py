@@ -21,6 +21,7 @@
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
 | pt:node:<id>           | hash   | 10 s from the last beat                    | `NodeBeat` |
 | pt:nodes               | zset   | permanent, pruned by the coordinator       | node id → last beat, ms |
+| pt:offers:<node>       | hash   | 10 s from the last beat                    | models as it would load them, digest |
 | pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
@@ -115,6 +116,11 @@ def model(model_id: ModelId) -> str:
 def node(node_id: NodeId) -> str:
     """The last beat of a node."""
     return f"pt:node:{node_id}"
+
+
+def offers(node_id: NodeId) -> str:
+    """What a node's own catalog says of its models."""
+    return f"pt:offers:{node_id}"
 
 
 def instance(instance_id: InstanceId) -> str:

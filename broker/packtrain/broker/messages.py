@@ -493,6 +493,15 @@ class ModelInfo(_Report):
     adapters: tuple[AdapterInfo, ...] = ()
     keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
     pinned: bool = False
+    min_replicas: int = Field(0, description="keep at least this many loaded, job or no job")
+    max_replicas: int = Field(0, description="load no more than this by ourselves; 0: one on each node")
+    nodes: dict[str, str] = Field(default_factory=dict, description="labels that a node must have to load it")
+    file_bytes: int = Field(0, description="of all its files; 0: not known")
+    fetchable: bool = Field(False, description="another node may read its files from here")
+
+    def offer(self) -> ModelInfo:
+        """What placement needs of it, which is a tenth of the bytes."""
+        return self.model_copy(update={"memory": ModelMemory(), "adapters": (), "options": {}})
 
 
 class ModelFault(_Report):
@@ -549,10 +558,13 @@ class InstanceBeat(_Report):
     batch_peak: int = Field(0, description="most sequences in one step so far")
     tokens_out: int = 0
     tokens_per_s: float = 0
+    job_s: float = Field(0, description="smoothed, that a job holds a slot; before the first ended, how long so far")
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
     last_used_ms: int = 0
+    ended_ms: int = Field(0, description="when its process was seen gone")
+    out_of_memory: bool = Field(False, description="it FAILED, as far as can be told, for want of memory")
 
 
 class NodeCommand(_Report):

@@ -62,6 +62,9 @@ class RedisJobs:
         )
         return self._scripts.run(call)
 
+    def unring(self, route: Route) -> bool:
+        return self._scripts.run(jobs.unring(route))
+
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
         return self._scripts.run_many([jobs.emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks])
 

@@ -50,6 +50,14 @@ class Settings(BaseSettings):
     offer_wait_s: float = Field(
         600, gt=0, description="how long jobs wait for a model that no live node offers, seconds; then they fail"
     )
+    max_wait_s: float = Field(
+        60,
+        ge=0,
+        description="after this long without an instance jobs may drive out a model that has work itself, seconds",
+    )
+    min_residency_s: float = Field(
+        10, ge=0, description="how long an instance stays though its room is wanted, seconds"
+    )
     events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")
     drain_s: float = Field(30, ge=0, description="how long running jobs may finish when an instance drains, seconds")

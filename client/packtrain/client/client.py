@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, Route
 from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
@@ -265,9 +266,17 @@ class Packtrain:
         """Jobs that wait, by model."""
         return self._transport.waiting()
 
-    def load(self, model: str) -> None:
-        """Ask the fleet to load a model and keep it loaded."""
-        self._transport.set_desired(ModelId(model), replicas=1, unload=False)
+    def load(self, model: str, *, replicas: int = 1) -> None:
+        """Ask the fleet to load a model and keep it loaded.
+
+        Args:
+            replicas: How many instances, on as many nodes as can be.
+        """
+        if not 1 <= replicas <= 1000:
+            raise InvalidParameter(
+                f"replicas = {replicas} is not from 1 to 1000; to have none, unload it", field="replicas"
+            )
+        self._transport.set_desired(ModelId(model), replicas=replicas, unload=False)
 
     def unload(self, model: str) -> None:
         """Ask the fleet to unload a model once its running jobs have ended."""
