@@ -73,7 +73,7 @@ def test_an_interactive_job_has_a_slot_while_bulk_jobs_fill_the_others(fleet: Fl
 
     waits = [job.explain() for job in bulk[3:]]
     assert [found.position for found in waits] == [1, 2, 3]
-    assert "3 of 4 slots are at work" in waits[1].reason
+    assert "3 of 4 slots are at work, 1 are left to interactive jobs" in waits[1].reason
     assert "runs on n1" in bulk[0].explain().reason
 
     assert [fleet.client.generate("lanes", f"{n}", max_tokens=1).text for n in range(3)] == ["0", "1", "2"]

@@ -564,6 +564,7 @@ class InstanceBeat(_Report):
     reason: str = Field("", description="why FAILED, LOST or DRAINING; how far a FETCHING one is")
     pid: int = 0
     n_slots: int = 0
+    reserved_slots: int = Field(0, description="of these, that bulk jobs leave to interactive ones")
     n_ctx: int = 0
     numerics: Numerics = "fast"
     recipe: Recipe | None = Field(None, description="what it does for its numerics; null: not loaded yet")

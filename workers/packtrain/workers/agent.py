@@ -188,11 +188,12 @@ class Agent:
             self._end(beat, InstanceState.FAILED, reason)
             return
         info, path = entry
+        reserved = min(info.reserved_slots, command.n_slots - 1)
         index = self._free_index(info)
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, reserved_slots=min(info.reserved_slots, command.n_slots - 1),
+            n_slots=command.n_slots, reserved_slots=reserved,
             n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)),
@@ -205,7 +206,7 @@ class Agent:
             pid_file=self.run_folder / f"{instance}.json",
         )
         self._dealer.add(instance, process, config.n_threads)
-        beat = beat.model_copy(update={"pid": process.pid})
+        beat = beat.model_copy(update={"pid": process.pid, "reserved_slots": reserved})
         self._instances[instance] = _Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:
