@@ -25,6 +25,8 @@
 | pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
+| pt:journal             | stream | 7 d from the last entry, 10,000 of them    | placement decisions: journal.py |
+| pt:snapshots           | stream | 24 h from the last one, 300 of them        | what the latest were planned from |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -62,6 +64,8 @@ NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
 WAITS: Final = "pt:waits"
+JOURNAL: Final = "pt:journal"
+SNAPSHOTS: Final = "pt:snapshots"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -76,6 +80,10 @@ NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
 WAITS_TTL_MS: Final = 10_000
+JOURNAL_TTL_MS: Final = 7 * 24 * 3600 * 1000
+JOURNAL_MAX: Final = 10_000
+SNAPSHOTS_TTL_MS: Final = 24 * 3600 * 1000
+SNAPSHOTS_MAX: Final = 300
 LEADER_TTL_MS: Final = 5_000
 RECENT_MAX: Final = 10_000
 
