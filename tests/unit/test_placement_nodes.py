@@ -20,6 +20,7 @@ from packtrain.broker.placement import (
     missing_since,
     plan,
 )
+from packtrain.broker.placement.packing import pack, unpack
 from packtrain.broker.states import InstanceState
 from tests.support.factories import DETERMINISTIC, MODEL, ROUTE, instance_beat, model_info, node_beat
 
@@ -184,7 +185,7 @@ def test_a_model_is_loaded_only_where_the_labels_are_that_any_node_asks_for() ->
 def fetching(**other: Any) -> Snapshot:
     """n1 has a file of 1000 MiB and no room, n2 has room and no file."""
     info = {"file_bytes": 1000 * MIB, "fetchable": True, "required_bytes": 600 * MIB}
-    other = {"disk_free": 2000 * MIB, **other}
+    other = {"disk_free": 2024 * MIB, **other}
     nodes = [node_beat("n1", files_url="http://n1"), node_beat("n2", models=(), **other)]
     busy = instance_beat("busy", model="x", node="n1", slots_used=1, reserved_bytes=700 * MIB)
     return fleet("n1", said={"n1": info}, nodes=nodes, instances=[busy])
@@ -202,9 +203,13 @@ def test_a_file_is_fetched_to_a_node_with_room_when_no_node_that_has_it_has_room
     assert (load.node, load.fetch_from, load.reserved_bytes) == ("n2", "n1", 600 * MIB)
 
 
+def test_a_snapshot_that_was_packed_gives_the_same_fetch() -> None:
+    assert plan(unpack(pack(fetching()))) == plan(fetching())
+
+
 @pytest.mark.parametrize(
     "other",
-    [{"disk_free": 1099 * MIB}, {"memory_budget": 500 * MIB}, {"draining": True}, {"not_deterministic": {MODEL: "no"}}],
+    [{"disk_free": 2023 * MIB}, {"memory_budget": 500 * MIB}, {"draining": True}, {"not_deterministic": {MODEL: "no"}}],
 )
 def test_a_file_is_fetched_only_to_where_it_can_be_kept_and_used(other: dict[str, Any]) -> None:
     snapshot = fetching(**other)
@@ -212,6 +217,14 @@ def test_a_file_is_fetched_only_to_where_it_can_be_kept_and_used(other: dict[str
     result = plan(replace(snapshot, waiting=waiting))
 
     assert (loads(result), result.rejects) == ([], [])
+
+
+@pytest.mark.parametrize(("where", "fetches"), [("here", True), ("there", False), ("", False)])
+def test_a_file_served_on_loopback_is_fetched_by_nodes_of_that_machine_only(where: str, fetches: bool) -> None:
+    snapshot = fetching(loopback=where)
+    holder = node_beat("n1", files_url="http://127.0.0.1:5", loopback="here")
+
+    assert bool(loads(plan(replace(snapshot, nodes=[holder, snapshot.nodes[1]])))) is fetches
 
 
 @pytest.mark.parametrize("change", [{"fetchable": False}, {"file_bytes": 0}])
@@ -284,14 +297,20 @@ def test_a_replica_is_added_when_the_backlog_outlasts_a_load_by_far() -> None:
     result = plan(backlog(31))
 
     assert loads(result) in ([(MODEL, "n2")], [(MODEL, "n3")])
-    assert "31 jobs of 2.0 s wait for 4 slots" in result.loads[0].reason
+    assert "31 jobs of 2.0 s wait for 4 slots at work" in result.loads[0].reason
+
+
+def test_a_backlog_of_bulk_jobs_that_leave_a_slot_to_others_counts_too() -> None:
+    there = ready("n1", slots_used=3, n_slots=4, job_s=2.0)
+
+    assert len(plan(backlog(31, instances=[there])).loads) == 1
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"instances": [ready("n1", slots_used=4, job_s=0)]},  # nothing is known of its jobs
-        {"instances": [ready("n1", slots_used=3, job_s=9)]},  # a slot is free
+        {"instances": [ready("n1", slots_used=1, job_s=9)]},  # most slots are free
         {"instances": [ready("n1", slots_used=4, job_s=9), ready("n2", state=InstanceState.LOADING, ready_ms=0)]},
         {"instances": [ready(f"n{n}", slots_used=4, job_s=9) for n in (1, 2, 3)]},  # each node has one
         {"offers": {MODEL: {NodeId(n): model_info(max_replicas=1) for n in ("n1", "n2", "n3")}}},

@@ -17,11 +17,8 @@ from packtrain.broker.placement.snapshot import Snapshot
 VERSION = 1
 #: Of a text that is unpacked: a damaged or hostile one must not fill the memory.
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
-#: What a plan asks of a node.
-_NODE_FIELDS = {
-    "node", "memory_total", "memory_free", "memory_budget", "models", "not_deterministic", "draining", "quarantine",
-    "labels", "disk_free", "files_url",
-}  # fmt: skip
+#: Of a node's beat, what no plan asks.
+_UNASKED = {"pid", "cores", "faults", "instances", "term_seen", "version"}
 _PLAIN = ("now_ms", "waiting", "missing_since", "unserved_since", "offer_wait_ms", "max_wait_ms", "min_residency_ms")
 
 
@@ -38,7 +35,7 @@ def pack(now: Snapshot) -> str:
     fields: dict[str, Any] = {name: getattr(now, name) for name in _PLAIN}
     fields |= {
         "v": VERSION,
-        "nodes": [node.model_dump(mode="json", include=_NODE_FIELDS, exclude_defaults=True) for node in nodes],
+        "nodes": [node.model_dump(mode="json", exclude=_UNASKED, exclude_defaults=True) for node in nodes],
         "instances": [beat.model_dump(mode="json", exclude_defaults=True) for beat in now.instances],
         "desired": {model: want.model_dump(exclude_defaults=True) for model, want in now.desired.items()},
         "models": {name: number(info) for name, info in now.models.items() if name in asked},
