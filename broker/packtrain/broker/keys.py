@@ -27,6 +27,8 @@
 | pt:secret              | string | 24 h from the last use                     | what nodes sign tokens with |
 | pt:pull:<id>           | string | 15 s from the last word, 1 h from the end  | `PullStatus` |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
+| pt:journal             | stream | 7 d from the last entry, 10,000 of them    | placement decisions: journal.py |
+| pt:snapshots           | stream | 24 h from the last one, 300 of them        | what the latest were planned from |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -65,6 +67,8 @@ INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
 SECRET: Final = "pt:secret"  # noqa: S105
 WAITS: Final = "pt:waits"
+JOURNAL: Final = "pt:journal"
+SNAPSHOTS: Final = "pt:snapshots"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -80,6 +84,10 @@ INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
 SECRET_TTL_MS: Final = 24 * 3600 * 1000
 WAITS_TTL_MS: Final = 10_000
+JOURNAL_TTL_MS: Final = 7 * 24 * 3600 * 1000
+JOURNAL_MAX: Final = 10_000
+SNAPSHOTS_TTL_MS: Final = 24 * 3600 * 1000
+SNAPSHOTS_MAX: Final = 300
 LEADER_TTL_MS: Final = 5_000
 RECENT_MAX: Final = 10_000
 
