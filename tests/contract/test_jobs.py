@@ -6,18 +6,18 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from packtrain.broker import errors, keys
+from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore, Place
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Cause, JobSpec, Logprob, Outcome, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
@@ -115,6 +115,93 @@ class JobStoreContract:
             submit(store, limit=1)
 
         assert caught.value.data["retry_after_s"] > 0
+
+    def test_a_users_share_of_the_queue_is_bounded_over_lanes_and_routes(self, store: JobStore) -> None:
+        def hand_in(**fields: Any) -> jobs.Submitted:
+            job_id = JobId(f"job{next(_numbers)}")
+            return store.submit(job_id, spec(**fields), max_waiting=100, max_waiting_user=3)
+
+        hand_in(user="mine", deterministic=True, lane="bulk")
+        hand_in(user="mine")
+        hand_in(user="mine", lane="bulk")
+        with pytest.raises(errors.QueueFull, match="3 jobs of 'mine' already wait for 'tiny'") as caught:
+            hand_in(user="mine")
+        hand_in(user="other")
+
+        assert caught.value.data["retry_after_s"] > 0
+        running, epoch = claim(store)
+        hand_in(user="mine")
+        with pytest.raises(errors.QueueFull):
+            hand_in(user="mine")
+        store.release(running, epoch)  # what waits again counts again, and is not refused
+        store.cancel(running)
+        with pytest.raises(errors.QueueFull):
+            hand_in(user="mine")
+
+    def test_the_rate_of_a_route_is_measured_where_it_has_work(self, store: JobStore, lapse: Lapse) -> None:
+        assert store.rate(ROUTE) is None
+        for _ in range(4):
+            submit(store)
+        first, second = claim(store), claim(store)
+        lapse(40)
+        store.finish(*first, DONE)
+        lapse(20)
+        store.finish(*second, DONE)
+        lapse(300)
+        third = claim(store)
+        lapse(30)
+        store.finish(*third, DONE)
+        failed = claim(store)
+        store.finish(*failed, Outcome(state=JobState.FAILED))
+
+        rate = store.rate(ROUTE)
+        assert rate is not None
+        assert rate.jobs == 3
+        assert (40 + 20 + 30) / 3 <= rate.gap_ms < 100  # not the time in which nothing ran
+        assert (40 + 60 + 30) / 3 <= rate.run_ms < 130
+
+    def test_a_full_queue_says_when_to_come_back_by_the_measured_rate(self, store: JobStore, lapse: Lapse) -> None:
+        submit(store)
+        slow = claim(store)
+        lapse(400)
+        store.finish(*slow, DONE)
+        for _ in range(50):
+            submit(store)
+
+        with pytest.raises(errors.QueueFull) as caught:
+            submit(store, limit=50)
+
+        assert 50 / 10 * 0.4 <= caught.value.data["retry_after_s"] < 4  # 5 is what it guesses without
+
+    def test_a_waiting_job_has_a_place(self, store: JobStore) -> None:
+        mine = [submit(store, spec(user="mine", lane="bulk", params={"max_tokens": 100})) for _ in range(4)]
+        other = submit(store, spec(user="other", lane="bulk"))
+        submit(store, spec(user="other", lane="bulk", deterministic=True))
+        talk = submit(store)
+
+        assert store.place(mine[0]) == Place(0, 5, 1, 2, 4, mine[0], 0)
+        assert store.place(other) == Place(1, 5, 1, 2, 2, mine[0], 0)
+        assert store.place(mine[-1]) == Place(4, 5, 1, 2, 4, mine[0], 0)
+        assert store.place(talk) == Place(0, 1, 0, 1, 1, talk, 0)
+        assert claim(store)[0] == talk
+        assert store.place(talk) is None
+        assert store.place(JobId("nosuch")) is None
+
+    def test_a_place_shows_how_often_the_first_of_the_lane_was_lost(self, store: JobStore) -> None:
+        bad, behind = submit(store), submit(store)
+        claim(store)
+        store.reap(INSTANCE)
+
+        assert store.place(behind) == Place(1, 2, 0, 1, 2, bad, 1)
+
+    def test_a_status_tells_route_and_tokens_so_far(self, store: JobStore) -> None:
+        job_id = submit(store, spec(deterministic=True, meant_for=INSTANCE))
+        assert strict_claim(store, "class-a") == job_id
+        store.emit([(job_id, 1, Chunk(0, "he", (1, 2)))])
+
+        status = store.status(job_id)
+        assert status is not None
+        assert (status.route, status.meant_for, status.tokens) == (DETERMINISTIC, INSTANCE, 2)
 
     def test_jobs_are_claimed_in_order_interactive_first(self, store: JobStore) -> None:
         bulk = submit(store, spec(lane="bulk"))
@@ -747,6 +834,55 @@ class JobStoreContract:
         assert claim(store)[0] == good
         assert state(store, late) is JobState.EXPIRED
 
+    def test_a_job_may_run_so_long_over_all_attempts(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store, spec(max_run_ms=300))
+        lapse(310)  # waiting does not count
+        first = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
+        lapse(30)
+        store.reap(INSTANCE)
+        second = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
+        lapse(280)
+        assert store.reap() == []  # its instance ends it
+        store.reap(INSTANCE)
+        store.reap()
+
+        assert first is not None
+        assert first.run_left_ms == 300
+        assert second is not None
+        assert second.run_left_ms is not None
+        assert second.run_left_ms <= 270
+        assert state(store, job_id) is JobState.EXPIRED
+        status = store.status(job_id)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "max_run" in status.outcome.error["message"]
+
+    def test_a_claim_skips_a_job_that_may_run_no_longer(self, store: JobStore, lapse: Lapse) -> None:
+        late = submit(store, spec(max_run_ms=40, expires_in_ms=LEASE_MS))
+        store.release(*claim(store))
+        good = submit(store)
+        lapse(50)
+
+        assert claim(store)[0] == good
+        status = store.status(late)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "max_run" in status.outcome.error["message"]
+
+    def test_of_two_deadlines_the_one_that_passed_is_named(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store, spec(max_run_ms=LEASE_MS, expires_in_ms=40))
+        store.release(*claim(store))
+        lapse(50)
+        store.reap()
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "expires_in" in status.outcome.error["message"]
+
     def test_rejecting_a_model_fails_its_waiting_jobs_with_the_cause(self, store: JobStore) -> None:
         job_id = submit(store)
 
@@ -854,7 +990,13 @@ class TestRedisJobs(JobStoreContract):
 
         left = {str(key) for key in redis.scan_iter("pt:*")} - keys.PERMANENT
         models = {keys.model(MODEL), keys.model(ModelId("little"))}
-        assert left == {keys.job(job_id), keys.out(job_id), keys.FAIR_PREFIX + "tiny:i", *models}
+        assert left == {
+            keys.job(job_id),
+            keys.out(job_id),
+            keys.rate(DETERMINISTIC),
+            keys.FAIR_PREFIX + "tiny:i",
+            *models,
+        }
         assert redis.zrange(keys.FAIR_PREFIX + "tiny:i", 0, -1) == ["", "default"]  # the clock, and who is ahead of it
 
     def test_who_is_no_longer_ahead_of_the_clock_leaves_no_trace(self, store: JobStore, redis: Redis) -> None:

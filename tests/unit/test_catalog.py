@@ -304,7 +304,8 @@ def test_defaults_are_the_trained_context_a_quarter_of_the_budget_and_five_minut
 def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf")
     write_gguf(tmp_path / "b.gguf")
-    options = {"context": 1024, "slots": 3, "keep_alive": -1, "pinned": True}
+    placed = {"replicas": {"min": 1, "max": 3}, "nodes": {"gpu": "yes"}}
+    options = {"context": 1024, "slots": 3, "keep_alive": -1, "pinned": True, **placed}
 
     models = catalog_of(
         tmp_path, defaults={"context": 256, "slots": 5, "keep_alive": "2h"}, models={"a": options}
@@ -313,6 +314,8 @@ def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
     a, b = models[ModelId("a")].info, models[ModelId("b")].info
     assert (a.n_ctx, a.n_slots, a.keep_alive_s, a.pinned) == (1024, 3, -1, True)
     assert (b.n_ctx, b.n_slots, b.keep_alive_s, b.pinned) == (256, 5, 7200, False)
+    assert (a.min_replicas, a.max_replicas, a.nodes) == (1, 3, {"gpu": "yes"})
+    assert (b.min_replicas, b.max_replicas, b.nodes) == (0, 0, {})
 
 
 @pytest.mark.parametrize(
@@ -459,6 +462,16 @@ def test_whole_file_is_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "bounds"),
+    [("2", (2, 2)), ("{min = 1}", (1, None)), ("{max = 3}", (0, 3)), ("{min = 1, max = 3}", (1, 3))],
+)
+def test_replicas_are_a_number_or_a_range(tmp_path: Path, text: str, bounds: tuple[int, int | None]) -> None:
+    replicas = config_of(tmp_path, f"[models.a]\nreplicas = {text}").models["a"].replicas
+
+    assert (replicas.min, replicas.max) == bounds
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [("90", 90), ("1.5", 1.5), ("-1", -1), ('"30s"', 30), ('"10m"', 600), ('"2h"', 7200), ('"-1s"', -1), ("0", 0)],
 )
@@ -478,6 +491,13 @@ def test_keep_alive_is_seconds_or_a_duration(tmp_path: Path, text: str, seconds:
         ("[models.a]\ncontext = '4k'", ["models.a.context = '4k'"]),
         ("[models.a]\ncontext = true", ["models.a.context = True"]),
         ("[models.a]\npinned = 'yes'", ["models.a.pinned = 'yes'"]),
+        ("[models.a]\nreplicas = {min = 3, max = 2}", ["models.a.replicas", "min = 3 is more than max = 2"]),
+        ("[models.a]\nreplicas = {least = 1}", ["models.a.replicas.least: unknown key", "min, max"]),
+        ("[models.a]\nreplicas = 0", ["models.a.replicas.max = 0", "greater than or equal to 1"]),
+        ("[models.a]\nreplicas = true", ["models.a.replicas = True"]),
+        ("[models.a]\nnodes = {gpu = true}", ["models.a.nodes.gpu = True"]),
+        ("[models.a]\nnodes = {'g p u' = 'x'}", ["models.a.nodes", "'g p u=x' is not a label"]),
+        ("[models.a]\nnodes = {gpu = ''}", ["models.a.nodes", "'gpu=' is not a label"]),
         ("[models.a]\nkeep_alive = 'soon'", ["models.a.keep_alive = 'soon'", '"10m"']),
         ("[models.a]\nkeep_alive = inf", ["models.a.keep_alive = inf"]),
         ("[models.a]\nkeep_alive = nan", ["models.a.keep_alive = nan"]),

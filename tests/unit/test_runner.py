@@ -409,6 +409,28 @@ def test_a_cancelled_job_ends_by_the_next_renewal(instance: Instance) -> None:
     assert instance.status().state is JobState.CANCELLED
 
 
+def test_a_job_that_ran_as_long_as_it_may_ends_with_what_it_has_and_says_so(instance: Instance) -> None:
+    instance.submit("hello " * 5, max_run_ms=500, expires_in_ms=60_000)
+    first = instance.store.claim((ROUTE,), INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert first is not None
+    instance.store.emit([(first.job_id, 1, Chunk(0, " oll", tuple(b" oll")))])
+    instance.store.release(first.job_id, 1)
+    instance.clock.advance(400)
+    instance.backend.gate.clear()
+    thread, _ = instance.answering()
+    eventually(lambda: instance.engine.is_busy)
+    instance.clock.advance(101)
+    instance.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (outcome.state, instance.error()) == (JobState.EXPIRED, "job_expired")
+    assert "max_run" in outcome.error["message"]
+    assert outcome.text.startswith(" oll")
+
+
 def test_news_of_an_earlier_lease_do_not_end_a_later_one(instance: Instance) -> None:
     instance.submit()
     leases = []

@@ -47,6 +47,8 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
         bells,
         lambda route: _queue_length(redis, route),
         offer_wait_ms=int(settings.offer_wait_s * 1000),
+        max_wait_ms=int(settings.max_wait_s * 1000),
+        min_residency_ms=int(settings.min_residency_s * 1000),
     )
     logger.info("Coordinator %s stands for election at %s", me, masked(url), extra={"event": "coordinator.start"})
 
@@ -61,7 +63,6 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
             led = term
             if term:
                 coordinator.tick(term, reap=grace.is_over(time.monotonic()))
-                jobs.trim_recent()
         except (RedisError, OperationalError) as error:
             logger.warning("Broker is away: %s", error, extra={"event": "broker.away"})
             grace.lost_server()

@@ -19,6 +19,7 @@ from packtrain.broker.fairness import HAIR, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
+from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.scripts import Call
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
@@ -55,6 +56,7 @@ class Claim:
     spec_json: str
     route: Route  # that the job waited on
     lane: Lane = "interactive"
+    run_left_ms: int | None = None  # that it may run; None: as long as it takes
     unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
 
 
@@ -65,6 +67,19 @@ class Reaped:
     job_id: JobId
     route: Route
     state: JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a waiting job stands."""
+
+    ahead: int  # jobs of its lane and route
+    waiting: int  # with itself
+    interactive_ahead: int  # of a bulk job
+    users: int  # who have jobs in this lane of the model, over both routes
+    own_waiting: int  # jobs that its own user has there
+    first: JobId  # of the lane
+    first_attempts: int  # how many instances that one has lost
 
 
 class EmitReply(IntEnum):
@@ -81,8 +96,21 @@ RenewVerdict = Literal["lost", "cancel"]
 class JobStore(Protocol):
     """Where job records live: `RedisJobs` and, for tests, `MemoryJobs`; one contract suite runs on both."""
 
-    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int, keep_ms: int = keys.ENDED_TTL_MS) -> Submitted:
+    def submit(
+        self,
+        job_id: JobId,
+        spec: JobSpec,
+        *,
+        max_waiting: int,
+        max_waiting_user: int | None = None,
+        keep_ms: int = keys.ENDED_TTL_MS,
+    ) -> Submitted:
         """Write the record and make it ready. The same id with the same spec again is the same job.
+
+        Args:
+            max_waiting: Jobs that may wait on one route.
+            max_waiting_user: Jobs of one user that may wait for one model; None: any number.
+            keep_ms: How long the record is kept after its end.
 
         Raises:
             IdempotencyConflict, QueueFull, UnknownModel
@@ -167,6 +195,14 @@ class JobStore(Protocol):
         """Events after the given stream ids ("0" for all); waits up to `block_ms` for the first, not if None."""
         ...
 
+    def place(self, job_id: JobId) -> Place | None:
+        """Where a job stands; None: it does not wait."""
+        ...
+
+    def rate(self, route: Route) -> Rate | None:
+        """How fast its jobs are served; None: not measured lately."""
+        ...
+
     def waiting(self) -> dict[Route, int]:
         """Jobs ready, by route, for routes that have any."""
         ...
@@ -188,13 +224,15 @@ def submit(
     spec: JobSpec,
     *,
     max_waiting: int,
+    max_waiting_user: int | None = None,
     keep_ms: int = keys.ENDED_TTL_MS,
     known: Sequence[str] = (),
 ) -> Call[Submitted]:
     """Call of submit.lua."""
 
     def parse(reply: Any) -> Submitted:
-        verdict, number, model = reply
+        verdict, number, model, *gap = reply
+        gap_ms = float(gap[0]) if gap and gap[0] else None
         match verdict:
             case "new" | "old":
                 route = route_of(ModelId(model), deterministic=spec.deterministic)
@@ -202,20 +240,26 @@ def submit(
             case "conflict":
                 raise errors.IdempotencyConflict(job_id=job_id)
             case "full":
-                # A tenth of a second a job is a guess until rates are measured per model.
-                wait_s = min(60.0, max(1.0, int(number) * 0.1))
+                wait_s = retry_after_s(int(number), gap_ms)
                 raise errors.QueueFull(model=model, waiting=int(number), limit=max_waiting, retry_after_s=wait_s)
+            case "full of one user":
+                wait_s, limit = retry_after_s(int(number), gap_ms), max_waiting_user or 0
+                raise errors.QueueFull(
+                    model=model, waiting=int(number), limit=limit, retry_after_s=wait_s, user=spec.user
+                )
             case _:
                 raise errors.UnknownModel(model=spec.model, known=list(known))
 
     deadline = "" if spec.expires_in_ms is None else spec.expires_in_ms
     suffix = route_of(ModelId(""), deterministic=spec.deterministic)
+    keep = "" if keep_ms == keys.ENDED_TTL_MS else keep_ms
     return Call(
         "submit",
         (keys.job(job_id), keys.model(ModelId(spec.model))),
         (
-            job_id, spec.model_dump_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
-            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep_ms, cost_of(spec), repr(HAIR),
+            job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
+            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),
+            repr(HAIR), "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
         ),
         parse,
     )  # fmt: skip
@@ -236,11 +280,14 @@ def claim(
     def parse(reply: Any) -> Claim | None:
         if not reply:
             return None
-        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung, lane = reply
+        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung, lane, run_until = reply
         remaining = int(deadline) - int(now) if deadline else None
+        run_left = int(run_until) - int(now) if run_until else None
         queued_ms = int(now) - int(submitted)
         short = tuple(Route(other) for other in unrung)
-        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), lane, short)
+        return Claim(
+            JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), lane, run_left, short
+        )
 
     classes = [numerics_class if is_deterministic(route) else "" for route in routes]
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
@@ -249,7 +296,7 @@ def claim(
         (*lanes, *map(keys.model_queue, routes)),
         (
             instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, int(bulk),
-            *routes, *classes,
+            _OVERRUN, *routes, *classes,
         ),
         parse,
     )  # fmt: skip
@@ -347,9 +394,22 @@ def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call
             _EXPIRED,
             cause.model_dump_json(exclude_defaults=True),
             _SOME_INSTANCE,
+            _OVERRUN,
         ),
         parse,
     )
+
+
+def place(job_id: JobId) -> Call[Place | None]:
+    """Call of place.lua."""
+
+    def parse(reply: Any) -> Place | None:
+        if not reply:
+            return None
+        ahead, waiting, interactive, users, own, first, attempts = reply
+        return Place(ahead, waiting, interactive, users, int(own), JobId(first), int(attempts))
+
+    return Call("place", (keys.job(job_id),), (job_id,), parse)
 
 
 def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
@@ -360,7 +420,14 @@ def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
     cause = Cause.model_validate_json(fields["cause"]) if "cause" in fields else None
     known = {name: value for name, value in fields.items() if name in JobStatus.model_fields}
     return JobStatus.model_validate(
-        {**known, "id": job_id, "outcome": outcome, "cause": cause, "cancel_requested": "cancel" in fields}
+        {
+            "route": fields["model"],
+            **known,
+            "id": job_id,
+            "outcome": outcome,
+            "cause": cause,
+            "cancel_requested": "cancel" in fields,
+        }
     )
 
 
@@ -405,9 +472,13 @@ def _json(state: JobState, error: errors.PacktrainError) -> str:
 
 CANCELLED = errors.JobCancelled("the job was cancelled; submit it again if you need its answer")
 EXPIRED = errors.JobExpired("the deadline passed before the job ended; allow more time with `expires_in`")
+OVERRUN = errors.JobExpired(
+    "the job has run as long as its `max_run` allows, all attempts together; allow more time with `max_run`"
+)
 STRANDED = errors.JobFailed(
     "the instance or node that alone may run this job (`meant_for`) does not serve its model now; leave it out, or "
     "name one that `packtrain ps` shows"
 )
 _CANCELLED = _json(JobState.CANCELLED, CANCELLED)
 _EXPIRED = _json(JobState.EXPIRED, EXPIRED)
+_OVERRUN = _json(JobState.EXPIRED, OVERRUN)

@@ -148,6 +148,12 @@ class JobSpec(_Input):
     expires_in_ms: int | None = Field(
         None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
     )
+    max_run_ms: int | None = Field(
+        None,
+        ge=1,
+        le=7 * 24 * 3600 * 1000,
+        description="ends as EXPIRED this long after it first began to run, all attempts together",
+    )
 
     @field_validator("template_args")
     @classmethod
@@ -225,9 +231,31 @@ class JobSpec(_Input):
         last = self.messages[-1] if self.messages else None
         return last is None or (last.role != "tool" and not last.content.strip() and not last.tool_calls)
 
+    def to_json(self) -> str:
+        """The request without what says nothing, so that it weighs little while it waits.
+
+        Not pydantic's `exclude_defaults`: it drops the `type` that tells one form or tool from another, too.
+        """
+        fields = self.model_dump(mode="json", exclude=_at_default(self) | {"params"})
+        if params := self.params.model_dump(mode="json", exclude=_at_default(self.params)):
+            fields["params"] = params
+        if self.messages:
+            fields["messages"] = [
+                {name: value for name, value in turn.items() if value or name == "content"}
+                for turn in fields["messages"]
+            ]
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
-        return hashlib.sha256(self.model_dump_json(exclude={"stream"}).encode()).hexdigest()[:32]
+        # A field that came later counts only when it says something: or no repeated request would survive an update.
+        later = {name for name in ("max_run_ms",) if getattr(self, name) is None}
+        return hashlib.sha256(self.model_dump_json(exclude={"stream", *later}).encode()).hexdigest()[:32]
+
+
+def _at_default(message: BaseModel) -> set[str]:
+    fields = type(message).model_fields.items()
+    return {name for name, field in fields if getattr(message, name) == field.get_default(call_default_factory=True)}
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:
@@ -378,6 +406,9 @@ class JobStatus(_Report):
     instance: str | None = None
     node: str | None = None
     cancel_requested: bool = False
+    route: str = Field("", description="where it waits or waited: its model, and what it must be able to do")
+    meant_for: str | None = Field(None, description="the instance or node that alone may run it")
+    tokens: int = Field(0, description="of its answer that readers can have by now")
     cause: Cause | None = Field(None, description="of the last attempt that was lost")
     outcome: Outcome | None = None
 
@@ -462,6 +493,15 @@ class ModelInfo(_Report):
     adapters: tuple[AdapterInfo, ...] = ()
     keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
     pinned: bool = False
+    min_replicas: int = Field(0, description="keep at least this many loaded, job or no job")
+    max_replicas: int = Field(0, description="load no more than this by ourselves; 0: one on each node")
+    nodes: dict[str, str] = Field(default_factory=dict, description="labels that a node must have to load it")
+    file_bytes: int = Field(0, description="of all its files; 0: not known")
+    fetchable: bool = Field(False, description="another node may read its files from here")
+
+    def offer(self) -> ModelInfo:
+        """What placement needs of it, which is a tenth of the bytes."""
+        return self.model_copy(update={"memory": ModelMemory(), "adapters": (), "options": {}})
 
 
 class ModelFault(_Report):
@@ -518,10 +558,13 @@ class InstanceBeat(_Report):
     batch_peak: int = Field(0, description="most sequences in one step so far")
     tokens_out: int = 0
     tokens_per_s: float = 0
+    job_s: float = Field(0, description="smoothed, that a job holds a slot; before the first ended, how long so far")
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
     last_used_ms: int = 0
+    ended_ms: int = Field(0, description="when its process was seen gone")
+    out_of_memory: bool = Field(False, description="it FAILED, as far as can be told, for want of memory")
 
 
 class NodeCommand(_Report):

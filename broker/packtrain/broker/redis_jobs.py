@@ -11,6 +11,7 @@ from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chunks import Chunk, Event, parse_event
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
+from packtrain.broker.rates import Rate
 from packtrain.broker.scripts import Scripts
 from packtrain.broker.states import JobState
 
@@ -30,10 +31,17 @@ class RedisJobs:
         self._scripts = Scripts(redis)
 
     def submit(
-        self, job_id: JobId, spec: JobSpec, *, max_waiting: int, keep_ms: int = keys.ENDED_TTL_MS
+        self,
+        job_id: JobId,
+        spec: JobSpec,
+        *,
+        max_waiting: int,
+        max_waiting_user: int | None = None,
+        keep_ms: int = keys.ENDED_TTL_MS,
     ) -> jobs.Submitted:
+        call = jobs.submit(job_id, spec, max_waiting=max_waiting, max_waiting_user=max_waiting_user, keep_ms=keep_ms)
         try:
-            return self._scripts.run(jobs.submit(job_id, spec, max_waiting=max_waiting, keep_ms=keep_ms))
+            return self._scripts.run(call)
         except errors.UnknownModel:
             known = cast(list[str], self._redis.zrange(keys.MODELS, 0, -1))
             raise errors.UnknownModel(model=spec.model, known=known) from None
@@ -98,6 +106,13 @@ class RedisJobs:
         cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
         return parse_streams(self._redis.xread(cursors, count=EVENTS_BATCH, block=block_ms))
 
+    def place(self, job_id: JobId) -> jobs.Place | None:
+        return self._scripts.run(jobs.place(job_id))
+
+    def rate(self, route: Route) -> Rate | None:
+        found = cast(dict[str, str], self._redis.hgetall(keys.rate(route)))
+        return parse_rate(found) if found else None
+
     def waiting(self) -> dict[Route, int]:
         routes = [Route(route) for route in sorted(cast(set[str], self._redis.smembers(keys.WAITING)))]
         pipe = self._redis.pipeline(transaction=False)
@@ -124,9 +139,10 @@ class RedisJobs:
         found = (jobs.parse_status(JobId(job_id), fields) for job_id, fields in zip(ids, pipe.execute(), strict=True))
         return [status for status in found if status]
 
-    def trim_recent(self) -> None:
-        """Forget all but the newest `keys.RECENT_MAX` ids."""
-        self._redis.zremrangebyrank(keys.RECENT, 0, -keys.RECENT_MAX - 1)
+
+def parse_rate(fields: Mapping[str, str]) -> Rate:
+    """What `finish.lua` has measured."""
+    return Rate(int(fields["jobs"]), float(fields["gap_ms"]), float(fields["run_ms"]), int(fields["last_ms"]))
 
 
 def parse_streams(reply: Any) -> list[Event]:

@@ -8,19 +8,21 @@ coordinator while REQUESTED, the agent of its node from then on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 from redis import Redis
 
 from packtrain.broker import keys
-from packtrain.broker.ids import InstanceId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
+from packtrain.broker.offer_book import DIGEST, OfferBook, Offers, to_offers
 
 logger = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=BaseModel)
+
 
 #: Index of each kind, and how to name the facts of a member.
 _KINDS: dict[str, Callable[[str], str]] = {
@@ -65,12 +67,28 @@ class Registry(Protocol):
         """Known models and aliases, by id."""
         ...
 
+    def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
+        """Report the models that a node can load, as its own catalog has them; lives `keys.NODE_TTL_MS`."""
+        ...
+
+    def offers(self) -> Offers:
+        """What each live node offers. Valid until the next call."""
+        ...
+
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         """Record what an operator wants."""
         ...
 
     def desired(self) -> dict[ModelId, Desired]:
         """What operators want."""
+        ...
+
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        """Say why routes must wait, all of them; lives `keys.WAITS_TTL_MS`."""
+        ...
+
+    def waits(self) -> dict[Route, str] | None:
+        """Why routes must wait; None: nobody has planned lately."""
         ...
 
     def prune(self) -> None:
@@ -83,6 +101,7 @@ class RedisRegistry:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._book = OfferBook()
 
     def now_ms(self) -> int:
         seconds, micros = self._redis.time()
@@ -93,7 +112,7 @@ class RedisRegistry:
 
     def drop_node(self, node: NodeId) -> None:
         self._redis.zrem(keys.NODES, node)
-        self._redis.delete(keys.node(node))
+        self._redis.delete(keys.node(node), keys.offers(node))
 
     def nodes(self) -> list[NodeBeat]:
         return self._all(keys.NODES, NodeBeat)
@@ -111,12 +130,47 @@ class RedisRegistry:
     def models(self) -> list[ModelInfo]:
         return self._all(keys.MODELS, ModelInfo)
 
+    def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
+        key, said = keys.offers(node), to_offers(models)
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.delete(key)
+        pipe.hset(key, mapping=cast(dict[Any, Any], said))
+        pipe.pexpire(key, keys.NODE_TTL_MS)
+        pipe.execute()
+
+    def offers(self) -> Offers:
+        # A thousand nodes with two hundred models each say 60 MB; what has not changed is not read again.
+        nodes = [NodeId(node) for node in sorted(cast(list[str], self._redis.zrange(keys.NODES, 0, -1)))]
+        pipe = self._redis.pipeline(transaction=False)
+        for node in nodes:
+            pipe.hget(keys.offers(node), DIGEST)
+        digests = dict(zip(nodes, pipe.execute(), strict=True))
+        changed = self._book.changed(digests)
+        for node in changed:
+            pipe.hgetall(keys.offers(node))
+        for node, said in zip(changed, pipe.execute(), strict=True):
+            self._book.put(node, said)
+        return self._book.by_model
+
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         self._redis.hset(keys.DESIRED, model, desired.model_dump_json())
 
     def desired(self) -> dict[ModelId, Desired]:
         rows = cast(dict[str, str], self._redis.hgetall(keys.DESIRED))
         return {ModelId(model): Desired.model_validate_json(row) for model, row in rows.items()}
+
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.delete(keys.WAITS)
+        pipe.hset(
+            keys.WAITS, mapping={"": "", **{str(route): why for route, why in waits.items()}}
+        )  # the empty field says that somebody has planned
+        pipe.pexpire(keys.WAITS, keys.WAITS_TTL_MS)
+        pipe.execute()
+
+    def waits(self) -> dict[Route, str] | None:
+        rows = cast(dict[str, str], self._redis.hgetall(keys.WAITS))
+        return {Route(route): reason for route, reason in rows.items() if route} if rows else None
 
     def prune(self) -> None:
         for index, key in _KINDS.items():
@@ -162,12 +216,16 @@ class MemoryRegistry:
         self.now_ms = now_ms
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
+        self._waits: tuple[int, dict[Route, str]] = (0, {})
+        self._offers: dict[NodeId, tuple[int, dict[str, str]]] = {}
+        self._book = OfferBook()
 
     def put_node(self, beat: NodeBeat) -> None:
         self._facts["node"][beat.node] = (self.now_ms() + keys.NODE_TTL_MS, beat)
 
     def drop_node(self, node: NodeId) -> None:
         self._facts["node"].pop(node, None)
+        self._offers.pop(node, None)
 
     def nodes(self) -> list[NodeBeat]:
         return cast(list[NodeBeat], self._live("node"))
@@ -186,11 +244,27 @@ class MemoryRegistry:
     def models(self) -> list[ModelInfo]:
         return cast(list[ModelInfo], self._live("model"))
 
+    def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
+        self._offers[node] = (self.now_ms() + keys.NODE_TTL_MS, to_offers(models))
+
+    def offers(self) -> Offers:
+        live = {node: said for node, (until, said) in self._offers.items() if until > self.now_ms()}
+        for node in self._book.changed({node: said[DIGEST] for node, said in live.items()}):
+            self._book.put(node, live[node])
+        return self._book.by_model
+
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         self._desired[model] = desired
 
     def desired(self) -> dict[ModelId, Desired]:
         return dict(self._desired)
+
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        self._waits = (self.now_ms() + keys.WAITS_TTL_MS, dict(waits))
+
+    def waits(self) -> dict[Route, str] | None:
+        until, waits = self._waits
+        return waits if until > self.now_ms() else None
 
     def prune(self) -> None:
         """Nothing to do: `_live` looks at the clock."""

@@ -34,6 +34,7 @@ from packtrain.broker.errors import (
     UnknownJob,
     UnknownModel,
 )
+from packtrain.broker.explain import Explanation
 from packtrain.broker.messages import (
     Cause,
     InstanceBeat,
@@ -63,6 +64,7 @@ __all__ = [
     "BrokerUnavailable",
     "CallDelta",
     "Cause",
+    "Explanation",
     "IdempotencyConflict",
     "InstanceBeat",
     "InstanceState",

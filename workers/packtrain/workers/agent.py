@@ -33,7 +33,7 @@ from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.memory_book import Readings
 from packtrain.workers.node_catalog import NodeCatalog
 from packtrain.workers.own_memory import own_memory
-from packtrain.workers.supervision import Limits, Observed, verdict
+from packtrain.workers.supervision import Limits, Observed, is_out_of_memory, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,8 @@ class Agent:
         entry = self._catalog.models.get(ModelId(command.model))
         if entry is None:
             reason = f"{self._node} has no file for {command.model!r} (any more)"
-            beat = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            ended = {"state": InstanceState.FAILED, "reason": reason, "ended_ms": self._registry_ms()}
+            beat = beat.model_copy(update=ended)
             self._ended[instance] = (beat, Cause(instance=instance, reason=reason))
             return
         info, path = entry
@@ -248,6 +249,7 @@ class Agent:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "job_s": report.job_s,
             "threads": report.threads,
         }
         if report.steps != before.steps or report.slots_used:
@@ -281,7 +283,15 @@ class Agent:
         log = logger.info if stopped else logger.error
         log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
         beat = managed.beat.model_copy(
-            update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
+            update={
+                "state": state,
+                "reason": reason,
+                "slots_used": 0,
+                "resident_bytes": 0,
+                "tokens_per_s": 0.0,
+                "ended_ms": self._registry_ms(),
+                "out_of_memory": state is InstanceState.FAILED and is_out_of_memory(cause, managed.kill_reason),
+            }
         )
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
@@ -305,7 +315,9 @@ class Agent:
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
-            self._registry.put_models(self._catalog.offered())
+            offered = self._catalog.offered()
+            self._registry.put_models(offered)
+            self._registry.put_offers(self._node, [info for info in offered if not info.alias_of])
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
             if self._reachable_since is not None:

@@ -228,6 +228,7 @@ class Instance:
                 steps=stats.steps,
                 batch_peak=stats.batch_peak,
                 tokens_out=stats.tokens_out,
+                job_s=round(self._runner.job_times.seconds(time.monotonic()), 3),
                 recipe=self._recipe,
                 numerics_class=self._numerics_class,
                 is_busy=self._engine.is_busy,

@@ -59,6 +59,7 @@ class InstanceReport(BaseModel):
     steps: int = 0
     batch_peak: int = 0
     tokens_out: int = 0
+    job_s: float = 0  # smoothed, that a job holds a slot
     is_busy: bool = False
     threads: int = 0  # that a step computes with
     step_age_s: float = 0  # since the engine's last sign of life

@@ -41,6 +41,7 @@ from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
 from packtrain.workers.engine.text import TextStream
 from packtrain.workers.extra_jobs import ExtraJobs, Seats
+from packtrain.workers.job_times import JobTimes
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
@@ -95,6 +96,7 @@ class Runner:
         self._ring = ring
         self._clock = clock
         self._bulk = BulkShare(bulk_slots)
+        self.job_times = JobTimes()
         self._seats = Seats(backend.shape.n_slots, extra_jobs)
         self._extra = ExtraJobs(self._seats, self.take_extra) if extra_jobs else None
 
@@ -209,6 +211,7 @@ class Runner:
             # We were silent so long that the job was taken from us, and now we got it again.
             self._engine.cancel(job.job_id, End.LOST)
             older.published.wait()
+        number = self.job_times.begin(self._clock())
         try:
             problem = problem or self._start(job, claim)
             if problem:
@@ -217,6 +220,8 @@ class Runner:
             job.published.wait()
         finally:
             self._renewer.let_go(job)
+            counts = job.ended is not None and job.ended.end not in (End.RELEASED, End.LOST)
+            self.job_times.end(number, self._clock(), counts=counts)
         return job
 
     def _accept(self, claim: jobs.Claim) -> tuple[LeasedJob, PacktrainError | None]:
@@ -253,8 +258,8 @@ class Runner:
         if job.spec.kind == "count":
             job.on_end(Ended(End.STOP))
             return None
-        remaining_ms = claim.remaining_ms
-        deadline = None if remaining_ms is None else self._clock() + remaining_ms / 1000
+        left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
+        deadline = None if left_ms is None else self._clock() + left_ms / 1000
         if is_embed:
             self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
             return None

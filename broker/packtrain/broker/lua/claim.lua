@@ -12,10 +12,11 @@
 -- ARGV[5] attempts that make a job a suspect   ARGV[6] hashes of prefixes held, '' for none: ' 1f2e3d4c 0a1b2c3d '
 -- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over
 -- ARGV[9] the last lane that is looked at: 0 interactive, 1 bulk
--- ARGV[10 ...] the routes, then for each the numerics class that its jobs are computed in, '' where that does not matter
+-- ARGV[10] outcome of a job that may run no longer (JSON)
+-- ARGV[11 ...] the routes, then for each the numerics class that its jobs are computed in, '' where that does not matter
 -- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, {routes with more jobs still ready
--- than doorbells}, lane}, or false when there is nothing to claim
-local FIXED = 9
+-- than doorbells}, lane, until when it may run, ms, or ''}, or false when there is nothing to claim
+local FIXED = 10
 local LANES = {[0] = 'interactive', [1] = 'bulk'}
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
 local num_routes, look = (#ARGV - FIXED) / 2, tonumber(ARGV[7])
@@ -86,15 +87,21 @@ local function lease(c)
   redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
   redis.call('SADD', held, c.id)
   redis.call('PEXPIRE', held, ENDED_TTL_MS)
-  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane', 'model', 'user')
+  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane', 'model', 'user', 'max_run_ms')
   count_out(f[6], f[5], f[7])
   serve(c, f[6], f[5])
+  local run_until = ''
+  if f[8] then
+    redis.call('HSETNX', job, 'run_until_ms', now + tonumber(f[8]))
+    run_until = redis.call('HGET', job, 'run_until_ms')
+    redis.call('ZADD', DEADLINES, math.min(tonumber(run_until), tonumber(f[3] or run_until)), c.id)
+  end
   local unrung = {}
   for route = 1, num_routes do
     local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
     if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[FIXED + route] end
   end
-  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[FIXED + c.route], unrung, f[5]}
+  return {c.id, epoch, f[1] or 0, f[2], now, f[3] or '', f[4], ARGV[FIXED + c.route], unrung, f[5], run_until}
 end
 
 for lane = 0, tonumber(ARGV[9]) do
@@ -106,7 +113,8 @@ for lane = 0, tonumber(ARGV[9]) do
     for _, c in ipairs(found) do
       local job = JOB_PREFIX .. c.id
       local f = redis.call(
-        'HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed', 'tokens', 'class'
+        'HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed', 'tokens', 'class',
+        'run_until_ms'
       )
       if f[1] ~= 'QUEUED' then
         redis.call('ZREM', c.ready, c.id)
@@ -115,6 +123,9 @@ for lane = 0, tonumber(ARGV[9]) do
       elseif f[2] and tonumber(f[2]) <= now then
         withdraw(c.id)
         settle(c.id, 'EXPIRED', ARGV[4])
+      elseif f[9] and tonumber(f[9]) <= now then
+        withdraw(c.id)
+        settle(c.id, 'EXPIRED', ARGV[10])
       elseif (f[4] and f[4] ~= ARGV[1] and f[4] ~= ARGV[2]) or is_begun_elsewhere(c, f[7], f[8]) then
         skipped[c.route] = skipped[c.route] + 1
       elseif is_suspect(f[3]) then
