@@ -140,7 +140,7 @@ def test_a_scored_prompt_on_the_whole_fleet(tmp_path: Path) -> None:
 def two_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     home = tmp_path_factory.mktemp("home")
     (home / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 2\ncontext = 512\n")
-    with fleet(home, demo_model_folder()) as running:
+    with fleet(home, demo_model_folder(), PACKTRAIN_CORES="1") as running:
         yield running
 
 
