@@ -79,6 +79,8 @@ class AsyncPacktrain(Twin[Packtrain]):
     waiting = in_thread(Packtrain.waiting)
     load = in_thread(Packtrain.load)
     unload = in_thread(Packtrain.unload)
+    pull = in_thread(Packtrain.pull)
+    pull_status = in_thread(Packtrain.pull_status)
 
     async def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
         """As `Packtrain.generate`."""

@@ -10,9 +10,10 @@ from typing import Protocol
 
 from packtrain.broker.chunks import Event
 from packtrain.broker.explain import Explanation
-from packtrain.broker.ids import JobId, ModelId, Route
+from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.states import JobState
 
 
@@ -67,6 +68,14 @@ class Transport(Protocol):
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         """Keep `replicas` of a model loaded; `unload`: those that are loaded now shall go."""
+        ...
+
+    def pull(self, node: NodeId, request: PullRequest) -> None:
+        """Have a node pull a model file."""
+        ...
+
+    def pull_status(self, pull_id: str) -> PullStatus | None:
+        """How far a pull is; None: its node has not said, or says nothing any more."""
         ...
 
     def close(self) -> None:

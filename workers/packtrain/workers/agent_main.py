@@ -24,17 +24,19 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys, lifeline, logs
-from packtrain.broker.celery_app import NODE_COMMAND, Doorbell, make_app
+from packtrain.broker.celery_app import NODE_COMMAND, NODE_PULL, Doorbell, make_app
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.messages import Cause, NodeCommand
+from packtrain.broker.pulls import PullRequest
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers import machine
-from packtrain.workers.agent import TICK_S, Agent, memory_budget
+from packtrain.workers.agent import TICK_S, Agent, memory_budget, run_folder
 from packtrain.workers.celery_worker import HubBeat, run_worker
+from packtrain.workers.files.pulls import Pulls
 from packtrain.workers.instance_process import end_orphans
 from packtrain.workers.memory_book import MemoryBook
 from packtrain.workers.memory_prober import MemoryProber
@@ -58,10 +60,11 @@ def run(settings: Settings) -> None:
         if settings.scripted
         else GgufCatalog(settings, lambda: granted_bytes(settings), memory_book(settings), MemoryProber())
     )
-    agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
     check_schema(url)
-    with held_alone(agent.run_folder, settings.node):
+    with held_alone(run_folder(settings), settings.node):
+        # Not before: the agent that is being left may still hold the address of its files.
+        agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
         _run(settings, agent, app, registry, catalog)
 
 
@@ -89,6 +92,12 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
     def command(command: dict[str, Any]) -> None:
         agent.command(NodeCommand.model_validate(command))
 
+    pulls = Pulls(settings.node, registry.put_pull)
+
+    @app.task(name=NODE_PULL)  # type: ignore[untyped-decorator]
+    def pull(request: dict[str, Any]) -> None:
+        pulls.start(PullRequest.model_validate(request))
+
     def parent_is_gone() -> None:
         is_orphaned.set()
         os.kill(os.getpid(), 15)
@@ -109,6 +118,7 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
             on_stopping=lambda: None,
         )
     finally:
+        pulls.close()
         stopping.set()
         looping.join()
         catalog.close()

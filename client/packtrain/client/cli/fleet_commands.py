@@ -23,7 +23,7 @@ from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
 from packtrain.client.cli import doctor as doctor_
 from packtrain.client.cli import views
-from packtrain.client.cli.options import CORES, HOME, JSON, MEMORY, MODELS, NODE, parse_size
+from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 
 #: `load` and `unload` look this often, seconds.
@@ -48,6 +48,7 @@ def up(
     node: NODE = None,
     memory: MEMORY = None,
     cores: CORES = None,
+    files_address: FILES_ADDRESS = None,
     drain: Annotated[
         float | None, typer.Option(min=0, max=86_400, help="Seconds that running jobs may take at the end; default 30.")
     ] = None,
@@ -74,7 +75,7 @@ def up(
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
         maxmemory=broker_memory,
-        env=_limits(memory, cores),
+        env={**_limits(memory, cores), **_files(files_address)},
         quiet=quiet,
     )
     raise typer.Exit(run_up(options, Console(stderr=as_json), as_json=as_json))
@@ -86,7 +87,12 @@ def down(home: HOME = None, as_json: JSON = False) -> None:
 
 
 def node(
-    home: HOME = None, node: NODE = None, models: MODELS = None, memory: MEMORY = None, cores: CORES = None
+    home: HOME = None,
+    node: NODE = None,
+    models: MODELS = None,
+    memory: MEMORY = None,
+    cores: CORES = None,
+    files_address: FILES_ADDRESS = None,
 ) -> None:
     """Run this machine's node agent alone. PACKTRAIN_URL names the fleet that it joins."""
     settings = _settings(home, node, models)
@@ -98,6 +104,7 @@ def node(
         "PACKTRAIN_NODE": settings.node,
         "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
         **_limits(memory, cores),
+        **_files(files_address),
     }
     # The client may not import the workers; the agent becomes this process.
     os.execve(sys.executable, [sys.executable, "-m", "packtrain.workers.agent_main"], env)  # noqa: S606
@@ -227,6 +234,10 @@ def _limits(memory: str | None, cores: int | None) -> dict[str, str]:
     if cores:
         env["PACKTRAIN_CORES"] = str(cores)
     return env
+
+
+def _files(address: str | None) -> dict[str, str]:
+    return {} if address is None else {"PACKTRAIN_FILES_ADDRESS": load_settings(files_address=address).files_address}
 
 
 def _need_worker() -> None:
