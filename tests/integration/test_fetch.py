@@ -252,7 +252,7 @@ def test_a_fetch_goes_on_where_an_earlier_one_ended(nodes: Nodes) -> None:
         asked.append(start)
         return read(model, number, start, part)
 
-    source.read = noting  # type: ignore[method-assign]
+    source.read = noting  # type: ignore[method-assign, assignment]
 
     assert finish(nodes.fetch(source=source)).failure == ""
     assert asked == [700_000]
