@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from redis import Redis
 
 from packtrain.broker import keys
+from packtrain.broker.election import Election
 from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import Desired
 from packtrain.broker.offer_book import DIGEST
@@ -127,6 +129,13 @@ class RegistryContract:
 
         assert len(registry.nodes()) == len(registry.instances()) == 1
 
+    def test_the_term_is_that_of_the_latest_leadership(self, registry: Registry, elect: Callable[[], object]) -> None:
+        assert registry.term() == 0
+
+        elect()
+
+        assert registry.term() == 1
+
 
 class TestMemoryRegistry(RegistryContract):
     @pytest.fixture
@@ -134,8 +143,16 @@ class TestMemoryRegistry(RegistryContract):
         return FakeClock()
 
     @pytest.fixture
-    def registry(self, clock: FakeClock) -> Registry:
-        return MemoryRegistry(clock)
+    def leaders(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def elect(self, leaders: list[str]) -> Callable[[], object]:
+        return lambda: leaders.append("me")
+
+    @pytest.fixture
+    def registry(self, clock: FakeClock, leaders: list[str]) -> Registry:
+        return MemoryRegistry(clock, leaders.__len__)
 
     def test_a_silent_node_vanishes(self, registry: Registry, clock: FakeClock) -> None:
         registry.put_node(node_beat())
@@ -157,6 +174,10 @@ class TestMemoryRegistry(RegistryContract):
 
 
 class TestRedisRegistry(RegistryContract):
+    @pytest.fixture
+    def elect(self, redis: Redis) -> Callable[[], object]:
+        return Election(redis, "me").lead
+
     @pytest.fixture
     def registry(self, redis: Redis) -> Registry:
         return RedisRegistry(redis)

@@ -45,6 +45,7 @@ def make_app(url: str, *, name: str, events: bool = False) -> Celery:
     if url.startswith("rediss://") and "ssl_" not in url:  # kombu alone would not look at the certificate
         app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     app.conf.update(
+        broker_transport="packtrain.broker.lasting_transport:LastingTransport",
         result_backend=None,
         task_ignore_result=True,
         task_acks_late=True,

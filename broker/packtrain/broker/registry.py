@@ -41,6 +41,10 @@ class Registry(Protocol):
         """The broker's clock, ms since the epoch. All times in beats are on it."""
         ...
 
+    def term(self) -> int:
+        """Of the latest leadership; 0: nobody has led yet."""
+        ...
+
     def put_node(self, beat: NodeBeat) -> None:
         """Report a node; lives `keys.NODE_TTL_MS`."""
         ...
@@ -124,6 +128,9 @@ class RedisRegistry:
     def now_ms(self) -> int:
         seconds, micros = self._redis.time()
         return seconds * 1000 + micros // 1000
+
+    def term(self) -> int:
+        return int(cast(str | None, self._redis.get(keys.TERM)) or 0)
 
     def put_node(self, beat: NodeBeat) -> None:
         self._put([(keys.NODES, beat.node, keys.node(NodeId(beat.node)), beat, keys.NODE_TTL_MS)])
@@ -246,10 +253,15 @@ def load_fact(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
 
 
 class MemoryRegistry:
-    """The in-memory twin, with the clock as an argument."""
+    """The in-memory twin, with the clock as an argument.
 
-    def __init__(self, now_ms: Callable[[], int]) -> None:
+    Args:
+        term: Of the latest leadership.
+    """
+
+    def __init__(self, now_ms: Callable[[], int], term: Callable[[], int] = lambda: 0) -> None:
         self.now_ms = now_ms
+        self.term = term
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
         self._pulls: dict[str, tuple[int, PullStatus]] = {}

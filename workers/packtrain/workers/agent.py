@@ -146,12 +146,21 @@ class Agent:
 
     def _read_inbox(self) -> bool:
         changed = False
+        if not self._inbox.empty():
+            self._learn_term()
         while True:
             try:
                 command = self._inbox.get_nowait()
             except Empty:
                 return changed
             changed |= self._obey(command)
+
+    def _learn_term(self) -> None:
+        """Ask who leads. A new leader may have had nothing to say to this node, and an old one may still command it."""
+        try:
+            self._term_seen = self._registry.term()
+        except RedisError as error:  # then what came by command has to do
+            logger.warning("Cannot ask for the term: %s", error, extra={"event": "term.unknown"})
 
     def _obey(self, command: NodeCommand) -> bool:
         if command.term < self._term_seen:
