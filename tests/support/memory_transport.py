@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 
 from packtrain.broker.chunks import Chunk, Event
-from packtrain.broker.ids import JobId, ModelId, Route
+from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
+from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
 from packtrain.broker.states import JobState
 from tests.support.factories import INSTANCE, MODEL, NODE, ROUTES
 
@@ -61,6 +62,9 @@ class MemoryTransport:
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         self.desired[model] = Desired(replicas=replicas, unload_before_ms=int(unload))
         return self.desired[model]
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        return changed(NodeWish(), change, now_ms=0)
 
     def close(self) -> None:
         self.is_closed = True

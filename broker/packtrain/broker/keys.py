@@ -20,6 +20,7 @@
 | pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
+| pt:nodes:wishes        | hash   | permanent                                  | node id → `NodeWish` |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -53,6 +54,7 @@ MODELS: Final = "pt:models"
 NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
+NODE_WISHES: Final = "pt:nodes:wishes"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -69,7 +71,7 @@ LEADER_TTL_MS: Final = 5_000
 RECENT_MAX: Final = 10_000
 
 #: Keys that may stand without a TTL. Tests check that nothing else does.
-PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, TERM, SCHEMA})
+PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, NODE_WISHES, TERM, SCHEMA})
 
 
 def job(job_id: JobId) -> str:

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId, default_node_id, is_safe_id
+from packtrain.broker.node_wishes import parse_label
 
 
 def _default_home() -> Path:
@@ -36,6 +37,9 @@ class Settings(BaseSettings):
         None, ge=1, description="bytes that instances may use together; unset: 80 % of the total"
     )
     cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all it may")
+    labels: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="of this node, for selectors: key=value, separated by ','"
+    )
     lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
     max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
     keep_s: float = Field(
@@ -59,6 +63,13 @@ class Settings(BaseSettings):
     def _split_folders(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        if isinstance(value, str):
+            return dict(parse_label(part) for part in value.split(",") if part.strip())
         return value
 
     @field_validator("home")

@@ -33,6 +33,7 @@ from packtrain.broker.errors import (
     TryLater,
     UnknownJob,
     UnknownModel,
+    UnknownNode,
 )
 from packtrain.broker.messages import (
     Cause,
@@ -45,6 +46,7 @@ from packtrain.broker.messages import (
     Timings,
     Usage,
 )
+from packtrain.broker.node_wishes import NodeWish
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.aio_job import AsyncJob, AsyncTextStream
@@ -84,6 +86,7 @@ __all__ = [
     "ModelLoadFailed",
     "ModelTooLarge",
     "NodeBeat",
+    "NodeWish",
     "NotDeterministic",
     "Packtrain",
     "PacktrainError",
@@ -102,6 +105,7 @@ __all__ = [
     "TryLater",
     "UnknownJob",
     "UnknownModel",
+    "UnknownNode",
     "Usage",
     "Verification",
 ]

@@ -78,6 +78,9 @@ class AsyncPacktrain(Twin[Packtrain]):
     waiting = in_thread(Packtrain.waiting)
     load = in_thread(Packtrain.load)
     unload = in_thread(Packtrain.unload)
+    set_node = in_thread(Packtrain.set_node)
+    drain_node = in_thread(Packtrain.drain_node)
+    resume_node = in_thread(Packtrain.resume_node)
 
     async def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
         """As `Packtrain.generate`."""

@@ -13,10 +13,11 @@ from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
-from packtrain.broker.errors import AdapterUnavailable, SetupError, UnknownModel
-from packtrain.broker.ids import JobId, ModelId, Route
+from packtrain.broker.errors import AdapterUnavailable, SetupError, UnknownModel, UnknownNode
+from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import load_settings
@@ -102,6 +103,14 @@ class RedisTransport:
             desired = Desired(replicas=replicas, unload_before_ms=unload_before)
             self._registry.set_desired(real, desired)
             return desired
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        with self._reachable():
+            up = [beat.node for beat in self._registry.nodes()]
+            # One that is away may be changed, too, once something was wanted of it: a laptop that sleeps.
+            if node not in up and self._registry.node_wish(node) == NodeWish():
+                raise UnknownNode(node=node, known=up)
+            return self._registry.change_node(node, change)
 
     def close(self) -> None:
         self._bell.close()

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from packtrain.broker.chunks import Event
-from packtrain.broker.ids import JobId, ModelId, Route
+from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.states import JobState
 
 
@@ -62,6 +63,10 @@ class Transport(Protocol):
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         """Keep `replicas` of a model loaded; `unload`: those that are loaded now shall go."""
+        ...
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        """Change what is wanted of a node; all that is wanted of it then."""
         ...
 
     def close(self) -> None:

@@ -27,13 +27,17 @@ from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.workers import machine
+from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.core_dealer import CoreDealer
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.memory_book import Readings
 from packtrain.workers.node_catalog import NodeCatalog
+from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.own_memory import own_memory
+from packtrain.workers.quarantine import SETTLED_S
 from packtrain.workers.supervision import Limits, Observed, verdict
+from packtrain.workers.waking import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +66,21 @@ class Agent:
     """The agent's loop. `command` may be called from any thread; all else belongs to the loop's thread.
 
     Args:
+        consumer: Sees whether commands arrive.
+        standing: Of this node in the fleet.
         version: Of Packtrain.
     """
 
     def __init__(
-        self, settings: Settings, store: JobStore, registry: Registry, bells: Bells, catalog: NodeCatalog, version: str
+        self,
+        settings: Settings,
+        store: JobStore,
+        registry: Registry,
+        bells: Bells,
+        catalog: NodeCatalog,
+        consumer: ConsumerWatch,
+        standing: NodeStanding,
+        version: str,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -81,13 +95,17 @@ class Agent:
         self._ended: dict[InstanceId, tuple[InstanceBeat, Cause]] = {}  # waiting to be reported
         self._not_deterministic: dict[str, str] = {}
         self._term_seen = 0
-        self._is_draining = False
+        self._is_stopping = False
         self._reachable_since: float | None = time.monotonic()  # None: the broker is away
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
-        self._total_memory = machine.memory().total
-        self._dealer = CoreDealer(self._cores(), clock=time.monotonic)
+        self._standing = standing
+        self._dealer = CoreDealer(standing.terms.cores, clock=time.monotonic)
         self._dealer.start()
+        self._consumer = consumer
+        self._deaf = ""  # why no command arrives
+        self._waking = Wakefulness()
+        self._waking.start()
 
     @property
     def run_folder(self) -> Path:
@@ -101,7 +119,8 @@ class Agent:
     def tick(self) -> None:
         """Read commands, look at every process, report."""
         now = time.monotonic()
-        changed = self._read_inbox()
+        self._wake_up(now)
+        changed = self._read_inbox() | self._keep_to_terms()
         for managed in list(self._instances.values()):
             changed |= self._look_at(managed, now)
         if now >= self._next_scan:
@@ -113,10 +132,16 @@ class Agent:
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
+        self._deaf = self._consumer.look(time.monotonic(), broker_reachable_s=self._reachable_s(time.monotonic()))
+
+    @property
+    def deaf_s(self) -> float:
+        """For how long commands have not arrived, though the broker answers."""
+        return self._consumer.deaf_s(time.monotonic())
 
     def drain(self, keep_beating: Callable[[], bool]) -> None:
         """End every instance, politely first; returns when all are gone."""
-        self._is_draining = True
+        self._is_stopping = True
         for managed in self._instances.values():
             self._begin_drain(managed, "the node stops")
         while self._instances:
@@ -134,7 +159,7 @@ class Agent:
         return {
             "node": self._node,
             "memory_free_mib": memory.available // mib,
-            "memory_budget_mib": self._budget() // mib,
+            "memory_budget_mib": self._standing.terms.memory // mib,
             "models": ", ".join(sorted(self._catalog.models)) or "none",
             "instances": ", ".join(f"{m.beat.instance} {m.beat.state}" for m in tuple(self._instances.values())) or "-",
         }
@@ -163,7 +188,7 @@ class Agent:
                 self._begin_drain(managed, command.reason)
                 return True
             return False
-        if instance in self._instances or self._is_draining:
+        if instance in self._instances or self._is_stopping or self._standing.terms.is_draining:
             return False  # said before, or too late
         self._load(command, instance)
         return True
@@ -221,7 +246,8 @@ class Agent:
                 is_busy=bool(report and report.is_busy),
                 step_age_s=report.step_age_s if report else 0,
                 hub_age_s=report.hub_age_s if report else 0,
-                broker_reachable_s=0 if self._reachable_since is None else now - self._reachable_since,
+                broker_reachable_s=self._reachable_s(now),
+                awake_s=self._waking.look(),
             ),
             self._limits,
         )
@@ -229,6 +255,8 @@ class Agent:
             managed.kill_reason = reason
             logger.error("Killing %s: it %s", managed.beat.instance, reason, extra={"event": "instance.kill"})
             managed.process.kill()
+        elif managed.beat.state is InstanceState.READY and now - managed.state_since > SETTLED_S:
+            self._standing.quarantine.settled(managed.beat.model)
         return changed
 
     def _take_report(self, managed: _Managed, now: float) -> bool:
@@ -282,6 +310,8 @@ class Agent:
         beat = managed.beat.model_copy(
             update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
         )
+        if state is InstanceState.FAILED:
+            self._standing.failed(beat, now_ms=self._registry_ms())
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
         self._dealer.remove(instance)
@@ -305,6 +335,8 @@ class Agent:
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
             self._registry.put_models(self._catalog.offered())
+            if self._standing.follow(self._registry.node_wish(self._node), now_ms=self._registry_ms()):
+                self._dealer.set_budget(self._standing.terms.cores)
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
             if self._reachable_since is not None:
@@ -333,28 +365,46 @@ class Agent:
         return now.resident if needed is None else now.private + min(now.mapped, needed)
 
     def _node_beat(self) -> NodeBeat:
-        memory = machine.memory()
+        memory, terms = machine.memory(), self._standing.terms
         return NodeBeat(
             node=self._node,
             pid=psutil.Process().pid,
-            cores=self._cores(),
+            cores=terms.cores,
             memory_total=memory.total,
             memory_free=memory.available,
-            memory_budget=self._budget(),
+            memory_budget=terms.memory,
             models=tuple(sorted(self._catalog.models)),
             faults=self._catalog.faults,
             not_deterministic=dict(self._not_deterministic),
             instances=tuple(sorted(self._instances)),
             term_seen=self._term_seen,
-            draining=self._is_draining,
+            draining=self._is_stopping or terms.is_draining,
+            quarantine=self._standing.quarantine.reason(self._registry_ms()) or self._deaf,
+            labels=terms.labels,
             version=self._version,
         )
 
-    def _budget(self) -> int:
-        return memory_budget(self._settings, self._total_memory)
+    def _keep_to_terms(self) -> bool:
+        """Let go of instances that the node has no room for any more. True: some leave."""
+        leaving = self._standing.must_leave([m.beat for m in self._instances.values() if not m.is_draining])
+        for instance, reason in leaving:
+            self._begin_drain(self._instances[instance], reason)
+        return bool(leaving)
 
-    def _cores(self) -> int:
-        return self._settings.cores or machine.cores()
+    def _wake_up(self, now: float) -> None:
+        """After a sleep nobody is late: move the deadlines by it, and count anew for how long the broker answers."""
+        slept_s = self._waking.take_slept_s()
+        if slept_s is None:
+            return
+        for managed in self._instances.values():
+            managed.state_since += slept_s
+        if self._reachable_since is not None:
+            self._reachable_since = now
+        logger.info("Awake again", extra={"event": "node.awake"})
+
+    def _reachable_s(self, now: float) -> float:
+        """For how long the broker has answered, since waking at most; 0 while it is away."""
+        return 0.0 if self._reachable_since is None else now - self._reachable_since
 
     def _free_index(self, info: ModelInfo) -> int:
         """The lowest replica number of this model that is free here, so that worker names come again."""
@@ -364,11 +414,6 @@ class Agent:
     def _registry_ms(self) -> int:
         """The broker's clock, by its last known distance from ours: beats must be written while it is away, too."""
         return _local_ms() + self._clock_skew_ms
-
-
-def memory_budget(settings: Settings, total_bytes: int) -> int:
-    """Bytes that instances of this node may use together: the setting, else four fifths of the memory."""
-    return settings.memory or total_bytes * 4 // 5
 
 
 def _local_ms() -> int:

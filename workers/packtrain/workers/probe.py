@@ -16,10 +16,10 @@ def report() -> dict[str, Any]:
     """What this machine has."""
     from packtrain.broker.settings import load_settings
     from packtrain.workers import machine
-    from packtrain.workers.agent import memory_budget
     from packtrain.workers.backends.llama_cpp_library import supports_rpc, system_info
     from packtrain.workers.memory_book import MemoryBook
     from packtrain.workers.node_catalog import GgufCatalog
+    from packtrain.workers.node_terms import memory_budget
 
     settings = load_settings()
     memory = machine.memory()

@@ -1,4 +1,4 @@
-"""Commands about the fleet: `up down node coordinator ps nodes load unload doctor demo`."""
+"""Commands about the fleet: `up down node coordinator ps load unload doctor demo`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
 from packtrain.client.cli import doctor as doctor_
 from packtrain.client.cli import views
-from packtrain.client.cli.options import CORES, HOME, JSON, MEMORY, MODELS, NODE, parse_size
+from packtrain.client.cli.node_commands import labels_of
+from packtrain.client.cli.options import CORES, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 
 #: `load` and `unload` look this often, seconds.
@@ -32,7 +33,7 @@ POLL_S = 0.3
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (up, down, node, coordinator, ps, nodes, load, unload, doctor, demo, version):
+    for command in (up, down, node, coordinator, ps, load, unload, doctor, demo, version):
         app.command()(command)
 
 
@@ -48,6 +49,7 @@ def up(
     node: NODE = None,
     memory: MEMORY = None,
     cores: CORES = None,
+    label: LABEL = None,
     drain: Annotated[
         float | None, typer.Option(min=0, max=86_400, help="Seconds that running jobs may take at the end; default 30.")
     ] = None,
@@ -74,7 +76,7 @@ def up(
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
         maxmemory=broker_memory,
-        env=_limits(memory, cores),
+        env=_limits(memory, cores, label),
         quiet=quiet,
     )
     raise typer.Exit(run_up(options, Console(stderr=as_json), as_json=as_json))
@@ -86,7 +88,12 @@ def down(home: HOME = None, as_json: JSON = False) -> None:
 
 
 def node(
-    home: HOME = None, node: NODE = None, models: MODELS = None, memory: MEMORY = None, cores: CORES = None
+    home: HOME = None,
+    node: NODE = None,
+    models: MODELS = None,
+    memory: MEMORY = None,
+    cores: CORES = None,
+    label: LABEL = None,
 ) -> None:
     """Run this machine's node agent alone. PACKTRAIN_URL names the fleet that it joins."""
     settings = _settings(home, node, models)
@@ -97,7 +104,7 @@ def node(
         "PACKTRAIN_HOME": str(settings.home),
         "PACKTRAIN_NODE": settings.node,
         "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
-        **_limits(memory, cores),
+        **_limits(memory, cores, label),
     }
     # The client may not import the workers; the agent becomes this process.
     os.execve(sys.executable, [sys.executable, "-m", "packtrain.workers.agent_main"], env)  # noqa: S606
@@ -116,19 +123,17 @@ def ps(
     with Packtrain() as fleet:
         rows = [i for i in fleet.instances() if every or not i.state.is_terminal]
         waiting = fleet.waiting()
+        nodes = fleet.nodes()
     empty = "nothing is loaded; a job loads its model, and so does `packtrain load MODEL`"
     views.show(rows, views.instances_table, empty=empty, as_json=as_json)
-    if waiting and not as_json:
-        out = views.console()
-        for model, count in sorted(waiting.items()):
-            out.print(f"{count} jobs wait for {model}")
-
-
-def nodes(as_json: JSON = False) -> None:
-    """Show the nodes of the fleet."""
-    with Packtrain() as fleet:
-        rows = fleet.nodes()
-    views.show(rows, views.nodes_table, empty="no node is up; start one with `packtrain node`", as_json=as_json)
+    if as_json:
+        return
+    out = views.console()
+    for model, count in sorted(waiting.items()):
+        out.print(f"{count} jobs wait for {model}")
+    for beat in nodes:
+        if beat.quarantine:
+            out.print(f"nothing is loaded on {beat.node}: {beat.quarantine}", soft_wrap=True)
 
 
 def load(
@@ -217,12 +222,14 @@ def _settings(home: Path | None, node: str | None, models: list[Path] | None) ->
     return settings.model_copy(update={"models": (*models, *settings.models)}) if models else settings
 
 
-def _limits(memory: str | None, cores: int | None) -> dict[str, str]:
+def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> dict[str, str]:
     env = {}
     if memory:
         env["PACKTRAIN_MEMORY"] = str(parse_size(memory))
     if cores:
         env["PACKTRAIN_CORES"] = str(cores)
+    if labels:
+        env["PACKTRAIN_LABELS"] = ",".join(f"{key}={value}" for key, value in labels_of(labels).items())
     return env
 
 

@@ -29,6 +29,10 @@ MEMORY = Annotated[
     typer.Option("--memory", metavar="SIZE", help="Memory that models may use, such as 12GB; default: 80 %."),
 ]
 CORES = Annotated[int | None, typer.Option("--cores", min=1, help="Cores that models may use; default: all.")]
+LABEL = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="A label of this node; may be given several times."),
+]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
