@@ -21,6 +21,9 @@
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
 | pt:nodes:wishes        | hash   | permanent                                  | node id → `NodeWish` |
+| pt:invite:<id>         | hash   | as long as it was made for, at most a day  | code, secret, uses and tries left |
+| pt:invite              | string | as the invitation                          | id of the one whose code is asked for |
+| pt:pairing             | string | 15 s from the last sign of it              | `PairingPlace`: where machines join |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -55,6 +58,8 @@ NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
 NODE_WISHES: Final = "pt:nodes:wishes"
+INVITE: Final = "pt:invite"
+PAIRING: Final = "pt:pairing"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -68,6 +73,7 @@ NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
 LEADER_TTL_MS: Final = 5_000
+PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000
 
 #: Keys that may stand without a TTL. Tests check that nothing else does.
@@ -107,6 +113,11 @@ def node(node_id: NodeId) -> str:
 def instance(instance_id: InstanceId) -> str:
     """The last beat of an instance."""
     return f"pt:inst:{instance_id}"
+
+
+def invite(invite_id: str) -> str:
+    """An invitation to join."""
+    return f"{INVITE}:{invite_id}"
 
 
 def model_queue(route: Route) -> str:

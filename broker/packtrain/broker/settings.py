@@ -95,25 +95,38 @@ class Settings(BaseSettings):
         return self.home / "fleet.json"
 
     @property
+    def joined_file(self) -> Path:
+        """Where a machine that joined a fleet keeps the URL (mode 0600: it holds the password)."""
+        return self.home / "joined.json"
+
+    @property
     def model_folders(self) -> tuple[Path, ...]:
         """Every folder the catalog searches."""
         return (self.home / "models", *self.models)
 
     def broker_url(self) -> str:
-        """The fleet's URL: `PACKTRAIN_URL`, else the fleet that runs from this home.
+        """The fleet's URL: `PACKTRAIN_URL`, else of the fleet that runs from this home, else of the one it joined.
 
         Raises:
-            SetupError: Neither is there.
+            SetupError: None of them is there.
         """
-        if self.url:
-            return self.url
-        try:
-            return str(json.loads(self.fleet_file.read_text())["url"])
-        except (OSError, ValueError, KeyError):
-            raise SetupError(
-                f"no fleet is known here: PACKTRAIN_URL is not set and nothing runs from {self.home}; "
-                "start one with `packtrain up`, or set PACKTRAIN_URL"
-            ) from None
+        if url := self.known_url():
+            return url
+        raise SetupError(
+            f"no fleet is known here: PACKTRAIN_URL is not set, nothing runs from {self.home}, and it joined none; "
+            "start one with `packtrain up`, join one with `packtrain node`, or set PACKTRAIN_URL"
+        )
+
+    def known_url(self) -> str:
+        """The same; empty when there is none."""
+        return self.url or _url_in(self.fleet_file) or _url_in(self.joined_file)
+
+
+def _url_in(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["url"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def load_settings(**overrides: object) -> Settings:

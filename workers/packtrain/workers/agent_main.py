@@ -42,7 +42,7 @@ from packtrain.workers.memory_prober import MemoryProber
 from packtrain.workers.node_catalog import GgufCatalog, NodeCatalog, ScriptedCatalog
 from packtrain.workers.node_standing import NodeStanding
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("packtrain.workers.agent_main")  # __name__ is __main__, of which only warnings are logged
 
 #: An agent that lost its parent ends within its drain; a new one of the same node waits this long for it, seconds.
 HOLD_TIMEOUT_S = 20.0

@@ -23,6 +23,7 @@ from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
 from packtrain.client.cli import doctor as doctor_
 from packtrain.client.cli import views
+from packtrain.client.cli.join_commands import CODE, FLEET, JOIN, join_fleet, need_joining
 from packtrain.client.cli.node_commands import labels_of
 from packtrain.client.cli.options import CORES, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
@@ -43,6 +44,14 @@ def up(
         str | None, typer.Option("--broker", metavar="URL", help="A running broker; default: start one.")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of our own broker; 0: a free one.")] = 6390,
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let other machines join at this address of ours; 0.0.0.0: at any. Default: only this machine.",
+        ),
+    ] = "",
+    join_port: Annotated[int, typer.Option(min=0, max=65535, help="Port at which they join; 0: a free one.")] = 6391,
     flower: Annotated[bool, typer.Option("--flower", help="Run Flower, too.")] = False,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Flower; 0: a free one.")] = 5555,
     models: MODELS = None,
@@ -66,10 +75,14 @@ def up(
     """
     settings = _settings(home, node, models)
     _need_worker()
+    if listen:
+        need_joining()
     options = UpOptions(
         home=settings.home,
         broker_url=broker or settings.url,
         port=port,
+        listen=listen,
+        join_port=join_port,
         flower=flower,
         flower_port=flower_port,
         models=tuple(folder.absolute() for folder in settings.models),
@@ -94,10 +107,19 @@ def node(
     memory: MEMORY = None,
     cores: CORES = None,
     label: LABEL = None,
+    join: JOIN = None,
+    code: CODE = None,
+    fleet: FLEET = None,
 ) -> None:
-    """Run this machine's node agent alone. PACKTRAIN_URL names the fleet that it joins."""
+    """Run this machine's node agent alone.
+
+    The first time it joins a fleet: it looks for one on the LAN and asks for the code that `packtrain invite` shows
+    there; with --join it needs neither. Later it just starts. PACKTRAIN_URL, where it is set, names the fleet instead.
+    """
     settings = _settings(home, node, models)
     _need_worker()
+    if join or code or not settings.known_url():
+        settings = settings.model_copy(update={"url": join_fleet(settings, join, code, fleet)})
     env = {
         **os.environ,
         "PACKTRAIN_URL": settings.broker_url(),
