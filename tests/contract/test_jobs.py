@@ -6,18 +6,18 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from packtrain.broker import errors, keys
+from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
-from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore
+from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore, Place
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Cause, JobSpec, Logprob, Outcome, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
@@ -116,11 +116,177 @@ class JobStoreContract:
 
         assert caught.value.data["retry_after_s"] > 0
 
+    def test_a_users_share_of_the_queue_is_bounded_over_lanes_and_routes(self, store: JobStore) -> None:
+        def hand_in(**fields: Any) -> jobs.Submitted:
+            job_id = JobId(f"job{next(_numbers)}")
+            return store.submit(job_id, spec(**fields), max_waiting=100, max_waiting_user=3)
+
+        hand_in(user="mine", deterministic=True, lane="bulk")
+        hand_in(user="mine")
+        hand_in(user="mine", lane="bulk")
+        with pytest.raises(errors.QueueFull, match="3 jobs of 'mine' already wait for 'tiny'") as caught:
+            hand_in(user="mine")
+        hand_in(user="other")
+
+        assert caught.value.data["retry_after_s"] > 0
+        running, epoch = claim(store)
+        hand_in(user="mine")
+        with pytest.raises(errors.QueueFull):
+            hand_in(user="mine")
+        store.release(running, epoch)  # what waits again counts again, and is not refused
+        store.cancel(running)
+        with pytest.raises(errors.QueueFull):
+            hand_in(user="mine")
+
+    def test_the_rate_of_a_route_is_measured_where_it_has_work(self, store: JobStore, lapse: Lapse) -> None:
+        assert store.rate(ROUTE) is None
+        for _ in range(4):
+            submit(store)
+        first, second = claim(store), claim(store)
+        lapse(40)
+        store.finish(*first, DONE)
+        lapse(20)
+        store.finish(*second, DONE)
+        lapse(300)
+        third = claim(store)
+        lapse(30)
+        store.finish(*third, DONE)
+        failed = claim(store)
+        store.finish(*failed, Outcome(state=JobState.FAILED))
+
+        rate = store.rate(ROUTE)
+        assert rate is not None
+        assert rate.jobs == 3
+        assert (40 + 20 + 30) / 3 <= rate.gap_ms < 100  # not the time in which nothing ran
+        assert (40 + 60 + 30) / 3 <= rate.run_ms < 130
+
+    def test_a_full_queue_says_when_to_come_back_by_the_measured_rate(self, store: JobStore, lapse: Lapse) -> None:
+        submit(store)
+        slow = claim(store)
+        lapse(400)
+        store.finish(*slow, DONE)
+        for _ in range(50):
+            submit(store)
+
+        with pytest.raises(errors.QueueFull) as caught:
+            submit(store, limit=50)
+
+        assert 50 / 10 * 0.4 <= caught.value.data["retry_after_s"] < 4  # 5 is what it guesses without
+
+    def test_a_waiting_job_has_a_place(self, store: JobStore) -> None:
+        mine = [submit(store, spec(user="mine", lane="bulk", params={"max_tokens": 100})) for _ in range(4)]
+        other = submit(store, spec(user="other", lane="bulk"))
+        submit(store, spec(user="other", lane="bulk", deterministic=True))
+        talk = submit(store)
+
+        assert store.place(mine[0]) == Place(0, 5, 1, 2, 4, mine[0], 0)
+        assert store.place(other) == Place(1, 5, 1, 2, 2, mine[0], 0)
+        assert store.place(mine[-1]) == Place(4, 5, 1, 2, 4, mine[0], 0)
+        assert store.place(talk) == Place(0, 1, 0, 1, 1, talk, 0)
+        assert claim(store)[0] == talk
+        assert store.place(talk) is None
+        assert store.place(JobId("nosuch")) is None
+
+    def test_a_place_shows_how_often_the_first_of_the_lane_was_lost(self, store: JobStore) -> None:
+        bad, behind = submit(store), submit(store)
+        claim(store)
+        store.reap(INSTANCE)
+
+        assert store.place(behind) == Place(1, 2, 0, 1, 2, bad, 1)
+
+    def test_a_status_tells_route_and_tokens_so_far(self, store: JobStore) -> None:
+        job_id = submit(store, spec(deterministic=True, meant_for=INSTANCE))
+        assert strict_claim(store, "class-a") == job_id
+        store.emit([(job_id, 1, Chunk(0, "he", (1, 2)))])
+
+        status = store.status(job_id)
+        assert status is not None
+        assert (status.route, status.meant_for, status.tokens) == (DETERMINISTIC, INSTANCE, 2)
+
     def test_jobs_are_claimed_in_order_interactive_first(self, store: JobStore) -> None:
         bulk = submit(store, spec(lane="bulk"))
         first, second = submit(store), submit(store)
 
         assert [claim(store)[0] for _ in range(3)] == [first, second, bulk]
+
+    def test_who_asks_for_interactive_jobs_only_gets_no_bulk_one(self, store: JobStore) -> None:
+        bulk = submit(store, spec(lane="bulk"))
+        strict = submit(store, spec(lane="bulk", deterministic=True))
+        interactive = submit(store)
+        both = (DETERMINISTIC, ROUTE)
+        assert store.ready(ROUTES) == (1, 1)
+        assert store.ready(both) == (1, 2)
+
+        first = store.claim(both, INSTANCE, NODE, lease_ms=LEASE_MS, bulk=False)
+        assert store.claim(both, INSTANCE, NODE, lease_ms=LEASE_MS, bulk=False) is None
+
+        assert first is not None
+        assert (first.job_id, first.lane) == (interactive, "interactive")
+        assert store.waiting() == {ROUTE: 1, DETERMINISTIC: 1}
+        taken = [store.claim(both, INSTANCE, NODE, lease_ms=LEASE_MS) for _ in range(2)]
+        assert [(t.job_id, t.lane) for t in taken if t] == [(bulk, "bulk"), (strict, "bulk")]
+
+    def test_users_take_turns_by_tokens_however_many_jobs_each_has(self, store: JobStore) -> None:
+        for _ in range(20):
+            submit(store, spec(user="many", params={"max_tokens": 100}))
+        large = [submit(store, spec(user="large", params={"max_tokens": 400})) for _ in range(2)]
+        few = [submit(store, spec(user="few", params={"max_tokens": 100})) for _ in range(5)]
+        order = [claim(store)[0] for _ in range(14)]
+
+        assert [job_id for job_id in order if job_id in few] == few
+        assert order.index(few[-1]) == 11  # after 5 of the many, and 2 of those that cost 4 times as much
+        assert order.index(large[0]) < 3
+        assert order.index(large[1]) > 8
+
+    def test_jobs_of_users_with_one_each_are_claimed_in_the_order_of_submission(self, store: JobStore) -> None:
+        order = [submit(store, spec(user=f"u{n}"), job_id=f"j{9 - n}") for n in range(10)]
+
+        assert [claim(store)[0] for _ in order] == order
+
+    def test_a_user_has_no_credit_for_the_time_before_his_first_job(self, store: JobStore) -> None:
+        busy = [submit(store, spec(user="busy", params={"max_tokens": 100})) for _ in range(30)]
+        assert [claim(store)[0] for _ in range(20)] == busy[:20]
+        late = [submit(store, spec(user="late", params={"max_tokens": 100})) for _ in range(10)]
+
+        assert sum(claim(store)[0] in late for _ in range(10)) in (4, 5)
+
+    def test_a_released_job_is_before_others_of_its_user_and_costs_him_nothing_twice(self, store: JobStore) -> None:
+        mine = [submit(store, spec(user="mine", params={"max_tokens": 100})) for _ in range(3)]
+        other = [submit(store, spec(user="other", params={"max_tokens": 100})) for _ in range(3)]
+        assert claim(store) == (mine[0], 1)
+        assert claim(store)[0] == other[0]
+        store.release(mine[0], 1)
+
+        order = [claim(store)[0] for _ in range(5)]
+
+        assert order == [mine[0], mine[1], other[1], mine[2], other[2]]
+
+    def test_a_user_whose_waiting_jobs_were_all_cancelled_owes_nothing_for_them(self, store: JobStore) -> None:
+        dropped = [submit(store, spec(user="mine", params={"max_tokens": 100})) for _ in range(10)]
+        others = [submit(store, spec(user="other", params={"max_tokens": 100})) for _ in range(4)]
+        for job_id in dropped:
+            store.cancel(job_id)
+        mine = submit(store, spec(user="mine", params={"max_tokens": 100}))
+
+        assert [claim(store)[0] for _ in range(3)] == [others[0], mine, others[1]]
+
+    def test_lanes_and_models_have_clocks_of_their_own(self, store: JobStore) -> None:
+        for _ in range(10):
+            submit(store, spec(user="mine", params={"max_tokens": 100}))
+        for _ in range(2):
+            submit(store, spec(user="other", lane="bulk"))
+        mine = submit(store, spec(user="mine", lane="bulk"))
+        claimed = [claim(store)[0] for _ in range(12)]
+
+        assert claimed[-1] == mine
+
+    def test_a_user_keeps_his_turns_across_both_routes_of_a_model(self, store: JobStore) -> None:
+        strict = [submit(store, spec(user="mine", deterministic=True)) for _ in range(2)]
+        plain = [submit(store, spec(user="mine")) for _ in range(2)]
+        other = submit(store, spec(user="other"))
+        claimed = [store.claim((DETERMINISTIC, ROUTE), INSTANCE, NODE, lease_ms=LEASE_MS) for _ in range(5)]
+
+        assert [taken.job_id for taken in claimed if taken] == [strict[0], other, strict[1], *plain]
 
     def test_deterministic_jobs_are_claimed_only_by_whoever_serves_their_route(self, store: JobStore) -> None:
         strict, plain = submit(store, spec(deterministic=True)), submit(store)
@@ -668,6 +834,55 @@ class JobStoreContract:
         assert claim(store)[0] == good
         assert state(store, late) is JobState.EXPIRED
 
+    def test_a_job_may_run_so_long_over_all_attempts(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store, spec(max_run_ms=300))
+        lapse(310)  # waiting does not count
+        first = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
+        lapse(30)
+        store.reap(INSTANCE)
+        second = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
+        lapse(280)
+        assert store.reap() == []  # its instance ends it
+        store.reap(INSTANCE)
+        store.reap()
+
+        assert first is not None
+        assert first.run_left_ms == 300
+        assert second is not None
+        assert second.run_left_ms is not None
+        assert second.run_left_ms <= 270
+        assert state(store, job_id) is JobState.EXPIRED
+        status = store.status(job_id)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "max_run" in status.outcome.error["message"]
+
+    def test_a_claim_skips_a_job_that_may_run_no_longer(self, store: JobStore, lapse: Lapse) -> None:
+        late = submit(store, spec(max_run_ms=40, expires_in_ms=LEASE_MS))
+        store.release(*claim(store))
+        good = submit(store)
+        lapse(50)
+
+        assert claim(store)[0] == good
+        status = store.status(late)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "max_run" in status.outcome.error["message"]
+
+    def test_of_two_deadlines_the_one_that_passed_is_named(self, store: JobStore, lapse: Lapse) -> None:
+        job_id = submit(store, spec(max_run_ms=LEASE_MS, expires_in_ms=40))
+        store.release(*claim(store))
+        lapse(50)
+        store.reap()
+
+        status = store.status(job_id)
+        assert status is not None
+        assert status.outcome is not None
+        assert status.outcome.error is not None
+        assert "expires_in" in status.outcome.error["message"]
+
     def test_rejecting_a_model_fails_its_waiting_jobs_with_the_cause(self, store: JobStore) -> None:
         job_id = submit(store)
 
@@ -766,18 +981,60 @@ class TestRedisJobs(JobStoreContract):
         assert strict_claim(store, "class-b") is None
 
         left = {str(key) for key in redis.scan_iter("pt:*")} - keys.PERMANENT
-        assert left == {keys.job(job_id), keys.out(job_id), keys.model(MODEL), keys.model(ModelId("little"))}
+        models = {keys.model(MODEL), keys.model(ModelId("little"))}
+        assert left == {
+            keys.job(job_id),
+            keys.out(job_id),
+            keys.rate(DETERMINISTIC),
+            keys.FAIR_PREFIX + "tiny:i",
+            *models,
+        }
+        assert redis.zrange(keys.FAIR_PREFIX + "tiny:i", 0, -1) == ["", "default"]  # the clock, and who is ahead of it
+
+    def test_who_is_no_longer_ahead_of_the_clock_leaves_no_trace(self, store: JobStore, redis: Redis) -> None:
+        for number in range(5):
+            submit(store, spec(user=f"u{number}", params={"max_tokens": 1}))
+        for _ in range(5):
+            claim(store)
+        submit(store, spec(user="later", params={"max_tokens": 1000}))
+        claim(store)
+        submit(store, spec(user="later"))
+        claim(store)
+
+        assert redis.zrange(keys.FAIR_PREFIX + "tiny:i", 0, -1) == ["", "later"]
+
+    def test_jobs_from_before_there_were_tags_come_before_those_that_have_one(
+        self, store: JobStore, redis: Redis
+    ) -> None:
+        old = [submit(store) for _ in range(3)]
+        for order, job_id in enumerate(old, 7_000_001):
+            redis.hset(keys.job(job_id), "order", order)
+            redis.zadd(keys.ready(ROUTE, "interactive"), {job_id: order})
+        redis.set(keys.ORDER, 7_000_003)
+        redis.delete(keys.FAIR_PREFIX + "tiny:i", keys.QUEUED_PREFIX + "tiny:i")
+        new = submit(store)
+
+        assert [claim(store)[0] for _ in range(3)] == old
+        store.reap(INSTANCE)
+        assert [claim(store)[0] for _ in range(4)] == [*old, new]
+
+    def test_a_count_whose_job_expired_in_the_queue_begins_anew(self, store: JobStore, redis: Redis) -> None:
+        gone, there = submit(store), submit(store)
+        redis.delete(keys.job(gone))
+
+        assert claim(store)[0] == there
+        assert redis.exists(keys.QUEUED_PREFIX + "tiny:i") == 0
 
 
 Action = tuple[str, int, int]
 _NUM_JOBS = 24  # more than a claim looks at together
 _ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
-        st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 47)),
-        st.tuples(st.just("claim"), st.integers(0, 5), st.integers(0, 2)),
+        st.tuples(st.just("submit"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 143)),
+        st.tuples(st.just("submit many"), st.integers(0, _NUM_JOBS - 1), st.integers(0, 143)),
+        st.tuples(st.sampled_from(["claim", "claim interactive"]), st.integers(0, 5), st.integers(0, 2)),
         st.tuples(
-            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand", "anew"]),
+            st.sampled_from(["emit", "finish", "release", "cancel", "gone", "stale", "strand", "anew", "reject"]),
             st.integers(0, _NUM_JOBS - 1),
             st.integers(0, 2),
         ),
@@ -794,10 +1051,13 @@ _FLEET = (  # instance, node, what it serves, in which numerics class
 
 def _spec(kind: int) -> JobSpec:
     kind, beginning = divmod(kind, 3)
+    kind, user = divmod(kind, 3)
     kind, meant_for = divmod(kind, 4)
     is_deterministic, is_bulk = divmod(kind, 2)
     return spec(
         _BEGINNINGS[beginning] + "the rest",
+        user=f"u{user}",
+        params={"max_tokens": (10, 100, 300)[user]},
         meant_for=(None, None, "i1", "n2")[meant_for],
         deterministic=bool(is_deterministic),
         lane="bulk" if is_bulk else "interactive",
@@ -820,11 +1080,12 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                         seen.append(store.submit(JobId(f"j{other}"), _spec(worker), max_waiting=100))
                     except errors.IdempotencyConflict as error:
                         seen.append(error.code)
-            case "claim":
+            case "claim" | "claim interactive":
                 prefixes = [*prefix_hashes(spec(_BEGINNINGS[number // 2]))][: 2 if number % 2 else None]
                 taken = store.claim(
-                    routes, instance, node, lease_ms=LEASE_MS, numerics_class=numerics_class, prefixes=prefixes
-                )
+                    routes, instance, node, lease_ms=LEASE_MS, numerics_class=numerics_class, prefixes=prefixes,
+                    bulk=name == "claim",
+                )  # fmt: skip
                 seen.append(taken and (taken.job_id, taken.epoch, taken.attempts, taken.route))
                 if taken:
                     stale[taken.job_id] = held.get(taken.job_id, 0)
@@ -839,6 +1100,8 @@ def _play(store: JobStore, actions: list[Action]) -> list[object]:
                 seen.append(store.cancel(job_id))
             case "gone":
                 seen.append(sorted((r.job_id, r.state) for r in store.reap(instance)))
+            case "reject":
+                seen.append(store.reject(routes[0], errors.ModelLoadFailed("it is broken")))
             case "strand":
                 seen.append(store.strand({ROUTE: {"i1"}, DETERMINISTIC: {f"n{worker}"}} if worker else {ROUTE: set()}))
             case "anew":

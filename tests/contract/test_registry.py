@@ -8,6 +8,7 @@ import pytest
 from redis import Redis
 
 from packtrain.broker import keys
+from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import Desired
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
@@ -45,6 +46,37 @@ class RegistryContract:
 
         assert registry.nodes() == []
 
+    def test_each_node_has_its_own_word_about_a_model(self, registry: Registry) -> None:
+        registry.put_node(node_beat())
+        registry.put_node(node_beat("n2"))
+        registry.put_offers(NODE, [model_info(n_slots=4), model_info("other", min_replicas=1)])
+        registry.put_offers(NodeId("n2"), [model_info(n_slots=16)])
+
+        offers = registry.offers()
+
+        assert {node: set(models) for node, models in offers.items()} == {NODE: {MODEL, "other"}, "n2": {MODEL}}
+        assert [offers[NodeId(node)][MODEL].n_slots for node in (NODE, "n2")] == [4, 16]
+
+    def test_an_offer_that_changed_is_seen_and_one_that_is_gone_is_not(self, registry: Registry) -> None:
+        registry.put_node(node_beat())
+        registry.put_offers(NODE, [model_info(n_slots=4), model_info("other")])
+        before = registry.offers()
+        registry.put_offers(NODE, [model_info(n_slots=5)])
+
+        after = registry.offers()
+
+        assert set(before[NODE]) == {MODEL, "other"}
+        assert {model: info.n_slots for model, info in after[NODE].items()} == {MODEL: 5}
+
+    def test_a_node_that_leaves_offers_nothing(self, registry: Registry) -> None:
+        registry.put_node(node_beat())
+        registry.put_offers(NODE, [model_info()])
+        assert registry.offers()
+
+        registry.drop_node(NODE)
+
+        assert registry.offers() == {}
+
     def test_desired_is_kept(self, registry: Registry) -> None:
         registry.set_desired(MODEL, Desired(replicas=1))
 
@@ -68,6 +100,16 @@ class RegistryContract:
 
         assert before <= wish.resumed_ms <= registry.now_ms()
 
+    def test_why_routes_wait_is_that_of_the_last_plan(self, registry: Registry) -> None:
+        assert registry.waits() is None
+
+        registry.put_waits({Route("a"): "needs memory", Route("b"): "its load failed"})
+        registry.put_waits({Route("b"): "it comes up"})
+        assert registry.waits() == {"b": "it comes up"}
+
+        registry.put_waits({})
+        assert registry.waits() == {}
+
     def test_pruning_keeps_the_living(self, registry: Registry) -> None:
         registry.put_node(node_beat())
         registry.put_instance(instance_beat())
@@ -89,9 +131,11 @@ class TestMemoryRegistry(RegistryContract):
     def test_a_silent_node_vanishes(self, registry: Registry, clock: FakeClock) -> None:
         registry.put_node(node_beat())
 
+        registry.put_offers(NODE, [model_info()])
         clock.advance(keys.NODE_TTL_MS)
 
         assert registry.nodes() == []
+        assert registry.offers() == {}
 
 
 class TestRedisRegistry(RegistryContract):
@@ -101,10 +145,14 @@ class TestRedisRegistry(RegistryContract):
 
     def test_a_silent_node_vanishes_and_is_pruned(self, registry: Registry, redis: Redis) -> None:
         registry.put_node(node_beat())
-        redis.pexpire(keys.node(NODE), 1)
+        registry.put_offers(NODE, [model_info()])
+        for key in (keys.node(NODE), keys.offers(NODE)):
+            assert 0 < redis.pttl(key) <= keys.NODE_TTL_MS
+            redis.pexpire(key, 1)
         time.sleep(0.01)
 
         assert registry.nodes() == []
+        assert registry.offers() == {}
         registry.prune()
         assert redis.zcard(keys.NODES) == 0
 
@@ -114,6 +162,14 @@ class TestRedisRegistry(RegistryContract):
         redis.hset("pt:inst:odd", "state", '"LEVITATING"')
 
         assert [i.instance for i in registry.instances()] == ["good"]
+
+    def test_unreadable_offers_hide_those_of_no_other_node(self, registry: Registry, redis: Redis) -> None:
+        for node in (NODE, NodeId("n2")):
+            registry.put_node(node_beat(node))
+            registry.put_offers(node, [model_info()])
+        redis.hset(keys.offers(NODE), mapping={"models": '[{"id": 7}]', "digest": "odd"})
+
+        assert {node: list(models) for node, models in registry.offers().items()} == {NODE: [], "n2": [MODEL]}
 
     def test_an_ended_instance_is_remembered_longer_than_a_silent_one(self, registry: Registry, redis: Redis) -> None:
         registry.put_instance(instance_beat("alive"))

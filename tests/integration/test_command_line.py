@@ -107,6 +107,17 @@ def test_load_and_unload_print_the_instances_as_ps_does(shell: UpShell) -> None:
     assert shell.run("unload", "m").stdout == "m was not loaded\n"
 
 
+def test_explain_says_where_a_job_is_in_words_and_as_json(shell: UpShell) -> None:
+    job_id = shell.json("run", "m", "hello")["job_id"]
+
+    found = shell.json("explain", job_id)
+    said = shell.run("explain", job_id)
+
+    assert (found["state"], found["model"], found["position"]) == ("SUCCEEDED", "m", None)
+    assert "SUCCEEDED since" in said.stdout
+    assert "it ended as SUCCEEDED" in said.stdout
+
+
 def test_an_unknown_model_is_an_error_on_stderr_alone(shell: UpShell) -> None:
     done = shell.run("load", "nosuch", "--json")
 

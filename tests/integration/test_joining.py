@@ -11,10 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId
 from packtrain.broker.server import BrokerServer
+from packtrain.broker.settings import Settings
+from packtrain.client.cli.join_commands import join_fleet
+from packtrain.client.cli.main import app
 from packtrain.client.cli.up import UpOptions, running_fleet
 from tests.support.fleets import eventually
 from tests.support.lan import Host, two_hosts
@@ -60,8 +64,6 @@ def test_a_machine_finds_the_fleet_on_its_lan_and_joins_by_the_code(tmp_path: Pa
         try:
             up = start(head, at_head, "up", "--listen", "0.0.0.0", "--node", "head", "--drain", "1")
             eventually(lambda: "The fleet is up" in up.read_text(), "the fleet")
-            nobody = run(other, at_other, "node", "--node", "other")
-            assert "--code" in nobody.stderr  # found, and nobody to ask
             invitation = json.loads(run(head, at_head, "invite", "--json").stdout)
 
             log = start(other, at_other, "node", "--node", "other", "--code", invitation["code"])
@@ -79,38 +81,21 @@ def test_a_machine_finds_the_fleet_on_its_lan_and_joins_by_the_code(tmp_path: Pa
                 process.wait(30)
 
 
-def test_a_token_and_a_url_work_without_multicast_and_an_unreachable_head_is_named(tmp_path: Path) -> None:
+def test_a_fleet_that_listens_lets_others_in_by_a_token(tmp_path: Path) -> None:
     options = UpOptions(
         home=tmp_path / "head", port=0, join_port=0, listen="127.0.0.1", node=NodeId("head"), drain_s=1, quiet=True,
         env={"PACKTRAIN_SCRIPTED": "1"},
     )  # fmt: skip
+    other = Settings(home=tmp_path / "other", node="other")
     with running_fleet(options) as fleet:
-        token = json.loads(cli(options.home, "invite", "--json").stdout)["token"]
-        nodes = {
-            tmp_path / f"other{number}": subprocess.Popen(
-                [*PACKTRAIN, "node", "--node", f"other{number}", "--join", way],
-                env=environment(tmp_path / f"other{number}"), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )
-            for number, way in enumerate((token, fleet.url))
-        }  # fmt: skip
-        for home, process in nodes.items():
-            assert process.stderr is not None
-            assert b"Joined" in process.stderr.readline()
-            process.terminate()
-            process.communicate(timeout=30)
-            assert json.loads((home / "joined.json").read_text())["url"] == fleet.url
-    unreachable = cli(tmp_path / "third", "node", "--join", token)
+        invite = CliRunner(env={"PACKTRAIN_HOME": str(options.home)}).invoke(app, ["invite", "--json"])
+        token = json.loads(invite.stdout)["token"]
 
-    assert unreachable.returncode == 1
-    assert "does not answer" in unreachable.stderr
-    assert "firewall" in unreachable.stderr
+        assert join_fleet(other, token, None, None) == fleet.url
 
-
-def cli(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PACKTRAIN, *arguments],
-        env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    assert other.broker_url() == fleet.url
+    with pytest.raises(SetupError, match=r"does not answer.*firewall"):
+        join_fleet(other, token, None, None)
 
 
 def test_a_broker_that_others_reach_needs_a_good_password(tmp_path: Path) -> None:

@@ -6,15 +6,15 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import pytest
 
-from packtrain.client import InstanceBeat, InstanceState, InvalidParameter, Job, NodeBeat, UnknownNode
-from tests.support.fleets import LEASE_MS, Fleet, eventually, scripted_fleet, until_first_text
-from tests.support.nodes import beat_of, scripted_node
+from packtrain.client import InstanceBeat, InstanceState, InvalidParameter, Job, JobState, NodeBeat, UnknownNode
+from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
+from tests.support.nodes import Node, beat_of, scripted_node
 
 pytestmark = pytest.mark.integration
 
@@ -73,20 +73,19 @@ def test_budgets_and_labels_are_changed_while_the_node_runs_and_outlive_its_agen
 def test_with_less_memory_idle_models_leave_and_busy_ones_end_their_jobs_first(fleet: Fleet) -> None:
     for model in ("b", "a"):
         fleet.client.generate(model, "warm up", max_tokens=3)
-    job = fleet.client.submit("a", PROMPT, max_tokens=100)
+    job = fleet.client.submit("a", PROMPT, max_tokens=480)
     until_first_text(job)
 
     fleet.client.set_node("n1", memory=400 * MIB)
     eventually(lambda: [i.model for i in loaded(fleet)] == ["a"], "the idle model to leave")
-    assert not job.status().state.is_terminal
+    assert job.status().state is JobState.RUNNING
     fleet.client.set_node("n1", memory=100 * MIB)
 
     left = eventually(lambda: next((i for i in loaded(fleet) if i.state is InstanceState.DRAINING), None), "a drain")
     assert "budget is 100 MiB now" in left.reason
+    assert job.status().state is JobState.RUNNING
+    job.cancel()
     eventually(lambda: not loaded(fleet), "the busy one to leave")
-    fleet.client.set_node("n1", memory=0)
-    assert job.result(timeout=60).text == ANSWER
-    assert job.status().attempts == 0
 
 
 def test_a_drained_node_takes_nothing_until_it_is_resumed(fleet: Fleet) -> None:
@@ -95,7 +94,8 @@ def test_a_drained_node_takes_nothing_until_it_is_resumed(fleet: Fleet) -> None:
     fleet.client.drain_node("n1")
     eventually(lambda: not loaded(fleet), "all to leave")
     job = fleet.client.submit("b", "later")
-    assert until_beat(fleet, lambda beat: beat.draining).instances == ()
+    until_beat(fleet, lambda beat: beat.draining and not beat.instances)
+    assert not job.status().state.is_terminal
     fleet.client.resume_node("n1")
 
     assert job.result(timeout=60).text == "retal"
@@ -125,44 +125,57 @@ def test_a_node_on_which_models_keep_failing_says_so_and_a_resume_forgives_it(fl
     until_beat(fleet, lambda beat: not beat.quarantine)
 
 
-def test_a_laptop_that_slept_takes_part_again_by_itself(fleet: Fleet, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Trouble:
+    """Two further nodes at the same time, since both take their time: one sleeps, with jobs; one hears no commands."""
+
+    laptop: Node
+    jobs: list[Job]
+    instance: InstanceBeat
+    deaf: Node
+
+
+@pytest.fixture(scope="module")
+def trouble(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trouble]:
+    agent = (sys.executable, "-m", "tests.support.deaf_agent")
     slow = {"step_ms": 30, "n_slots": 4}
-    with scripted_node(fleet.url, tmp_path, "laptop", {"nap": slow}, PACKTRAIN_STALL_S="5") as laptop:
+    homes = [tmp_path_factory.mktemp(name) for name in ("laptop", "deaf")]
+    with (
+        scripted_node(fleet.url, homes[0], "laptop", {"nap": slow}, PACKTRAIN_STALL_S="5") as laptop,
+        scripted_node(fleet.url, homes[1], "deaf", {"d": {}}, agent, PACKTRAIN_STALL_S="4.5") as deaf,
+    ):
+        beat_of(fleet.client, "deaf")
+        eventually(lambda: "Taking commands" in deaf.log.read_text(), "the consumer")
         beat_of(fleet.client, "laptop")
         jobs = [fleet.client.submit("nap", PROMPT, max_tokens=100) for _ in range(3)]
         for job in jobs:
             until_first_text(job)
-        before = fleet.instance("nap")
-
+        instance = fleet.instance("nap")
         laptop.signal_all(signal.SIGSTOP)
-        eventually(lambda: [b.node for b in fleet.client.nodes()] == ["n1"], "the laptop to vanish")
-        eventually(lambda: all(j.status().attempts for j in jobs), "its leases to lapse", LEASE_MS / 1000 + 10)
-        laptop.signal_all(signal.SIGCONT)
-
-        assert_each_is_answered_once(jobs)
-        beat_of(fleet.client, "laptop")
-        after = fleet.instance("nap")
-        assert (after.instance, after.pid) == (before.instance, before.pid)  # nobody was blamed for the sleep
-        assert "Awake again" in laptop.log.read_text()
+        os.kill(deaf.process.pid, signal.SIGUSR2)
+        yield Trouble(laptop, jobs, instance, deaf)
 
 
-def assert_each_is_answered_once(jobs: list[Job]) -> None:
-    for job in jobs:
+def test_an_agent_that_hears_no_commands_says_so_and_begins_anew(fleet: Fleet, trouble: Trouble) -> None:
+    beat = until_beat(fleet, lambda beat: beat.quarantine, "deaf")
+
+    assert "takes no commands" in beat.quarantine
+    eventually(lambda: "its agent begins anew" in trouble.deaf.log.read_text(), "the restart")
+    until_beat(fleet, lambda beat: not beat.quarantine, "deaf")
+    assert fleet.client.generate("d", "hello", timeout=60).text == "olleh"
+    assert psutil.Process(trouble.deaf.process.pid).cmdline()[-1] == "packtrain.workers.agent_main"
+
+
+def test_a_laptop_that_slept_takes_part_again_by_itself(fleet: Fleet, trouble: Trouble) -> None:
+    eventually(lambda: "laptop" not in [b.node for b in fleet.client.nodes()], "the laptop to vanish")
+    eventually(lambda: all(j.status().attempts for j in trouble.jobs), "its leases to lapse")
+
+    trouble.laptop.signal_all(signal.SIGCONT)
+
+    for job in trouble.jobs:
         assert job.result(timeout=60).text == ANSWER
         assert "".join(delta.text for delta in job.deltas()) == ANSWER
-
-
-def test_an_agent_that_hears_no_commands_says_so_and_begins_anew(fleet: Fleet, tmp_path: Path) -> None:
-    agent = (sys.executable, "-m", "tests.support.deaf_agent")
-    with scripted_node(fleet.url, tmp_path, "deaf", {"d": {}}, agent, PACKTRAIN_STALL_S="4.5") as node:
-        beat_of(fleet.client, "deaf")
-        eventually(lambda: "Taking commands" in node.log.read_text(), "the consumer")
-
-        os.kill(node.process.pid, signal.SIGUSR2)
-
-        beat = until_beat(fleet, lambda beat: beat.quarantine, "deaf")
-        assert "takes no commands" in beat.quarantine
-        eventually(lambda: "its agent begins anew" in node.log.read_text(), "the restart")
-        until_beat(fleet, lambda beat: not beat.quarantine, "deaf")
-        assert fleet.client.generate("d", "hello", timeout=60).text == "olleh"
-        assert psutil.Process(node.process.pid).cmdline()[-1] == "packtrain.workers.agent_main"
+    beat_of(fleet.client, "laptop")
+    after = fleet.instance("nap")
+    assert (after.instance, after.pid) == (trouble.instance.instance, trouble.instance.pid)  # not blamed for the sleep
+    assert "Awake again" in trouble.laptop.log.read_text()

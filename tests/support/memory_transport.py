@@ -7,13 +7,19 @@ import time
 from collections.abc import Mapping
 
 from packtrain.broker.chunks import Chunk, Event
+from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
 from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
+from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import JobState
 from tests.support.factories import INSTANCE, MODEL, NODE, ROUTES
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 class MemoryTransport:
@@ -22,7 +28,8 @@ class MemoryTransport:
     url = "memory://"
 
     def __init__(self) -> None:
-        self.store = MemoryJobs(lambda: int(time.time() * 1000), {MODEL: MODEL})
+        self.store = MemoryJobs(_now_ms, {MODEL: MODEL})
+        self.registry = MemoryRegistry(_now_ms)
         self.submitted: list[JobId] = []
         self.desired: dict[ModelId, Desired] = {}
         self.is_closed = False
@@ -39,6 +46,9 @@ class MemoryTransport:
 
     def spec(self, job_id: JobId) -> JobSpec | None:
         return None
+
+    def explain(self, job_id: JobId) -> Explanation | None:
+        return look(self.store, self.registry, job_id)
 
     def cancel(self, job_id: JobId) -> JobState | None:
         return self.store.cancel(job_id)

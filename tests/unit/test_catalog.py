@@ -12,7 +12,7 @@ from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import ModelId
 from packtrain.workers import catalog as catalog_module
 from packtrain.workers.catalog import MAX_FAULTS, Catalog, CatalogScanner, load_catalog
-from packtrain.workers.catalog_config import CatalogConfig, load_catalog_config
+from packtrain.workers.catalog_config import CatalogConfig, load_catalog_config, reserved_slots
 from packtrain.workers.gguf import GgufHeader, read_header
 from packtrain.workers.model_files import MAX_DEPTH
 from tests.support.gguf_files import Value, gguf_bytes, metadata, write_gguf
@@ -304,7 +304,8 @@ def test_defaults_are_the_trained_context_a_quarter_of_the_budget_and_five_minut
 def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf")
     write_gguf(tmp_path / "b.gguf")
-    options = {"context": 1024, "slots": 3, "keep_alive": -1, "pinned": True}
+    placed = {"replicas": {"min": 1, "max": 3}, "nodes": {"gpu": "yes"}}
+    options = {"context": 1024, "slots": 3, "keep_alive": -1, "pinned": True, **placed}
 
     models = catalog_of(
         tmp_path, defaults={"context": 256, "slots": 5, "keep_alive": "2h"}, models={"a": options}
@@ -313,6 +314,29 @@ def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
     a, b = models[ModelId("a")].info, models[ModelId("b")].info
     assert (a.n_ctx, a.n_slots, a.keep_alive_s, a.pinned) == (1024, 3, -1, True)
     assert (b.n_ctx, b.n_slots, b.keep_alive_s, b.pinned) == (256, 5, 7200, False)
+    assert (a.min_replicas, a.max_replicas, a.nodes) == (1, 3, {"gpu": "yes"})
+    assert (b.min_replicas, b.max_replicas, b.nodes) == (0, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "n_slots", "expected"),
+    [(None, 3, 0), (None, 4, 1), (None, 16, 1), (0, 8, 0), (3, 8, 3), (9, 8, 7), (1, 1, 0)],
+)
+def test_some_slots_are_left_to_interactive_jobs_and_one_at_least_to_bulk_ones(
+    said: int | None, n_slots: int, expected: int
+) -> None:
+    assert reserved_slots(n_slots, said) == expected
+
+
+def test_a_model_reserves_what_its_section_says_and_else_what_the_defaults_say(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf")
+    write_gguf(tmp_path / "b.gguf")
+
+    models = catalog_of(
+        tmp_path, defaults={"slots": 8, "reserved_slots": 2}, models={"a": {"reserved_slots": 0}}
+    ).models
+
+    assert [models[ModelId(name)].info.reserved_slots for name in ("a", "b")] == [0, 2]
 
 
 def test_named_file_has_its_id_even_against_an_earlier_folder(tmp_path: Path) -> None:
@@ -438,6 +462,16 @@ def test_whole_file_is_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "bounds"),
+    [("2", (2, 2)), ("{min = 1}", (1, None)), ("{max = 3}", (0, 3)), ("{min = 1, max = 3}", (1, 3))],
+)
+def test_replicas_are_a_number_or_a_range(tmp_path: Path, text: str, bounds: tuple[int, int | None]) -> None:
+    replicas = config_of(tmp_path, f"[models.a]\nreplicas = {text}").models["a"].replicas
+
+    assert (replicas.min, replicas.max) == bounds
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [("90", 90), ("1.5", 1.5), ("-1", -1), ('"30s"', 30), ('"10m"', 600), ('"2h"', 7200), ('"-1s"', -1), ("0", 0)],
 )
@@ -450,13 +484,20 @@ def test_keep_alive_is_seconds_or_a_duration(tmp_path: Path, text: str, seconds:
     [
         ("[defaults\n", ["is not TOML", "line 1"]),
         ("[model.a]", ["model: unknown key", "defaults, models"]),
-        ("[defaults]\nslot = 1", ["defaults.slot: unknown key", "context, slots, keep_alive"]),
+        ("[defaults]\nslot = 1", ["defaults.slot: unknown key", "context, slots, reserved_slots, keep_alive"]),
         ("[models.a]\ncontxt = 1", ["models.a.contxt: unknown key", "file, aliases, context"]),
         ("[models.a]\nslots = 0", ["models.a.slots = 0", "greater than or equal to 1"]),
         ("[models.a]\nslots = 257", ["models.a.slots = 257", "less than or equal to 256"]),
         ("[models.a]\ncontext = '4k'", ["models.a.context = '4k'"]),
         ("[models.a]\ncontext = true", ["models.a.context = True"]),
         ("[models.a]\npinned = 'yes'", ["models.a.pinned = 'yes'"]),
+        ("[models.a]\nreplicas = {min = 3, max = 2}", ["models.a.replicas", "min = 3 is more than max = 2"]),
+        ("[models.a]\nreplicas = {least = 1}", ["models.a.replicas.least: unknown key", "min, max"]),
+        ("[models.a]\nreplicas = 0", ["models.a.replicas.max = 0", "greater than or equal to 1"]),
+        ("[models.a]\nreplicas = true", ["models.a.replicas = True"]),
+        ("[models.a]\nnodes = {gpu = true}", ["models.a.nodes.gpu = True"]),
+        ("[models.a]\nnodes = {'g p u' = 'x'}", ["models.a.nodes", "'g p u=x' is not a label"]),
+        ("[models.a]\nnodes = {gpu = ''}", ["models.a.nodes", "'gpu=' is not a label"]),
         ("[models.a]\nkeep_alive = 'soon'", ["models.a.keep_alive = 'soon'", '"10m"']),
         ("[models.a]\nkeep_alive = inf", ["models.a.keep_alive = inf"]),
         ("[models.a]\nkeep_alive = nan", ["models.a.keep_alive = nan"]),

@@ -289,6 +289,13 @@ def test_a_digest_tells_requests_apart_and_knows_the_same_again() -> None:
     assert spec("a").digest() != spec("a", lane="bulk").digest()
 
 
+def test_a_digest_is_that_of_earlier_versions_where_nothing_new_is_asked_for() -> None:
+    assert (
+        spec("a").digest() == "2b4656baef9d4082a514747e3e2215b5"
+    )  # or a key sent again after an update would be refused
+    assert spec("a", max_run_ms=5).digest() != spec("a").digest()
+
+
 #: What travels on the wire never changes: a code is added here, not renamed.
 CODES = {
     "internal_error": errors.PacktrainError,
@@ -299,6 +306,7 @@ CODES = {
     "unknown_model": errors.UnknownModel,
     "adapter_unavailable": errors.AdapterUnavailable,
     "unknown_job": errors.UnknownJob,
+    "unknown_node": errors.UnknownNode,
     "idempotency_conflict": errors.IdempotencyConflict,
     "try_later": errors.TryLater,
     "queue_full": errors.QueueFull,
@@ -325,6 +333,7 @@ EXAMPLES: list[PacktrainError] = [
     errors.UnknownModel(model="m", known=["b", "a"]),
     errors.AdapterUnavailable(adapter="x", model="m", usable=["b", "a"], fault="it is a model"),
     errors.UnknownJob(job_id="j"),
+    errors.UnknownNode(node="n7", known=["n2", "n1"]),
     errors.IdempotencyConflict(job_id="j"),
     errors.QueueFull(model="m", waiting=3, limit=2, retry_after_s=1.5),
     errors.BrokerUnavailable(url="redis://h", reason="refused"),

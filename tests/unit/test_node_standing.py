@@ -240,7 +240,7 @@ class Watched:
 
 def test_an_agent_that_hears_itself_is_not_deaf() -> None:
     agent = Watched()
-    for second in range(100):
+    for second in range(1, 101):
         assert agent.look(second) == ""
         agent.watch.heard(agent.sent[-1])
 
@@ -249,15 +249,34 @@ def test_an_agent_that_hears_itself_is_not_deaf() -> None:
 
 def test_an_agent_that_hears_itself_no_more_is_deaf() -> None:
     agent = Watched()
-    agent.look(0)
+    agent.look(1)
 
-    assert agent.look(DEAF_S) == ""
-    assert "a message to itself is 21 s on its way" in agent.look(DEAF_S + 1)
-    agent.look(DEAF_S + 31)
-    assert agent.watch.deaf_s(DEAF_S + 31) == 30
+    assert agent.look(1 + DEAF_S) == ""
+    assert "a message to itself is 21 s on its way" in agent.look(1 + DEAF_S + 1)
+    agent.look(DEAF_S + 32)
+    assert agent.watch.deaf_s(DEAF_S + 32) == 30
+
+
+def test_a_message_that_was_lost_is_sent_again_and_the_next_one_proves_as_much() -> None:
+    agent = Watched()
+    for second in range(1, DEAF_S + 5):
+        agent.look(second)
     agent.watch.heard(agent.sent[-1])
-    assert agent.look(DEAF_S + 32) == ""
-    assert agent.watch.deaf_s(DEAF_S + 32) == 0
+
+    assert len(agent.sent) == 3
+    assert agent.look(DEAF_S + 6) == ""
+    assert agent.watch.deaf_s(DEAF_S + 6) == 0
+
+
+def test_a_message_from_before_a_sleep_is_not_waited_for_and_proves_nothing() -> None:
+    agent = Watched()
+    agent.look(1)
+
+    for second in range(DEAF_S):
+        assert agent.look(5000 + second, broker_reachable_s=second + 1) == ""
+    agent.watch.heard(1)
+
+    assert "a message to itself is 21 s" in agent.look(5000 + DEAF_S + 1, broker_reachable_s=DEAF_S + 2)
 
 
 def test_an_agent_whose_consumer_loop_stands_still_is_deaf() -> None:
@@ -269,9 +288,19 @@ def test_an_agent_whose_consumer_loop_stands_still_is_deaf() -> None:
 
 def test_while_the_broker_is_away_and_right_after_nobody_is_deaf() -> None:
     agent = Watched()
-    agent.look(0)
+    agent.look(1)
     agent.hub_age_s = 500
 
     assert agent.look(500, broker_reachable_s=0) == ""
     assert agent.look(501, broker_reachable_s=1) == ""
     assert len(agent.sent) == 2
+
+
+def test_an_agent_that_slept_while_it_was_deaf_is_not_deaf_for_that_time() -> None:
+    agent = Watched()
+    agent.look(1)
+    assert agent.look(DEAF_S + 2) != ""
+
+    assert agent.look(5000, broker_reachable_s=0.1) == ""  # awake for a tenth of a second
+
+    assert agent.watch.deaf_s(5000) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.scripted import N_DIMS, ScriptedBackend
+from packtrain.workers.bulk_share import BulkShare
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
@@ -91,7 +93,13 @@ class Instance:
     """All parts of an instance but Celery and its process."""
 
     def __init__(
-        self, n_ctx: int = 64, *, can_share: bool = True, embeds_only: bool = False, numerics: Numerics = "fast"
+        self,
+        n_ctx: int = 64,
+        *,
+        can_share: bool = True,
+        embeds_only: bool = False,
+        numerics: Numerics = "fast",
+        bulk_slots: int = 2,
     ) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
@@ -105,7 +113,7 @@ class Instance:
         self.runner = Runner(
             self.store, self.backend, self.engine, self.publisher, self.renewer,
             model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
-            numerics=numerics, numerics_class=COMPUTER.numerics_class,
+            numerics=numerics, numerics_class=COMPUTER.numerics_class, bulk_slots=bulk_slots,
             ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
@@ -398,6 +406,28 @@ def test_a_cancelled_job_ends_by_the_next_renewal(instance: Instance) -> None:
     assert instance.status().state is JobState.CANCELLED
 
 
+def test_a_job_that_ran_as_long_as_it_may_ends_with_what_it_has_and_says_so(instance: Instance) -> None:
+    instance.submit("hello " * 5, max_run_ms=500, expires_in_ms=60_000)
+    first = instance.store.claim((ROUTE,), INSTANCE, NODE, lease_ms=LEASE_MS)
+    assert first is not None
+    instance.store.emit([(first.job_id, 1, Chunk(0, " oll", tuple(b" oll")))])
+    instance.store.release(first.job_id, 1)
+    instance.clock.advance(400)
+    instance.backend.gate.clear()
+    thread, _ = instance.answering()
+    eventually(lambda: instance.engine.is_busy)
+    instance.clock.advance(101)
+    instance.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (outcome.state, instance.error()) == (JobState.EXPIRED, "job_expired")
+    assert "max_run" in outcome.error["message"]
+    assert outcome.text.startswith(" oll")
+
+
 def test_news_of_an_earlier_lease_do_not_end_a_later_one(instance: Instance) -> None:
     instance.submit()
     leases = []
@@ -425,6 +455,84 @@ def test_an_engine_that_stands_still_is_not_vouched_for(instance: Instance) -> N
     instance.renewer.renew_once()
 
     assert [reaped.job_id for reaped in instance.store.reap()] == ["job"]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def one_bulk() -> Iterator[Instance]:
+    """An instance of two slots that is running a bulk job, its share, while another one waits."""
+    instance = Instance(bulk_slots=1)
+    instance.backend.gate.clear()
+    for name in ("first", "second"):
+        instance.store.submit(JobId(name), spec(lane="bulk"), max_waiting=10)
+    instance.answering()
+    yield instance
+    instance.close()
+
+
+def test_a_bell_of_a_bulk_job_waits_until_the_share_has_room(one_bulk: Instance) -> None:
+    thread, _ = one_bulk.answering()
+    eventually(lambda: one_bulk.renewer.num_held == 1)
+    assert one_bulk.store.ready((ROUTE,)) == (0, 1)
+
+    one_bulk.backend.gate.set()
+    thread.join(PATIENCE_S)
+
+    second = one_bulk.store.status(JobId("second"))  # by this bell, or by that of the first in the same second
+    assert second is not None
+    assert second.state is JobState.SUCCEEDED
+
+
+def test_a_waiting_bell_answers_an_interactive_job_at_once(one_bulk: Instance) -> None:
+    one_bulk.answering()
+    one_bulk.store.submit(JobId("job"), spec(), max_waiting=10)
+
+    eventually(lambda: one_bulk.status().state is JobState.RUNNING)
+    assert one_bulk.store.ready((ROUTE,)) == (0, 1)
+
+
+def test_a_waiting_bell_is_spare_once_nothing_waits(one_bulk: Instance) -> None:
+    thread, replies = one_bulk.answering()
+    one_bulk.store.cancel(JobId("second"))
+    thread.join(PATIENCE_S)
+
+    assert replies == [None]
+
+
+def test_a_drain_ends_the_wait_with_a_bell(one_bulk: Instance) -> None:
+    thread, replies = one_bulk.answering()
+    one_bulk.runner.drain()
+    thread.join(PATIENCE_S)
+
+    assert replies == [None]
+    assert one_bulk.store.ready((ROUTE,)) == (0, 1)
+
+
+def test_of_many_bells_that_wait_one_looks_for_jobs_until_it_leaves() -> None:
+    share = BulkShare(0)
+    looks: list[int] = []
+    found = threading.Event()
+
+    def look() -> bool:
+        looks.append(threading.get_ident())
+        return found.is_set()
+
+    threads = [threading.Thread(target=share.wait, args=(look,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(looks) >= 3)
+    assert len(set(looks)) == 1
+
+    found.set()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert len(set(looks)) == 3
 
 
 def test_a_text_is_embedded_and_its_receipt_is_of_the_bytes_of_its_vector(instance: Instance) -> None:

@@ -16,6 +16,7 @@ from packtrain.workers.supervision import (
     WARMING_S,
     Limits,
     Observed,
+    is_out_of_memory,
     verdict,
     why_ended,
 )
@@ -117,3 +118,19 @@ def test_a_signal_is_named_with_what_it_mostly_means_and_the_last_words() -> Non
 )
 def test_every_end_has_its_own_words(code: int, facts: dict[str, Any], says: str) -> None:
     assert str(why_ended(INSTANCE, code, **facts)) == says
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "kill_reason", "expected"),
+    [
+        (-signal.SIGKILL, "", "", True),
+        (-signal.SIGKILL, "", "was not loaded within 600 s", False),
+        (-signal.SIGSEGV, "", "", False),
+        (3, "llama.cpp cannot make a context: failed to allocate CPU buffer of size 12", "", True),
+        (3, "llama.cpp cannot load x.gguf: the file is cut short", "", False),
+    ],
+)
+def test_an_end_for_want_of_memory_is_told_from_others(code: int, said: str, kill_reason: str, expected: bool) -> None:
+    cause = why_ended(INSTANCE, code, said=said, kill_reason=kill_reason)
+
+    assert is_out_of_memory(cause, kill_reason) is expected

@@ -49,6 +49,8 @@ class Coordinator:
         bells_waiting: Doorbells that lie in the queue of a route.
         new_instance_id: Makes ids; an argument so that tests know them.
         offer_wait_ms: How long jobs wait for a model that no live node offers.
+        max_wait_ms: How long jobs wait for a place that models with work of their own hold.
+        min_residency_ms: How long an instance stays at least.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Coordinator:
         bells_waiting: Callable[[Route], int],
         new_instance_id: Callable[[ModelId], InstanceId] = new_instance_id,
         offer_wait_ms: int = placement.OFFER_WAIT_MS,
+        max_wait_ms: int = placement.MAX_WAIT_MS,
+        min_residency_ms: int = placement.MIN_RESIDENCY_MS,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
@@ -66,9 +70,12 @@ class Coordinator:
         self._bells_waiting = bells_waiting
         self._new_instance_id = new_instance_id
         self._offer_wait_ms = offer_wait_ms
+        self._max_wait_ms = max_wait_ms
+        self._min_residency_ms = min_residency_ms
         self._short_before: dict[Route, int] = {}
         self._term = 0
         self._missing_since: dict[ModelId, int] = {}
+        self._unserved_since: dict[Route, int] = {}
 
     def tick(self, term: int, *, reap: bool = True) -> Plan:
         """Look and mend once.
@@ -87,6 +94,7 @@ class Coordinator:
         self._ring_lost_bells(snapshot)
         plan = placement.plan(snapshot)
         self._carry_out(plan, snapshot, term)
+        self._registry.put_waits(plan.waits)
         return plan
 
     def reap(self, instance: InstanceId | None = None) -> None:
@@ -105,13 +113,18 @@ class Coordinator:
             nodes=self._registry.nodes(),
             instances=self._registry.instances(),
             models=real_models(self._registry.models()),
+            offers=self._registry.offers(),
             waiting=self._jobs.waiting(),
             desired=self._registry.desired(),
             offer_wait_ms=self._offer_wait_ms,
+            max_wait_ms=self._max_wait_ms,
+            min_residency_ms=self._min_residency_ms,
         )
         # What was missing in an earlier leadership may have been there in between.
         before = self._missing_since if term == self._term else {}
+        unserved = self._unserved_since if term == self._term else {}
         self._term, self._missing_since = term, placement.missing_since(snapshot, before)
+        self._unserved_since = placement.unserved_since(snapshot, unserved)
         for route in snapshot.waiting:
             model = model_of(route)
             if model in self._missing_since and model not in before:
@@ -119,7 +132,7 @@ class Coordinator:
                     "No live node offers %s; jobs wait for it, and fail in %.0f s unless one comes", model,
                     self._offer_wait_ms / 1000, extra={"event": "model.missing", "model": model},
                 )  # fmt: skip
-        return replace(snapshot, missing_since=self._missing_since)
+        return replace(snapshot, missing_since=self._missing_since, unserved_since=self._unserved_since)
 
     def _strand(self, snapshot: Snapshot) -> None:
         """Fail what waits for somebody who is gone: it would keep its model loaded and be rung for until it expires."""
@@ -165,17 +178,17 @@ class Coordinator:
                     "Failed %d jobs for %s: %s", failed, reject.route, reject.error, extra={"event": "jobs.rejected"}
                 )
         for load in plan.loads:
-            self._load(load, snapshot.models[load.model], snapshot.now_ms, term)
+            self._load(load, snapshot.now_ms, term)
         for unload in plan.unloads:
             self._unload(unload, term)
 
-    def _load(self, load: Load, info: ModelInfo, now_ms: int, term: int) -> None:
+    def _load(self, load: Load, now_ms: int, term: int) -> None:
         instance = self._new_instance_id(load.model)
         # The record comes first: it reserves the memory. If the command is lost, the record expires and we plan anew.
         self._registry.put_instance(
             InstanceBeat(
                 instance=instance, model=load.model, node=load.node, state=InstanceState.REQUESTED,
-                n_slots=info.n_slots, n_ctx=info.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
+                n_slots=load.n_slots, n_ctx=load.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
                 requested_ms=now_ms,
             )
         )  # fmt: skip
@@ -186,8 +199,8 @@ class Coordinator:
             load.node,
             NodeCommand(
                 id=f"load-{instance}", term=term, verb="load", instance=instance, model=load.model,
-                n_slots=info.n_slots, n_ctx=info.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
-                reason=load.reason,
+                n_slots=load.n_slots, n_ctx=load.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
+                fetch_from=load.fetch_from, reason=load.reason,
             ),
         )  # fmt: skip
 

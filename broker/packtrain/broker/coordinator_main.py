@@ -47,6 +47,8 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
         bells,
         lambda route: _queue_length(redis, route),
         offer_wait_ms=int(settings.offer_wait_s * 1000),
+        max_wait_ms=int(settings.max_wait_s * 1000),
+        min_residency_ms=int(settings.min_residency_s * 1000),
     )
     logger.info("Coordinator %s stands for election at %s", me, masked(url), extra={"event": "coordinator.start"})
 

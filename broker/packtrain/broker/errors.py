@@ -10,7 +10,7 @@
     │   ├── UnknownJob            no such job, or its record has expired
     │   └── IdempotencyConflict   the key was used before with another request
     ├── TryLater                  send the same request again later
-    │   ├── QueueFull             too many jobs wait for this model
+    │   ├── QueueFull             too many jobs wait for this model, or of this user for it
     │   ├── BrokerUnavailable     Redis cannot be reached
     │   ├── ResultTimeout         the job goes on; only this wait has ended
     │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
@@ -157,7 +157,7 @@ class UnknownNode(InvalidRequest):
 
     def __init__(self, *, node: str, known: list[str]) -> None:
         names = ", ".join(sorted(known)[:20]) or "none"
-        super().__init__(f"no node {node!r} is up; those that are: {names}", node=node)
+        super().__init__(f"no node {node!r} is up; those that are: {names}", node=node, known=sorted(known))
 
 
 class IdempotencyConflict(InvalidRequest):
@@ -179,17 +179,19 @@ class TryLater(PacktrainError):
 
 
 class QueueFull(TryLater):
-    """Too many jobs wait for this model."""
+    """Too many jobs wait for this model, or of this user for it."""
 
     code = "queue_full"
 
-    def __init__(self, *, model: str, waiting: int, limit: int, retry_after_s: float) -> None:
+    def __init__(self, *, model: str, waiting: int, limit: int, retry_after_s: float, user: str = "") -> None:
+        whose = f"jobs of {user!r}" if user else "jobs"
         super().__init__(
-            f"{waiting} jobs already wait for {model!r} (limit {limit}); try again in {retry_after_s:.0f} s",
+            f"{waiting} {whose} already wait for {model!r} (limit {limit}); try again in {retry_after_s:.0f} s",
             model=model,
             waiting=waiting,
             limit=limit,
             retry_after_s=retry_after_s,
+            user=user,
         )
 
 

@@ -15,9 +15,11 @@ from typing import Any, Literal, Protocol
 
 from packtrain.broker import errors, keys
 from packtrain.broker.chunks import Chunk, Event, to_entry
+from packtrain.broker.fairness import HAIR, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, route_of
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Numerics, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
+from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.scripts import Call
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
@@ -53,6 +55,8 @@ class Claim:
     remaining_ms: int | None  # until its deadline; None: no deadline
     spec_json: str
     route: Route  # that the job waited on
+    lane: Lane = "interactive"
+    run_left_ms: int | None = None  # that it may run; None: as long as it takes
     unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
 
 
@@ -63,6 +67,19 @@ class Reaped:
     job_id: JobId
     route: Route
     state: JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a waiting job stands."""
+
+    ahead: int  # jobs of its lane and route
+    waiting: int  # with itself
+    interactive_ahead: int  # of a bulk job
+    users: int  # who have jobs in this lane of the model, over both routes
+    own_waiting: int  # jobs that its own user has there
+    first: JobId  # of the lane
+    first_attempts: int  # how many instances that one has lost
 
 
 class EmitReply(IntEnum):
@@ -79,8 +96,21 @@ RenewVerdict = Literal["lost", "cancel"]
 class JobStore(Protocol):
     """Where job records live: `RedisJobs` and, for tests, `MemoryJobs`; one contract suite runs on both."""
 
-    def submit(self, job_id: JobId, spec: JobSpec, *, max_waiting: int, keep_ms: int = keys.ENDED_TTL_MS) -> Submitted:
+    def submit(
+        self,
+        job_id: JobId,
+        spec: JobSpec,
+        *,
+        max_waiting: int,
+        max_waiting_user: int | None = None,
+        keep_ms: int = keys.ENDED_TTL_MS,
+    ) -> Submitted:
         """Write the record and make it ready. The same id with the same spec again is the same job.
+
+        Args:
+            max_waiting: Jobs that may wait on one route.
+            max_waiting_user: Jobs of one user that may wait for one model; None: any number.
+            keep_ms: How long the record is kept after its end.
 
         Raises:
             IdempotencyConflict, QueueFull, UnknownModel
@@ -96,6 +126,7 @@ class JobStore(Protocol):
         lease_ms: int,
         numerics_class: str = "",
         prefixes: Iterable[str] = (),
+        bulk: bool = True,
     ) -> Claim | None:
         """Lease the best ready job; None when none is ready, or a suspect has to run alone first (see claim.lua).
 
@@ -103,6 +134,7 @@ class JobStore(Protocol):
             routes: All that the instance serves.
             numerics_class: That it computes in. A deterministic job with tokens of another one is left where it is.
             prefixes: Hashes of the beginnings of prompts that it holds, see prefixes.py.
+            bulk: False: only an interactive job.
         """
         ...
 
@@ -159,8 +191,20 @@ class JobStore(Protocol):
         """Events after the given stream ids ("0" for all); waits up to `block_ms` for the first, not if None."""
         ...
 
+    def place(self, job_id: JobId) -> Place | None:
+        """Where a job stands; None: it does not wait."""
+        ...
+
+    def rate(self, route: Route) -> Rate | None:
+        """How fast its jobs are served; None: not measured lately."""
+        ...
+
     def waiting(self) -> dict[Route, int]:
         """Jobs ready, by route, for routes that have any."""
+        ...
+
+    def ready(self, routes: Sequence[Route]) -> tuple[int, int]:
+        """Jobs ready on these routes together: interactive ones, bulk ones."""
         ...
 
 
@@ -176,13 +220,15 @@ def submit(
     spec: JobSpec,
     *,
     max_waiting: int,
+    max_waiting_user: int | None = None,
     keep_ms: int = keys.ENDED_TTL_MS,
     known: Sequence[str] = (),
 ) -> Call[Submitted]:
     """Call of submit.lua."""
 
     def parse(reply: Any) -> Submitted:
-        verdict, number, model = reply
+        verdict, number, model, *gap = reply
+        gap_ms = float(gap[0]) if gap and gap[0] else None
         match verdict:
             case "new" | "old":
                 route = route_of(ModelId(model), deterministic=spec.deterministic)
@@ -190,9 +236,13 @@ def submit(
             case "conflict":
                 raise errors.IdempotencyConflict(job_id=job_id)
             case "full":
-                # A tenth of a second a job is a guess until rates are measured per model.
-                wait_s = min(60.0, max(1.0, int(number) * 0.1))
+                wait_s = retry_after_s(int(number), gap_ms)
                 raise errors.QueueFull(model=model, waiting=int(number), limit=max_waiting, retry_after_s=wait_s)
+            case "full of one user":
+                wait_s, limit = retry_after_s(int(number), gap_ms), max_waiting_user or 0
+                raise errors.QueueFull(
+                    model=model, waiting=int(number), limit=limit, retry_after_s=wait_s, user=spec.user
+                )
             case _:
                 raise errors.UnknownModel(model=spec.model, known=list(known))
 
@@ -203,7 +253,8 @@ def submit(
         (keys.job(job_id), keys.model(ModelId(spec.model))),
         (
             job_id, spec.model_dump_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
-            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep_ms,
+            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep_ms, cost_of(spec), repr(HAIR),
+            "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
         ),
         parse,
     )  # fmt: skip
@@ -217,17 +268,21 @@ def claim(
     lease_ms: int,
     numerics_class: str = "",
     prefixes: Iterable[str] = (),
+    bulk: bool = True,
 ) -> Call[Claim | None]:
     """Call of claim.lua."""
 
     def parse(reply: Any) -> Claim | None:
         if not reply:
             return None
-        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung = reply
+        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung, lane, run_until = reply
         remaining = int(deadline) - int(now) if deadline else None
+        run_left = int(run_until) - int(now) if run_until else None
         queued_ms = int(now) - int(submitted)
         short = tuple(Route(other) for other in unrung)
-        return Claim(JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), short)
+        return Claim(
+            JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), lane, run_left, short
+        )
 
     classes = [numerics_class if is_deterministic(route) else "" for route in routes]
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]
@@ -235,8 +290,8 @@ def claim(
         "claim",
         (*lanes, *map(keys.model_queue, routes)),
         (
-            instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, *routes,
-            *classes,
+            instance, node, lease_ms, _EXPIRED, SUSPECT_ATTEMPTS, " ".join(prefixes), CLAIM_LOOK, MAX_PASSED, int(bulk),
+            _OVERRUN, *routes, *classes,
         ),
         parse,
     )  # fmt: skip
@@ -328,9 +383,22 @@ def reap(instance: InstanceId | None = None, cause: Cause | None = None) -> Call
             _EXPIRED,
             cause.model_dump_json(exclude_defaults=True),
             _SOME_INSTANCE,
+            _OVERRUN,
         ),
         parse,
     )
+
+
+def place(job_id: JobId) -> Call[Place | None]:
+    """Call of place.lua."""
+
+    def parse(reply: Any) -> Place | None:
+        if not reply:
+            return None
+        ahead, waiting, interactive, users, own, first, attempts = reply
+        return Place(ahead, waiting, interactive, users, int(own), JobId(first), int(attempts))
+
+    return Call("place", (keys.job(job_id),), (job_id,), parse)
 
 
 def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
@@ -386,9 +454,13 @@ def _json(state: JobState, error: errors.PacktrainError) -> str:
 
 CANCELLED = errors.JobCancelled("the job was cancelled; submit it again if you need its answer")
 EXPIRED = errors.JobExpired("the deadline passed before the job ended; allow more time with `expires_in`")
+OVERRUN = errors.JobExpired(
+    "the job has run as long as its `max_run` allows, all attempts together; allow more time with `max_run`"
+)
 STRANDED = errors.JobFailed(
     "the instance or node that alone may run this job (`meant_for`) does not serve its model now; leave it out, or "
     "name one that `packtrain ps` shows"
 )
 _CANCELLED = _json(JobState.CANCELLED, CANCELLED)
 _EXPIRED = _json(JobState.EXPIRED, EXPIRED)
+_OVERRUN = _json(JobState.EXPIRED, OVERRUN)

@@ -12,11 +12,16 @@
 | pt:begun               | hash   | while such jobs live, 7 d from the last    | job id → numerics class of its tokens |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
 | pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
-| pt:order               | string | permanent                                  | counter that gives jobs their order |
+| pt:fair:<model>:i / b  | zset   | 7 d from the last submit                   | user → finish tag, '' → clock |
+| pt:queued:<model>:i / b| hash   | 7 d from the last submit                   | user → jobs that wait |
+| pt:rate:<route>        | hash   | 24 h from the last end                     | how fast jobs are served: rates.py |
+| pt:waits               | hash   | 10 s from the last plan                    | route → why it must wait, '' |
+| pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
 | pt:node:<id>           | hash   | 10 s from the last beat                    | `NodeBeat` |
 | pt:nodes               | zset   | permanent, pruned by the coordinator       | node id → last beat, ms |
+| pt:offers:<node>       | hash   | 10 s from the last beat                    | models as it would load them, digest |
 | pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
@@ -45,6 +50,9 @@ JOB_PREFIX: Final = "pt:job:"
 OUT_PREFIX: Final = "pt:out:"
 READY_PREFIX: Final = "pt:ready:"
 HELD_PREFIX: Final = "pt:held:"
+FAIR_PREFIX: Final = "pt:fair:"
+QUEUED_PREFIX: Final = "pt:queued:"
+RATE_PREFIX: Final = "pt:rate:"
 MODEL_PREFIX: Final = "pt:model:"
 WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
@@ -60,6 +68,7 @@ DESIRED: Final = "pt:desired"
 NODE_WISHES: Final = "pt:nodes:wishes"
 INVITE: Final = "pt:invite"
 PAIRING: Final = "pt:pairing"
+WAITS: Final = "pt:waits"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -68,10 +77,12 @@ QUEUED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 ENDED_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_ENDED_TTL_MS: Final = 3600 * 1000
+RATE_TTL_MS: Final = 24 * 3600 * 1000
 MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
+WAITS_TTL_MS: Final = 10_000
 LEADER_TTL_MS: Final = 5_000
 PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000
@@ -95,6 +106,11 @@ def ready(route: Route, lane: str) -> str:
     return f"{READY_PREFIX}{route}:{lane[0]}"
 
 
+def rate(route: Route) -> str:
+    """How fast the jobs of a route are served."""
+    return RATE_PREFIX + route
+
+
 def held(instance: InstanceId) -> str:
     """The jobs leased to an instance."""
     return HELD_PREFIX + instance
@@ -108,6 +124,11 @@ def model(model_id: ModelId) -> str:
 def node(node_id: NodeId) -> str:
     """The last beat of a node."""
     return f"pt:node:{node_id}"
+
+
+def offers(node_id: NodeId) -> str:
+    """What a node's own catalog says of its models."""
+    return f"pt:offers:{node_id}"
 
 
 def instance(instance_id: InstanceId) -> str:

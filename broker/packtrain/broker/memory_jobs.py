@@ -6,14 +6,17 @@ Time comes in as a function. It passes the same contract suite as the real store
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chunks import Chunk, Event
+from packtrain.broker.fairness import FairTags, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Outcome
 from packtrain.broker.prefixes import prefix_hashes
+from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 
 
@@ -21,9 +24,10 @@ from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
 class _Record:
     spec: JobSpec
     model: ModelId
-    order: int
+    order: float  # start tag, see fairness.py
     submitted_ms: int
     deadline_ms: int | None
+    run_until_ms: int | None = None
     state: JobState = JobState.QUEUED
     epoch: int = 0
     attempts: int = 0
@@ -43,6 +47,20 @@ class _Record:
     events: list[Event] = field(default_factory=list)
 
     @property
+    def is_queued(self) -> bool:
+        return self.state is JobState.QUEUED
+
+    def is_kin(self, other: _Record) -> bool:
+        """True when both stand in the same lane of the same model, on whichever route."""
+        return (self.model, self.spec.lane) == (other.model, other.spec.lane)
+
+    def overrun(self, now_ms: int) -> errors.JobExpired | None:
+        """Why it may wait no longer."""
+        if self.deadline_ms is not None and self.deadline_ms <= now_ms:
+            return jobs.EXPIRED
+        return jobs.OVERRUN if self.run_until_ms is not None and self.run_until_ms <= now_ms else None
+
+    @property
     def route(self) -> Route:
         return route_of(self.model, deterministic=self.spec.deterministic)
 
@@ -59,7 +77,8 @@ class MemoryJobs:
         self._now_ms = now_ms
         self._models = models
         self._records: dict[JobId, _Record] = {}
-        self._order = 0
+        self._tags: dict[tuple[ModelId, Lane], FairTags] = defaultdict(FairTags)
+        self._rates: dict[Route, Rate] = {}
         self._changed = threading.Condition(threading.RLock())
 
     def submit(
@@ -68,6 +87,7 @@ class MemoryJobs:
         spec: JobSpec,
         *,
         max_waiting: int,
+        max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,  # noqa: ARG002
     ) -> jobs.Submitted:
         with self._changed:
@@ -82,11 +102,23 @@ class MemoryJobs:
             route = route_of(model, deterministic=spec.deterministic)
             ready = self.waiting().get(route, 0)
             if ready >= max_waiting:
-                raise errors.QueueFull(model=model, waiting=ready, limit=max_waiting, retry_after_s=1)
+                raise errors.QueueFull(
+                    model=model,
+                    waiting=ready,
+                    limit=max_waiting,
+                    retry_after_s=retry_after_s(ready, self._gap_ms(route)),
+                )
+            if max_waiting_user is not None and (mine := self._num_waiting(model, spec.user)) >= max_waiting_user:
+                gap = self._gap_ms(route)
+                num_users = len(self._users_waiting(model, spec.lane))
+                wait_s = retry_after_s(mine, None if gap is None else gap * num_users)
+                raise errors.QueueFull(
+                    model=model, waiting=mine, limit=max_waiting_user, retry_after_s=wait_s, user=spec.user
+                )
             now = self._now_ms()
-            self._order += 1
             deadline = None if spec.expires_in_ms is None else now + spec.expires_in_ms
-            self._records[job_id] = _Record(spec, model, self._order, now, deadline)
+            tag = self._tags[model, spec.lane].start(spec.user, cost_of(spec))
+            self._records[job_id] = _Record(spec, model, tag, now, deadline)
             return jobs.Submitted(job_id, model, route, True, ready + 1)
 
     def claim(
@@ -98,6 +130,7 @@ class MemoryJobs:
         lease_ms: int,
         numerics_class: str = "",
         prefixes: Iterable[str] = (),
+        bulk: bool = True,
     ) -> jobs.Claim | None:
         with self._changed:
             now = self._now_ms()
@@ -105,19 +138,25 @@ class MemoryJobs:
             held = [r for r in self._records.values() if r.state is JobState.RUNNING and r.instance == instance]
             if len(held) == 1 and held[0].attempts >= SUSPECT_ATTEMPTS:
                 return None
-            best = self._choose(routes, {None, str(instance), str(node)}, numerics_class, frozenset(prefixes))
+            lanes: tuple[Lane, ...] = ("interactive", "bulk") if bulk else ("interactive",)
+            names = {None, str(instance), str(node)}
+            best = self._choose(routes, lanes, names, numerics_class, frozenset(prefixes))
             if best is None or (best[1].attempts >= SUSPECT_ATTEMPTS and held):
                 return None
             job_id, record = best
             record.state, record.epoch = JobState.RUNNING, record.epoch + 1
+            self._tags[record.model, record.spec.lane].served(record.order)
             record.instance, record.node, record.started_ms = instance, node, now
             record.lease_ms = now + lease_ms
             if record.spec.deterministic and not record.next_index:
                 record.numerics_class = numerics_class
             remaining = None if record.deadline_ms is None else record.deadline_ms - now
+            if record.spec.max_run_ms is not None and record.run_until_ms is None:
+                record.run_until_ms = now + record.spec.max_run_ms
+            run_left = None if record.run_until_ms is None else record.run_until_ms - now
             return jobs.Claim(
                 job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
-                record.spec.model_dump_json(), record.route,
+                record.spec.model_dump_json(), record.route, record.spec.lane, run_left,
             )  # fmt: skip
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
@@ -147,6 +186,9 @@ class MemoryJobs:
                 return False
             if last:
                 self._append(job_id, record, last)
+            if outcome.state is JobState.SUCCEEDED and record.started_ms is not None:
+                rate = self._rates.get(record.route, Rate())
+                self._rates[record.route] = rate.with_end(record.started_ms, self._now_ms())
             self._settle(job_id, record, outcome)
             return True
 
@@ -217,8 +259,8 @@ class MemoryJobs:
                         )
                         self._lapse(job_id, record)
                         changed.append(jobs.Reaped(job_id, record.route, record.state))
-                elif record.state is JobState.QUEUED and record.deadline_ms is not None and record.deadline_ms <= now:
-                    self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
+                elif record.is_queued and (error := record.overrun(now)):
+                    self._settle(job_id, record, jobs.ended(JobState.EXPIRED, error))
                     changed.append(jobs.Reaped(job_id, record.route, record.state))
             return changed
 
@@ -232,6 +274,7 @@ class MemoryJobs:
                 attempts=record.attempts, epoch=record.epoch, submitted_ms=record.submitted_ms,
                 started_ms=record.started_ms, first_token_ms=record.first_token_ms, finished_ms=record.finished_ms,
                 instance=record.instance, node=record.node, cancel_requested=record.cancel, cause=record.cause,
+                route=record.route, meant_for=record.spec.meant_for, tokens=record.next_index,
                 outcome=record.outcome,
             )  # fmt: skip
 
@@ -250,6 +293,29 @@ class MemoryJobs:
                 self._changed.wait_for(found, block_ms / 1000)
             return found()
 
+    def place(self, job_id: JobId) -> jobs.Place | None:
+        with self._changed:
+            record = self._records.get(job_id)
+            if record is None or not record.is_queued:
+                return None
+            lane, ready = record.spec.lane, self._ready([record.route])
+            mine = [(i, r) for i, r in ready if r.spec.lane == lane]
+            users = [r.spec.user for r in self._records.values() if r.is_queued and r.is_kin(record)]
+            first, head = mine[0]
+            return jobs.Place(
+                ahead=[i for i, _ in mine].index(job_id),
+                waiting=len(mine),
+                interactive_ahead=len(ready) - len(mine) if lane == "bulk" else 0,
+                users=len(set(users)),
+                own_waiting=users.count(record.spec.user),
+                first=first,
+                first_attempts=head.attempts,
+            )
+
+    def rate(self, route: Route) -> Rate | None:
+        with self._changed:
+            return self._rates.get(route)
+
     def waiting(self) -> dict[Route, int]:
         with self._changed:
             counts: dict[Route, int] = {}
@@ -258,16 +324,26 @@ class MemoryJobs:
                     counts[record.route] = counts.get(record.route, 0) + 1
             return counts
 
+    def ready(self, routes: Sequence[Route]) -> tuple[int, int]:
+        with self._changed:
+            lanes = [record.spec.lane for _, record in self._ready(routes)]
+            return lanes.count("interactive"), lanes.count("bulk")
+
     def _ready(self, routes: Sequence[Route]) -> list[tuple[JobId, _Record]]:
         """Queued jobs, best first."""
         ready = [(i, r) for i, r in self._records.items() if r.state is JobState.QUEUED and r.route in routes]
-        return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order))
+        return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order, entry[0]))
 
     def _choose(
-        self, routes: Sequence[Route], names: set[str | None], numerics_class: str, prefixes: frozenset[str]
+        self,
+        routes: Sequence[Route],
+        lanes: Sequence[Lane],
+        names: set[str | None],
+        numerics_class: str,
+        prefixes: frozenset[str],
     ) -> tuple[JobId, _Record] | None:
         ready = self._ready(routes)
-        for lane in ("interactive", "bulk"):
+        for lane in lanes:
             in_lane = [(i, r) for i, r in ready if r.spec.lane == lane]
             for begin in range(0, len(in_lane), jobs.CLAIM_LOOK):
                 looked_at = in_lane[begin : begin + jobs.CLAIM_LOOK]
@@ -292,8 +368,8 @@ class MemoryJobs:
 
     def _expire(self, now: int) -> None:
         for job_id, record in self._records.items():
-            if record.state is JobState.QUEUED and record.deadline_ms is not None and record.deadline_ms <= now:
-                self._settle(job_id, record, jobs.ended(JobState.EXPIRED, jobs.EXPIRED))
+            if record.is_queued and (error := record.overrun(now)):
+                self._settle(job_id, record, jobs.ended(JobState.EXPIRED, error))
 
     def _owned(self, job_id: JobId, epoch: int) -> _Record | None:
         record = self._records.get(job_id)
@@ -331,10 +407,24 @@ class MemoryJobs:
             record.state = JobState.QUEUED
 
     def _settle(self, job_id: JobId, record: _Record, outcome: Outcome) -> None:
+        is_withdrawn = record.state is JobState.QUEUED
         record.state, record.outcome, record.finished_ms = outcome.state, outcome, self._now_ms()
         record.num_events += 1
         record.events.append(Event(job_id, str(record.num_events), end=outcome.state))
         self._changed.notify_all()
+        lane, user = record.spec.lane, record.spec.user
+        if is_withdrawn and user not in self._users_waiting(record.model, lane):
+            self._tags[record.model, lane].forget(user)
+
+    def _num_waiting(self, model: ModelId, user: str) -> int:
+        return sum(r.model == model and r.spec.user == user for r in self._records.values() if r.is_queued)
+
+    def _users_waiting(self, model: ModelId, lane: Lane) -> set[str]:
+        queued = (r for r in self._records.values() if r.is_queued)
+        return {r.spec.user for r in queued if (r.model, r.spec.lane) == (model, lane)}
+
+    def _gap_ms(self, route: Route) -> float | None:
+        return self._rates[route].gap_ms if route in self._rates else None
 
 
 def _is_begun_elsewhere(record: _Record, numerics_class: str) -> bool:

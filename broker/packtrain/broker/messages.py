@@ -52,6 +52,9 @@ Numerics = Literal["fast", "deterministic"]
 #: sequence in a step, its prompt in fixed chunks, for models and builds where no such kernels can be had.
 Recipe = Literal["fast", "batched", "serial"]
 
+#: A class of service. Interactive jobs come first, bulk ones fill what is left.
+Lane = Literal["interactive", "bulk"]
+
 AdapterScale = Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE, allow_inf_nan=False)]
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -137,13 +140,19 @@ class JobSpec(_Input):
         description="LoRA adapters, name to scale; null: the set one",
     )
     params: SamplingParams = SamplingParams()
-    lane: Literal["interactive", "bulk"] = "interactive"
+    lane: Lane = "interactive"
     user: SafeId = "default"
     deterministic: bool = Field(False, description="only where company, chunks and restarts change no bit of it")
     meant_for: SafeId | None = Field(None, description="the instance or node that alone may run it; null: any")
     stream: bool = Field(True, description="somebody reads the tokens as they come; false: they come once a second")
     expires_in_ms: int | None = Field(
         None, ge=1, le=7 * 24 * 3600 * 1000, description="ends as EXPIRED after this long"
+    )
+    max_run_ms: int | None = Field(
+        None,
+        ge=1,
+        le=7 * 24 * 3600 * 1000,
+        description="ends as EXPIRED this long after it first began to run, all attempts together",
     )
 
     @field_validator("template_args")
@@ -155,8 +164,7 @@ class JobSpec(_Input):
 
     @model_validator(mode="after")
     def _has_one_prompt(self) -> Self:
-        size = len(self.prompt) + len(self.suffix) + sum(m.size for m in self.messages)
-        if size > MAX_PROMPT_CHARS:
+        if (size := self.num_chars) > MAX_PROMPT_CHARS:
             raise ValueError(f"the prompt has {size} characters, at most {MAX_PROMPT_CHARS} are allowed")
         if self.kind == "chat" and self.prompt:
             raise ValueError("kind 'chat' takes `messages`, kind 'complete' takes `prompt`; do not mix them")
@@ -206,6 +214,11 @@ class JobSpec(_Input):
         return self
 
     @property
+    def num_chars(self) -> int:
+        """Characters of the prompt, all turns together."""
+        return len(self.prompt) + len(self.suffix) + sum(message.size for message in self.messages)
+
+    @property
     def is_chat(self) -> bool:
         """True when the prompt is made by the model's chat template."""
         return self.kind == "chat" or bool(self.messages)
@@ -220,7 +233,9 @@ class JobSpec(_Input):
 
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
-        return hashlib.sha256(self.model_dump_json(exclude={"stream"}).encode()).hexdigest()[:32]
+        # A field that came later counts only when it says something: or no repeated request would survive an update.
+        later = {name for name in ("max_run_ms",) if getattr(self, name) is None}
+        return hashlib.sha256(self.model_dump_json(exclude={"stream", *later}).encode()).hexdigest()[:32]
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:
@@ -371,6 +386,9 @@ class JobStatus(_Report):
     instance: str | None = None
     node: str | None = None
     cancel_requested: bool = False
+    route: str = Field("", description="where it waits or waited: its model, and what it must be able to do")
+    meant_for: str | None = Field(None, description="the instance or node that alone may run it")
+    tokens: int = Field(0, description="of its answer that readers can have by now")
     cause: Cause | None = Field(None, description="of the last attempt that was lost")
     outcome: Outcome | None = None
 
@@ -447,6 +465,7 @@ class ModelInfo(_Report):
     embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
+    reserved_slots: int = Field(0, description="that bulk jobs leave to interactive ones")
     required_bytes: int = Field(0, description="of the machine's own memory, in all: measured, else estimated")
     memory: ModelMemory = ModelMemory()
     numerics: Numerics = Field("fast", description="how it is loaded when no job asks for more")
@@ -454,6 +473,15 @@ class ModelInfo(_Report):
     adapters: tuple[AdapterInfo, ...] = ()
     keep_alive_s: float = Field(300, description="unload after this long without a job; negative: never")
     pinned: bool = False
+    min_replicas: int = Field(0, description="keep at least this many loaded, job or no job")
+    max_replicas: int = Field(0, description="load no more than this by ourselves; 0: one on each node")
+    nodes: dict[str, str] = Field(default_factory=dict, description="labels that a node must have to load it")
+    file_bytes: int = Field(0, description="of all its files; 0: not known")
+    fetchable: bool = Field(False, description="another node may read its files from here")
+
+    def offer(self) -> ModelInfo:
+        """What placement needs of it, which is a tenth of the bytes."""
+        return self.model_copy(update={"memory": ModelMemory(), "adapters": (), "options": {}})
 
 
 class ModelFault(_Report):
@@ -510,10 +538,13 @@ class InstanceBeat(_Report):
     batch_peak: int = Field(0, description="most sequences in one step so far")
     tokens_out: int = 0
     tokens_per_s: float = 0
+    job_s: float = Field(0, description="smoothed, that a job holds a slot; before the first ended, how long so far")
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
     last_used_ms: int = 0
+    ended_ms: int = Field(0, description="when its process was seen gone")
+    out_of_memory: bool = Field(False, description="it FAILED, as far as can be told, for want of memory")
 
 
 class NodeCommand(_Report):

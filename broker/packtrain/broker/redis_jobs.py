@@ -11,6 +11,7 @@ from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chunks import Chunk, Event, parse_event
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
+from packtrain.broker.rates import Rate
 from packtrain.broker.scripts import Scripts
 from packtrain.broker.states import JobState
 
@@ -30,10 +31,17 @@ class RedisJobs:
         self._scripts = Scripts(redis)
 
     def submit(
-        self, job_id: JobId, spec: JobSpec, *, max_waiting: int, keep_ms: int = keys.ENDED_TTL_MS
+        self,
+        job_id: JobId,
+        spec: JobSpec,
+        *,
+        max_waiting: int,
+        max_waiting_user: int | None = None,
+        keep_ms: int = keys.ENDED_TTL_MS,
     ) -> jobs.Submitted:
+        call = jobs.submit(job_id, spec, max_waiting=max_waiting, max_waiting_user=max_waiting_user, keep_ms=keep_ms)
         try:
-            return self._scripts.run(jobs.submit(job_id, spec, max_waiting=max_waiting, keep_ms=keep_ms))
+            return self._scripts.run(call)
         except errors.UnknownModel:
             known = cast(list[str], self._redis.zrange(keys.MODELS, 0, -1))
             raise errors.UnknownModel(model=spec.model, known=known) from None
@@ -47,8 +55,11 @@ class RedisJobs:
         lease_ms: int,
         numerics_class: str = "",
         prefixes: Iterable[str] = (),
+        bulk: bool = True,
     ) -> jobs.Claim | None:
-        call = jobs.claim(routes, instance, node, lease_ms=lease_ms, numerics_class=numerics_class, prefixes=prefixes)
+        call = jobs.claim(
+            routes, instance, node, lease_ms=lease_ms, numerics_class=numerics_class, prefixes=prefixes, bulk=bulk
+        )
         return self._scripts.run(call)
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
@@ -92,6 +103,13 @@ class RedisJobs:
         cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
         return parse_streams(self._redis.xread(cursors, count=EVENTS_BATCH, block=block_ms))
 
+    def place(self, job_id: JobId) -> jobs.Place | None:
+        return self._scripts.run(jobs.place(job_id))
+
+    def rate(self, route: Route) -> Rate | None:
+        found = cast(dict[str, str], self._redis.hgetall(keys.rate(route)))
+        return parse_rate(found) if found else None
+
     def waiting(self) -> dict[Route, int]:
         routes = [Route(route) for route in sorted(cast(set[str], self._redis.smembers(keys.WAITING)))]
         pipe = self._redis.pipeline(transaction=False)
@@ -100,6 +118,14 @@ class RedisJobs:
             pipe.zcard(keys.ready(route, "bulk"))
         sizes = pipe.execute()
         return {route: a + b for route, a, b in zip(routes, sizes[::2], sizes[1::2], strict=True) if a + b}
+
+    def ready(self, routes: Sequence[Route]) -> tuple[int, int]:
+        pipe = self._redis.pipeline(transaction=False)
+        for lane in ("interactive", "bulk"):
+            for route in routes:
+                pipe.zcard(keys.ready(route, lane))
+        sizes = pipe.execute()
+        return sum(sizes[: len(routes)]), sum(sizes[len(routes) :])
 
     def recent(self, limit: int) -> list[JobStatus]:
         """The newest jobs first, at most `limit`."""
@@ -113,6 +139,11 @@ class RedisJobs:
     def trim_recent(self) -> None:
         """Forget all but the newest `keys.RECENT_MAX` ids."""
         self._redis.zremrangebyrank(keys.RECENT, 0, -keys.RECENT_MAX - 1)
+
+
+def parse_rate(fields: Mapping[str, str]) -> Rate:
+    """What `finish.lua` has measured."""
+    return Rate(int(fields["jobs"]), float(fields["gap_ms"]), float(fields["run_ms"]), int(fields["last_ms"]))
 
 
 def parse_streams(reply: Any) -> list[Event]:

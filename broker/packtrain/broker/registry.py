@@ -7,22 +7,27 @@ coordinator while REQUESTED, the agent of its node from then on.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from redis import Redis
 from redis.exceptions import WatchError
 
 from packtrain.broker import keys
-from packtrain.broker.ids import InstanceId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
 from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
 
 logger = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=BaseModel)
+
+#: What one node says of its models, by id.
+Offers = Mapping[ModelId, ModelInfo]
+_OFFERS: TypeAdapter[list[ModelInfo]] = TypeAdapter(list[ModelInfo])
 
 #: Index of each kind, and how to name the facts of a member.
 _KINDS: dict[str, Callable[[str], str]] = {
@@ -67,6 +72,14 @@ class Registry(Protocol):
         """Known models and aliases, by id."""
         ...
 
+    def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
+        """Report the models that a node can load, as its own catalog has them; lives `keys.NODE_TTL_MS`."""
+        ...
+
+    def offers(self) -> dict[NodeId, Offers]:
+        """What each live node offers. Nodes of an older version are not among them."""
+        ...
+
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         """Record what an operator wants."""
         ...
@@ -83,6 +96,14 @@ class Registry(Protocol):
         """What operators want of a node."""
         ...
 
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        """Say why routes must wait, all of them; lives `keys.WAITS_TTL_MS`."""
+        ...
+
+    def waits(self) -> dict[Route, str] | None:
+        """Why routes must wait; None: nobody has planned lately."""
+        ...
+
     def prune(self) -> None:
         """Forget members whose facts have expired."""
         ...
@@ -93,6 +114,7 @@ class RedisRegistry:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._offers: dict[NodeId, tuple[str, Offers]] = {}  # as they were read last, with their digests
 
     def now_ms(self) -> int:
         seconds, micros = self._redis.time()
@@ -103,7 +125,7 @@ class RedisRegistry:
 
     def drop_node(self, node: NodeId) -> None:
         self._redis.zrem(keys.NODES, node)
-        self._redis.delete(keys.node(node))
+        self._redis.delete(keys.node(node), keys.offers(node))
 
     def nodes(self) -> list[NodeBeat]:
         return self._all(keys.NODES, NodeBeat)
@@ -120,6 +142,25 @@ class RedisRegistry:
 
     def models(self) -> list[ModelInfo]:
         return self._all(keys.MODELS, ModelInfo)
+
+    def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
+        said = _OFFERS.dump_json([info.offer() for info in models], exclude_defaults=True)
+        digest = hashlib.sha256(said).hexdigest()[:32]
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hset(keys.offers(node), mapping={"models": said.decode(), "digest": digest})
+        pipe.pexpire(keys.offers(node), keys.NODE_TTL_MS)
+        pipe.execute()
+
+    def offers(self) -> dict[NodeId, Offers]:
+        # A thousand nodes with two hundred models each say 60 MB; what has not changed is not read again.
+        nodes = [NodeId(node) for node in sorted(cast(list[str], self._redis.zrange(keys.NODES, 0, -1)))]
+        digests = dict(zip(nodes, self._each(nodes, "digest"), strict=True))
+        changed = [n for n, digest in digests.items() if digest and self._offers.get(n, ("",))[0] != digest]
+        known = {node: said for node, said in self._offers.items() if digests.get(node)}
+        for node, text in zip(changed, self._each(changed, "models"), strict=True):
+            known[node] = (str(digests[node]), load_offers(node, text))
+        self._offers = known
+        return {node: models for node, (_, models) in known.items()}
 
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         self._redis.hset(keys.DESIRED, model, desired.model_dump_json())
@@ -147,6 +188,19 @@ class RedisRegistry:
     def node_wish(self, node: NodeId) -> NodeWish:
         return _parse_wish(cast("str | None", self._redis.hget(keys.NODE_WISHES, node)))
 
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.delete(keys.WAITS)
+        pipe.hset(
+            keys.WAITS, mapping={"": "", **{str(route): why for route, why in waits.items()}}
+        )  # the empty field says that somebody has planned
+        pipe.pexpire(keys.WAITS, keys.WAITS_TTL_MS)
+        pipe.execute()
+
+    def waits(self) -> dict[Route, str] | None:
+        rows = cast(dict[str, str], self._redis.hgetall(keys.WAITS))
+        return {Route(route): reason for route, reason in rows.items() if route} if rows else None
+
     def prune(self) -> None:
         for index, key in _KINDS.items():
             members = cast(list[str], self._redis.zrange(index, 0, -1))
@@ -156,6 +210,13 @@ class RedisRegistry:
             gone = [member for member, exists in zip(members, pipe.execute(), strict=True) if not exists]
             if gone:
                 self._redis.zrem(index, *gone)
+
+    def _each(self, nodes: Sequence[NodeId], field: str) -> list[str | None]:
+        """One field of the offers of each node."""
+        pipe = self._redis.pipeline(transaction=False)
+        for node in nodes:
+            pipe.hget(keys.offers(node), field)
+        return cast(list[str | None], pipe.execute())
 
     def _put(self, rows: Sequence[tuple[str, str, str, BaseModel, int]]) -> None:
         now = self.now_ms()
@@ -188,6 +249,15 @@ def load_fact(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
         return None
 
 
+def load_offers(node: NodeId, text: str | None) -> Offers:
+    """What a node says of its models; nothing when it cannot be read."""
+    try:
+        return {ModelId(info.id): info for info in _OFFERS.validate_json(text or "[]")}
+    except ValueError as error:
+        logger.warning("Cannot read what %s offers: %s", node, error, extra={"event": "registry.unreadable"})
+        return {}
+
+
 class MemoryRegistry:
     """The in-memory twin, with the clock as an argument."""
 
@@ -196,12 +266,15 @@ class MemoryRegistry:
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
         self._wishes: dict[NodeId, NodeWish] = {}
+        self._waits: tuple[int, dict[Route, str]] = (0, {})
+        self._offers: dict[NodeId, tuple[int, Offers]] = {}
 
     def put_node(self, beat: NodeBeat) -> None:
         self._facts["node"][beat.node] = (self.now_ms() + keys.NODE_TTL_MS, beat)
 
     def drop_node(self, node: NodeId) -> None:
         self._facts["node"].pop(node, None)
+        self._offers.pop(node, None)
 
     def nodes(self) -> list[NodeBeat]:
         return cast(list[NodeBeat], self._live("node"))
@@ -220,6 +293,13 @@ class MemoryRegistry:
     def models(self) -> list[ModelInfo]:
         return cast(list[ModelInfo], self._live("model"))
 
+    def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
+        until = self.now_ms() + keys.NODE_TTL_MS
+        self._offers[node] = (until, {ModelId(info.id): info.offer() for info in models})
+
+    def offers(self) -> dict[NodeId, Offers]:
+        return {node: said for node, (until, said) in self._offers.items() if until > self.now_ms()}
+
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         self._desired[model] = desired
 
@@ -232,6 +312,13 @@ class MemoryRegistry:
 
     def node_wish(self, node: NodeId) -> NodeWish:
         return self._wishes.get(node, NodeWish())
+
+    def put_waits(self, waits: Mapping[Route, str]) -> None:
+        self._waits = (self.now_ms() + keys.WAITS_TTL_MS, dict(waits))
+
+    def waits(self) -> dict[Route, str] | None:
+        until, waits = self._waits
+        return waits if until > self.now_ms() else None
 
     def prune(self) -> None:
         """Nothing to do: `_live` looks at the clock."""

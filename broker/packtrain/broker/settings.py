@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     )
     lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
     max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
+    max_waiting_user: int | None = Field(
+        None, ge=1, description="jobs of one user that may wait for one model before QueueFull; unset: any number"
+    )
     keep_s: float = Field(
         86_400,
         ge=1,
@@ -50,6 +53,14 @@ class Settings(BaseSettings):
     )
     offer_wait_s: float = Field(
         600, gt=0, description="how long jobs wait for a model that no live node offers, seconds; then they fail"
+    )
+    max_wait_s: float = Field(
+        60,
+        ge=0,
+        description="after this long without an instance jobs may drive out a model that has work itself, seconds",
+    )
+    min_residency_s: float = Field(
+        10, ge=0, description="how long an instance stays though its room is wanted, seconds"
     )
     events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")

@@ -35,6 +35,7 @@ from packtrain.broker.errors import (
     UnknownModel,
     UnknownNode,
 )
+from packtrain.broker.explain import Explanation
 from packtrain.broker.messages import (
     Cause,
     InstanceBeat,
@@ -65,6 +66,7 @@ __all__ = [
     "BrokerUnavailable",
     "CallDelta",
     "Cause",
+    "Explanation",
     "IdempotencyConflict",
     "InstanceBeat",
     "InstanceState",

@@ -72,6 +72,7 @@ class AsyncPacktrain(Twin[Packtrain]):
     submit_embedding = _submits(Packtrain.submit_embedding)
     hand_in = _submits(Packtrain.hand_in)
     jobs = in_thread(Packtrain.jobs)
+    explain = in_thread(Packtrain.explain)
     models = in_thread(Packtrain.models)
     nodes = in_thread(Packtrain.nodes)
     instances = in_thread(Packtrain.instances)

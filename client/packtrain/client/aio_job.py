@@ -33,6 +33,7 @@ class AsyncJob(Twin[Job]):
         return f"<AsyncJob {self.id}>"
 
     status = in_thread(Job.status)
+    explain = in_thread(Job.explain)
     cancel = in_thread(Job.cancel)
 
     async def result(self, timeout: float | None = None) -> Result:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, overload
 from pydantic import ValidationError
 
 from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route, is_safe_id
 from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, invalid
 from packtrain.broker.node_wishes import NodeChange, NodeWish
@@ -68,6 +69,7 @@ class Packtrain:
         stream: bool = True,
         idempotency_key: str | None = None,
         expires_in: float | None = None,
+        max_run: float | None = None,
         **options: Any,
     ) -> Job:
         """Hand in a job and return at once.
@@ -78,6 +80,7 @@ class Packtrain:
             stream: False when only the result is wanted: tokens then come once a second, which spares the cores.
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
+            max_run: Seconds from its first start, all attempts together, after which it ends as EXPIRED.
             options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`; for a text, `suffix`: what
                 stands behind the gap that is to be filled; with `raw`, `echo`: the answer begins with the prompt; for a
                 chat, `tools` and `tool_choice` in OpenAI's shape,
@@ -91,7 +94,9 @@ class Packtrain:
             InvalidParameter, PromptEmpty, UnknownModel, AdapterUnavailable, QueueFull, IdempotencyConflict,
                 BrokerUnavailable
         """
-        spec = build_spec(model, prompt, raw=raw, stream=stream, expires_in=expires_in, options=options)
+        spec = build_spec(
+            model, prompt, raw=raw, stream=stream, expires_in=expires_in, max_run=max_run, options=options
+        )
         return self.hand_in(spec, idempotency_key=idempotency_key)
 
     def hand_in(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
@@ -165,6 +170,7 @@ class Packtrain:
         dimensions: int | None = None,
         idempotency_key: str | None = None,
         expires_in: float | None = None,
+        max_run: float | None = None,
         **options: Any,
     ) -> Job:
         """Hand in one text to embed and return at once. The vector is `Job.result().embedding`.
@@ -175,7 +181,9 @@ class Packtrain:
 
         Other arguments and errors as of `submit`.
         """
-        spec = build_embed_spec(model, text, dimensions=dimensions, expires_in=expires_in, options=options)
+        spec = build_embed_spec(
+            model, text, dimensions=dimensions, expires_in=expires_in, max_run=max_run, options=options
+        )
         return self.hand_in(spec, idempotency_key=idempotency_key)
 
     @overload
@@ -222,6 +230,10 @@ class Packtrain:
         """A job by its id, whoever submitted it."""
         return Job(self._transport, JobId(job_id))
 
+    def explain(self, job_id: str) -> Explanation:
+        """Why a job is where it is, see `Job.explain`."""
+        return self.job(job_id).explain()
+
     def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
         """Run a job again from its record and compare the answers.
 
@@ -257,9 +269,17 @@ class Packtrain:
         """Jobs that wait, by model."""
         return self._transport.waiting()
 
-    def load(self, model: str) -> None:
-        """Ask the fleet to load a model and keep it loaded."""
-        self._transport.set_desired(ModelId(model), replicas=1, unload=False)
+    def load(self, model: str, *, replicas: int = 1) -> None:
+        """Ask the fleet to load a model and keep it loaded.
+
+        Args:
+            replicas: How many instances, on as many nodes as can be.
+        """
+        if not 1 <= replicas <= 1000:
+            raise InvalidParameter(
+                f"replicas = {replicas} is not from 1 to 1000; to have none, unload it", field="replicas"
+            )
+        self._transport.set_desired(ModelId(model), replicas=replicas, unload=False)
 
     def unload(self, model: str) -> None:
         """Ask the fleet to unload a model once its running jobs have ended."""

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from packtrain.broker.errors import BrokerUnavailable, UnknownJob
+from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import JobStatus
 from packtrain.broker.states import JobState
@@ -37,6 +38,17 @@ class Job:
         if status is None:
             raise UnknownJob(job_id=self.id)
         return status
+
+    def explain(self) -> Explanation:
+        """Why it is where it is; while it waits, its place and when it may begin.
+
+        Raises:
+            UnknownJob
+        """
+        found = self._transport.explain(self.id)
+        if found is None:
+            raise UnknownJob(job_id=self.id)
+        return found
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the end.

@@ -14,6 +14,7 @@ from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
 from packtrain.broker.errors import AdapterUnavailable, SetupError, UnknownModel, UnknownNode
+from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
@@ -30,13 +31,15 @@ class RedisTransport:
     Args:
         url: With its password.
         max_waiting: Jobs that may wait for one model before `QueueFull`.
+        max_waiting_user: Those of one user; None: any number.
         keep_ms: How long the records of its jobs are kept after their end.
     """
 
-    def __init__(self, url: str, *, max_waiting: int, keep_ms: int) -> None:
+    def __init__(self, url: str, *, max_waiting: int, max_waiting_user: int | None = None, keep_ms: int) -> None:
         self.url = masked(url)
         self.raw_url = url  # with its password
         self._max_waiting = max_waiting
+        self._max_waiting_user = max_waiting_user
         self._keep_ms = keep_ms
         self._redis = connect(url, name="client")
         self._jobs = RedisJobs(self._redis)
@@ -51,7 +54,10 @@ class RedisTransport:
                 if self.status(job_id) is None:  # else the same request again, from when the adapter was there
                     raise
         with self._reachable():
-            submitted = self._jobs.submit(job_id, spec, max_waiting=self._max_waiting, keep_ms=self._keep_ms)
+            submitted = self._jobs.submit(
+                job_id, spec, max_waiting=self._max_waiting, max_waiting_user=self._max_waiting_user,
+                keep_ms=self._keep_ms,
+            )  # fmt: skip
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.route)
         return submitted
@@ -67,6 +73,10 @@ class RedisTransport:
     def spec(self, job_id: JobId) -> JobSpec | None:
         with self._reachable():
             return self._jobs.spec(job_id)
+
+    def explain(self, job_id: JobId) -> Explanation | None:
+        with self._reachable():
+            return look(self._jobs, self._registry, job_id)
 
     def cancel(self, job_id: JobId) -> JobState | None:
         with self._reachable():
@@ -151,7 +161,12 @@ def open_transport(url: str | None) -> RedisTransport:
     url = settings.broker_url()
     if url.startswith(("http://", "https://")):
         raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
-    return RedisTransport(url, max_waiting=settings.max_waiting, keep_ms=int(settings.keep_s * 1000))
+    return RedisTransport(
+        url,
+        max_waiting=settings.max_waiting,
+        max_waiting_user=settings.max_waiting_user,
+        keep_ms=int(settings.keep_s * 1000),
+    )
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def build_spec(
     stream: bool,
     expires_in: float | None,
     options: Mapping[str, Any],
+    max_run: float | None = None,
     is_count: bool = False,
 ) -> JobSpec:
     """A checked request.
@@ -45,6 +46,7 @@ def build_spec(
         prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
         stream: Somebody will read the tokens as they come.
         expires_in: Seconds until the job ends as EXPIRED.
+        max_run: Seconds that it may run.
         options: Sampling parameters by name, the other fields of `JobSpec` that `submit` names, and one of `schema` (a
             JSON schema or a pydantic model), `json` (True: some JSON object) and `grammar` (GBNF), which are short for
             `response_format`.
@@ -63,7 +65,7 @@ def build_spec(
         raise InvalidParameter("raw takes a text as prompt, not messages; join them yourself or leave raw out")
     else:
         fields["messages"] = _turns(prompt)
-    fields |= _expiry(expires_in)
+    fields |= _milliseconds("expires_in", expires_in) | _milliseconds("max_run", max_run)
     _check_known(options, _SPEC_FIELDS | _FORMS | SamplingParams.model_fields.keys())
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
     if "adapters" in fields:
@@ -77,13 +79,19 @@ def build_spec(
 
 
 def build_embed_spec(
-    model: str, text: str, *, dimensions: int | None, expires_in: float | None, options: Mapping[str, Any]
+    model: str,
+    text: str,
+    *,
+    dimensions: int | None,
+    expires_in: float | None,
+    max_run: float | None = None,
+    options: Mapping[str, Any],
 ) -> JobSpec:
     """A checked request for the vector of one text.
 
     Args:
         dimensions: Keep only the first so many, stretched to length 1 again; None: all.
-        expires_in: As of `build_spec`.
+        expires_in, max_run: As of `build_spec`.
         options: `lane`, `user`, `deterministic`, `meant_for`.
 
     Raises:
@@ -93,7 +101,8 @@ def build_embed_spec(
         raise InvalidParameter(f"a text to embed is a str, not {type(text).__name__}; convert it", field="prompt")
     _check_known(options, _ANY_KIND_FIELDS)
     fields = {"kind": "embed", "model": model, "prompt": text, "stream": False, "dimensions": dimensions}
-    return parse_spec(fields | _expiry(expires_in) | dict(options))
+    times = _milliseconds("expires_in", expires_in) | _milliseconds("max_run", max_run)
+    return parse_spec(fields | times | dict(options))
 
 
 def _check_known(options: Mapping[str, Any], known: Set[str]) -> None:
@@ -103,12 +112,12 @@ def _check_known(options: Mapping[str, Any], known: Set[str]) -> None:
         )
 
 
-def _expiry(expires_in: float | None) -> dict[str, int]:
-    if expires_in is None:
+def _milliseconds(name: str, seconds: float | None) -> dict[str, int]:
+    if seconds is None:
         return {}
-    if not math.isfinite(expires_in):
-        raise InvalidParameter(f"expires_in is {expires_in}; give seconds, or leave it out", field="expires_in")
-    return {"expires_in_ms": int(expires_in * 1000)}
+    if not math.isfinite(seconds):
+        raise InvalidParameter(f"{name} is {seconds}; give seconds, or leave it out", field=name)
+    return {f"{name}_ms": int(seconds * 1000)}
 
 
 def _forms(options: Mapping[str, Any]) -> dict[str, Any]:

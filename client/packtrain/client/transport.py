@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from packtrain.broker.chunks import Event
+from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
@@ -35,6 +36,10 @@ class Transport(Protocol):
 
     def spec(self, job_id: JobId) -> JobSpec | None:
         """What a job asked for, None: there is no such job."""
+        ...
+
+    def explain(self, job_id: JobId) -> Explanation | None:
+        """Why a job is where it is, None: there is no such job."""
         ...
 
     def cancel(self, job_id: JobId) -> JobState | None:

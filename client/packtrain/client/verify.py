@@ -125,7 +125,14 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
     if outcome.finish_reason == "length":  # it may have filled its slot, and the next one may be larger
         update["max_tokens"] = outcome.usage.completion_tokens
     params = spec.params.model_copy(update=update)
-    again = {"model": model, "params": params, "meant_for": on, "expires_in_ms": None, "stream": False}
+    again = {
+        "model": model,
+        "params": params,
+        "meant_for": on,
+        "expires_in_ms": None,
+        "max_run_ms": None,
+        "stream": False,
+    }
     if spec.adapters and outcome.receipt:  # with the scales that were used, for the operator may have set others since
         again["adapters"] = {adapter.name: adapter.scale for adapter in outcome.receipt.adapters}
     return spec.model_copy(update=again)

@@ -36,7 +36,7 @@ from packtrain.workers.node_catalog import NodeCatalog
 from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.own_memory import own_memory
 from packtrain.workers.quarantine import SETTLED_S
-from packtrain.workers.supervision import Limits, Observed, verdict
+from packtrain.workers.supervision import Limits, Observed, is_out_of_memory, verdict
 from packtrain.workers.waking import Wakefulness
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Agent:
     def tick(self) -> None:
         """Read commands, look at every process, report."""
         now = time.monotonic()
-        self._wake_up(now)
+        self._wake_up()
         changed = self._read_inbox() | self._keep_to_terms()
         for managed in list(self._instances.values()):
             changed |= self._look_at(managed, now)
@@ -202,7 +202,8 @@ class Agent:
         entry = self._catalog.models.get(ModelId(command.model))
         if entry is None:
             reason = f"{self._node} has no file for {command.model!r} (any more)"
-            beat = beat.model_copy(update={"state": InstanceState.FAILED, "reason": reason})
+            ended = {"state": InstanceState.FAILED, "reason": reason, "ended_ms": self._registry_ms()}
+            beat = beat.model_copy(update=ended)
             self._ended[instance] = (beat, Cause(instance=instance, reason=reason))
             return
         info, path = entry
@@ -210,7 +211,8 @@ class Agent:
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
+            n_slots=command.n_slots, reserved_slots=min(info.reserved_slots, command.n_slots - 1),
+            n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)),
         )  # fmt: skip
@@ -275,6 +277,7 @@ class Agent:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "job_s": report.job_s,
             "threads": report.threads,
         }
         if report.steps != before.steps or report.slots_used:
@@ -308,7 +311,15 @@ class Agent:
         log = logger.info if stopped else logger.error
         log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
         beat = managed.beat.model_copy(
-            update={"state": state, "reason": reason, "slots_used": 0, "resident_bytes": 0, "tokens_per_s": 0.0}
+            update={
+                "state": state,
+                "reason": reason,
+                "slots_used": 0,
+                "resident_bytes": 0,
+                "tokens_per_s": 0.0,
+                "ended_ms": self._registry_ms(),
+                "out_of_memory": state is InstanceState.FAILED and is_out_of_memory(cause, managed.kill_reason),
+            }
         )
         if state is InstanceState.FAILED:
             self._standing.failed(beat, now_ms=self._registry_ms())
@@ -334,9 +345,11 @@ class Agent:
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
-            self._registry.put_models(self._catalog.offered())
             if self._standing.follow(self._registry.node_wish(self._node), now_ms=self._registry_ms()):
                 self._dealer.set_budget(self._standing.terms.cores)
+            offered = self._catalog.offered()
+            self._registry.put_models(offered)
+            self._registry.put_offers(self._node, [info for info in offered if not info.alias_of])
             self._registry.put_node(self._node_beat())
         except (RedisError, OperationalError) as error:
             if self._reachable_since is not None:
@@ -391,20 +404,18 @@ class Agent:
             self._begin_drain(self._instances[instance], reason)
         return bool(leaving)
 
-    def _wake_up(self, now: float) -> None:
-        """After a sleep nobody is late: move the deadlines by it, and count anew for how long the broker answers."""
+    def _wake_up(self) -> None:
+        """After a sleep nobody is late: move the deadlines by it."""
         slept_s = self._waking.take_slept_s()
         if slept_s is None:
             return
         for managed in self._instances.values():
             managed.state_since += slept_s
-        if self._reachable_since is not None:
-            self._reachable_since = now
         logger.info("Awake again", extra={"event": "node.awake"})
 
     def _reachable_s(self, now: float) -> float:
         """For how long the broker has answered, since waking at most; 0 while it is away."""
-        return 0.0 if self._reachable_since is None else now - self._reachable_since
+        return 0.0 if self._reachable_since is None else min(now - self._reachable_since, self._waking.look())
 
     def _free_index(self, info: ModelInfo) -> int:
         """The lowest replica number of this model that is free here, so that worker names come again."""

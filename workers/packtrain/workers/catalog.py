@@ -20,7 +20,7 @@ from packtrain.broker.ids import ModelId, slug
 from packtrain.broker.messages import AdapterInfo, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_adapters import AdapterFinder, FoundAdapter, fingerprint_with
-from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
+from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions, reserved_slots
 from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_memory, estimate_slot_bytes
@@ -150,7 +150,7 @@ class _Building:
         elif holder is None:
             self.files[model] = files.first
             found = self._find_adapters(model, header)
-            info = self._info(model, files.first, header, options, tuple(adapter.info for adapter in found))
+            info = self._info(model, files, header, options, tuple(adapter.info for adapter in found))
             self.models[model] = CatalogEntry(
                 info,
                 files.first.path,
@@ -199,7 +199,7 @@ class _Building:
     def _info(
         self,
         model: ModelId,
-        file: ModelFile,
+        files: ModelFiles,
         header: GgufHeader,
         load: LoadOptions,
         adapters: tuple[AdapterInfo, ...],
@@ -220,7 +220,7 @@ class _Building:
             n_slots = default_slots(self.granted_bytes, per_slot, lambda slots: memory(slots).required_bytes)
         return ModelInfo(
             id=model,
-            file=printable(file.path.name),
+            file=printable(files.first.path.name),
             architecture=header.architecture,
             quantization=header.quantization,
             parameters=header.parameters,
@@ -233,6 +233,9 @@ class _Building:
             embeds_only=header.embeds_only,
             n_ctx=n_ctx,
             n_slots=n_slots,
+            reserved_slots=reserved_slots(
+                n_slots, defaults.reserved_slots if options.reserved_slots is None else options.reserved_slots
+            ),
             required_bytes=memory(n_slots).required_bytes,
             memory=memory(n_slots),
             numerics=load.numerics,
@@ -240,6 +243,11 @@ class _Building:
             adapters=adapters,
             keep_alive_s=defaults.keep_alive if options.keep_alive is None else options.keep_alive,
             pinned=options.pinned,
+            min_replicas=options.replicas.min,
+            max_replicas=options.replicas.max or 0,
+            nodes=options.nodes,
+            file_bytes=sum(part.size for part in files.parts),
+            fetchable=len(files.parts) == 1,
         )
 
 

@@ -11,8 +11,11 @@
     aliases = ["smol", "tiny"]  # further names that jobs may use
     context = 2048
     slots = 16
+    reserved_slots = 2          # left to interactive jobs by bulk ones; left out: 1 where there are 4 slots or more
     keep_alive = "10m"          # seconds, or "30s", "10m", "2h"; negative: never unload
     pinned = true               # never evicted
+    replicas = {min = 1, max = 3}   # keep 1 loaded, load up to 3 when jobs pile up; left out: 0, and one on each node
+    nodes = {gpu = "yes"}       # only nodes with these labels; what one node says of a model holds for the fleet
     kv_type = "f16"             # of the cache; f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl
     gpu_layers = 20             # left out: all where there is a GPU
     tensor_split = [3, 1]       # shares of the GPUs
@@ -34,7 +37,16 @@ import tomllib
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.fields import SafeId
@@ -46,11 +58,16 @@ DEFAULT_CONTEXT = 4096  # tokens
 DEFAULT_KEEP_ALIVE_S = 300.0
 MAX_CONTEXT = 2**24  # tokens; the longest trained so far is 10 million
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
+#: From so many slots on one is left to interactive jobs by default: of fewer it would be too large a part.
+MIN_SLOTS_TO_RESERVE = 4
 MAX_KEEP_ALIVE_S = 10 * 365 * 24 * 3600
+MAX_REPLICAS = 1_000
+MAX_LABELS = 16  # of one selector
 MAX_LORAS = 64  # adapters of one model: all are loaded with it
 
 _LOAD_OPTIONS = set(LoadOptions.model_fields)
 _DURATION = re.compile(r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)")
+_LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # as nodes have them
 _UNIT_S = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -70,6 +87,7 @@ KeepAlive = Annotated[
 ]
 Context = Annotated[int, Field(strict=True, ge=1, le=MAX_CONTEXT)]
 Slots = Annotated[int, Field(strict=True, ge=1, le=MAX_SLOTS)]
+Reserved = Annotated[int, Field(strict=True, ge=0, lt=MAX_SLOTS)]
 
 
 class _Section(BaseModel):
@@ -81,6 +99,9 @@ class Defaults(LoadOptions):
 
     context: Context = Field(DEFAULT_CONTEXT, description="tokens of one slot; less where a model was trained on less")
     slots: Slots | None = Field(None, description="sequences at once; null: what fits in a quarter of the budget")
+    reserved_slots: Reserved | None = Field(
+        None, description="slots that bulk jobs leave to interactive ones; null: 1 of 4 or more"
+    )
     keep_alive: KeepAlive = Field(DEFAULT_KEEP_ALIVE_S, description="seconds; negative: never unload")
 
 
@@ -103,6 +124,37 @@ class AdapterOptions(_Section):
         return value
 
 
+def _number_alone(value: object) -> object:
+    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class ReplicaOptions(_Section):
+    """How many instances of one model the fleet loads. A number alone is both."""
+
+    min: Annotated[int, Field(strict=True, ge=0, le=MAX_REPLICAS)] = 0
+    max: Annotated[int, Field(strict=True, ge=1, le=MAX_REPLICAS)] | None = Field(
+        None, description="null: one on each node"
+    )
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.max is not None and self.min > self.max:
+            raise ValueError(
+                f"min = {self.min} is more than max = {self.max}; give a range such as {{min = 1, max = 3}}"
+            )
+        return self
+
+
+def _are_labels(value: dict[str, str]) -> dict[str, str]:
+    for label in (f"{key}={text}" for key, text in value.items()):
+        if not _LABEL.fullmatch(label):
+            raise ValueError(f'{label!r} is not a label; write it like {{room = "attic"}}, plain words without spaces')
+    return value
+
+
+Selector = Annotated[dict[str, str], Field(max_length=MAX_LABELS), AfterValidator(_are_labels)]
+
+
 class ModelOptions(LoadOptions):
     """For one model. What is left out comes from `Defaults`."""
 
@@ -110,8 +162,11 @@ class ModelOptions(LoadOptions):
     aliases: tuple[SafeId, ...] = ()
     context: Context | None = None
     slots: Slots | None = None
+    reserved_slots: Reserved | None = None
     keep_alive: KeepAlive | None = None
     pinned: Annotated[bool, Field(strict=True)] = False
+    replicas: Annotated[ReplicaOptions, BeforeValidator(_number_alone)] = ReplicaOptions()
+    nodes: Selector = Field(default_factory=dict, description="labels that a node must have")
     adapters: dict[SafeId, Annotated[AdapterOptions, BeforeValidator(_path_alone)]] = Field(
         default_factory=dict, max_length=MAX_LORAS
     )
@@ -161,6 +216,17 @@ class CatalogConfig(_Section):
         return LoadOptions.model_validate(said)
 
 
+def reserved_slots(n_slots: int, said: int | None) -> int:
+    """Slots of `n_slots` that bulk jobs leave to interactive ones; one at least is theirs.
+
+    Args:
+        said: By packtrain.toml.
+    """
+    if said is None:
+        return int(n_slots >= MIN_SLOTS_TO_RESERVE)
+    return min(said, n_slots - 1)
+
+
 def load_catalog_config(home: Path) -> CatalogConfig:
     """What `packtrain.toml` in the home folder says; the defaults where there is no such file.
 
@@ -189,8 +255,8 @@ def _explained(path: Path, error: ValidationError) -> SetupError:
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message, remedy = _message(error), "correct this value"
     if first["type"] == "extra_forbidden":
-        # By depth: top level, [defaults], [models.M], its adapters, one of them.
-        sections: tuple[type[BaseModel], ...] = (CatalogConfig, Defaults, ModelOptions, ModelOptions, AdapterOptions)
+        # By depth: top level, [defaults], [models.M], its replicas, one of its adapters.
+        sections: tuple[type[BaseModel], ...] = (CatalogConfig, Defaults, ModelOptions, ReplicaOptions, AdapterOptions)
         known = ", ".join(sections[len(first["loc"]) - 1].model_fields)
         message, remedy = "unknown key", f"remove it, or use one of {known}"
     elif first["type"] == "string_pattern_mismatch":

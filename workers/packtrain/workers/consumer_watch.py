@@ -30,16 +30,16 @@ class ConsumerWatch:
         self._hub_age_s = hub_age_s
         self._echo_s, self._deaf_s = stall_s * ECHO_PER_STALL, stall_s * DEAF_PER_STALL
         self._lock = threading.Lock()
-        self._number = 0
-        self._sent_at: float | None = None  # the number is on its way since
+        self._number = self._void = 0  # the last that was sent, and that proves nothing any more
+        self._unheard_since: float | None = None
         self._next = 0.0
         self._deaf_since: float | None = None
 
     def heard(self, number: int) -> None:
-        """A message to itself came back; an old one, sent before it was last forgotten, proves nothing of today."""
+        """A message to itself came back. One from before the broker was last away, or from before a sleep, is void."""
         with self._lock:
-            if number == self._number:
-                self._sent_at = None
+            if number > self._void:
+                self._unheard_since = None
 
     def look(self, now_s: float, *, broker_reachable_s: float) -> str:
         """Why commands do not arrive; empty: they do, or nobody can know since the broker is away.
@@ -49,13 +49,15 @@ class ConsumerWatch:
         Args:
             broker_reachable_s: For how long the broker has answered, since waking at most; 0: it is away.
         """
-        if broker_reachable_s <= 0:
+        unheard_since = self._unheard_since
+        if unheard_since is not None and unheard_since < now_s - broker_reachable_s:
             with self._lock:
-                self._sent_at = None
-        elif self._sent_at is None and now_s >= self._next:
+                self._unheard_since, self._void, self._next = None, self._number, now_s
+        if broker_reachable_s > 0 and now_s >= self._next:
             with self._lock:
                 self._number += 1
-                self._sent_at, self._next = now_s, now_s + self._echo_s
+                self._unheard_since = self._unheard_since or now_s
+                self._next = now_s + self._echo_s
             self._send(self._number)
         reason = self._reason(now_s) if broker_reachable_s > self._deaf_s else ""
         if not reason:
@@ -71,7 +73,7 @@ class ConsumerWatch:
     def _reason(self, now_s: float) -> str:
         if self._hub_age_s() > self._deaf_s:
             return f"takes no commands: its consumer loop has not turned for {self._hub_age_s():.0f} s"
-        sent_at = self._sent_at
-        if sent_at is not None and now_s - sent_at > self._deaf_s:
-            return f"takes no commands: a message to itself is {now_s - sent_at:.0f} s on its way"
+        since = self._unheard_since
+        if since is not None and now_s - since > self._deaf_s:
+            return f"takes no commands: a message to itself is {now_s - since:.0f} s on its way"
         return ""

@@ -126,7 +126,7 @@ class Instance:
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
             numerics=config.options.numerics, numerics_class=self._numerics_class,
-            ring=Doorbell(self._app).ring, clock=time.monotonic,
+            bulk_slots=config.n_slots - config.reserved_slots, ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -222,6 +222,7 @@ class Instance:
                 steps=stats.steps,
                 batch_peak=stats.batch_peak,
                 tokens_out=stats.tokens_out,
+                job_s=round(self._runner.job_times.seconds(time.monotonic()), 3),
                 recipe=self._recipe,
                 numerics_class=self._numerics_class,
                 is_busy=self._engine.is_busy,

@@ -29,6 +29,7 @@ class InstanceConfig(BaseModel):
     backend: Literal["llama_cpp", "scripted"] = "llama_cpp"
     worker_name: str  # Celery's, stable across restarts: <model>.<k>@<node>
     n_slots: int
+    reserved_slots: int = Field(0, ge=0)  # that bulk jobs leave to interactive ones
     n_ctx: int
     n_threads: int
     report_fd: int
@@ -58,6 +59,7 @@ class InstanceReport(BaseModel):
     steps: int = 0
     batch_peak: int = 0
     tokens_out: int = 0
+    job_s: float = 0  # smoothed, that a job holds a slot
     is_busy: bool = False
     threads: int = 0  # that a step computes with
     step_age_s: float = 0  # since the engine's last sign of life

@@ -17,6 +17,7 @@ from typing import Literal
 from packtrain.broker import jobs, vectors
 from packtrain.broker.chat import ToolCall, join_calls
 from packtrain.broker.chunks import Chunk
+from packtrain.broker.errors import JobExpired
 from packtrain.broker.ids import InstanceId, JobId, NodeId
 from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
@@ -154,7 +155,7 @@ class LeasedJob:
         Not for RELEASED and LOST, which do not end a job.
         """
         state = _STATES[ended.end]
-        error = {End.CANCELLED: jobs.CANCELLED, End.EXPIRED: jobs.EXPIRED}.get(ended.end, ended.error)
+        error = {End.CANCELLED: jobs.CANCELLED, End.EXPIRED: self._expired()}.get(ended.end, ended.error)
         first = self._first_token_at
         calls = join_calls(call for part in self._parts for call in part.calls)
         return Outcome(
@@ -188,6 +189,10 @@ class LeasedJob:
             instance=instance,
             error=error.to_wire() if error else None,
         )
+
+    def _expired(self) -> JobExpired:
+        run_left, left = self._claim.run_left_ms, self._claim.remaining_ms
+        return jobs.EXPIRED if run_left is None or (left is not None and left <= run_left) else jobs.OVERRUN
 
     def _finish_reason(self, ended: Ended, calls: Sequence[ToolCall]) -> Literal["stop", "length", "tool_calls"] | None:
         if _STATES[ended.end] is not JobState.SUCCEEDED or self.spec.kind == "embed":

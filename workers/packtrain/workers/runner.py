@@ -2,7 +2,8 @@
 
 A Celery message alone costs the instance about 2 ms (`benchmarks/queue.py`: bare Celery runs some 500 no-op tasks per
 second). So one bell may serve several jobs: for a second, the slot claims the next one as soon as it has ended one. A
-job of a language model takes longer than that, so it has a bell to itself; a thousand tiny ones share some.
+job of a language model takes longer than that, so it has a bell to itself; a thousand tiny ones share some. A bell of a
+bulk job waits in its thread while the instance has its share of them, see `bulk_share.py`.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from packtrain.broker.messages import MAX_PROMPT_LOGPROBS, JobSpec, Numerics, in
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.adapters import adapters_of
 from packtrain.workers.backends.base import Backend
+from packtrain.workers.bulk_share import BulkShare
 from packtrain.workers.chat.preparing import Prepared, prepare
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
 from packtrain.workers.engine.text import TextStream
+from packtrain.workers.job_times import JobTimes
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.renewer import Renewer
@@ -65,6 +68,7 @@ class Runner:
         lease_ms: int,
         numerics: Numerics,
         numerics_class: str,
+        bulk_slots: int,
         ring: Callable[[Route], None],
         clock: Callable[[], float],
     ) -> None:
@@ -84,11 +88,14 @@ class Runner:
         self._numerics_class = numerics_class
         self._ring = ring
         self._clock = clock
+        self._bulk = BulkShare(bulk_slots)
         self._is_draining = threading.Event()
+        self.job_times = JobTimes()
 
     def drain(self) -> None:
         """Claim nothing any more."""
         self._is_draining.set()
+        self._bulk.close()
 
     def answer(self, heard: Route) -> dict[str, Any] | None:
         """Run jobs to their ends. What Flower shows of it: (last) job, tokens, seconds; None: the bell was spare.
@@ -99,10 +106,14 @@ class Runner:
         begin = self._clock()
         num_jobs = num_tokens = 0
         job: LeasedJob | None = None
-        while claim := self._claim():
+        while claim := self._next():
             if job is None and claim.route != heard and heard in claim.unrung:
                 self._ring(heard)  # its bell was spent on a job of the other route, and others hear only this one
-            job = self._run(claim)
+            try:
+                job = self._run(claim)
+            finally:
+                if claim.lane == "bulk":
+                    self._bulk.give_back()
             num_jobs, num_tokens = num_jobs + 1, num_tokens + job.num_output
             if job.ended and job.ended.end in (End.RELEASED, End.LOST):
                 break  # or this slot would claim a job that it cannot run again and again
@@ -116,9 +127,32 @@ class Runner:
         shown = {"job": job.job_id, "end": end, "tokens": num_tokens, "seconds": round(self._clock() - begin, 3)}
         return shown if num_jobs == 1 else {"jobs": num_jobs, **shown}
 
-    def _claim(self) -> jobs.Claim | None:
-        if self._is_draining.is_set():
-            return None
+    def _next(self) -> jobs.Claim | None:
+        """The next job; waits with the bell while only bulk jobs are left and the instance has its share of them."""
+        while not self._is_draining.is_set():
+            may_bulk = self._bulk.take()
+            claim = None
+            try:
+                claim = self._claim(bulk=may_bulk)
+            finally:
+                if may_bulk and (claim is None or claim.lane != "bulk"):
+                    self._bulk.give_back()
+            if claim or may_bulk or not self._ready()[1]:
+                return claim
+            self._bulk.wait(self._is_worth_a_claim)
+        return None
+
+    def _is_worth_a_claim(self) -> bool:
+        num_interactive, num_bulk = self._ready()
+        return num_interactive > 0 or not num_bulk
+
+    def _ready(self) -> tuple[int, int]:
+        try:
+            return self._store.ready(self._routes)
+        except RedisError:  # the next claim says so
+            return 0, 0
+
+    def _claim(self, *, bulk: bool) -> jobs.Claim | None:
         try:
             prefixes = {prefix for held in tuple(self._prefixes) for prefix in held}
             return self._store.claim(
@@ -128,6 +162,7 @@ class Runner:
                 lease_ms=self._lease_ms,
                 numerics_class=self._numerics_class,
                 prefixes=sorted(prefixes),
+                bulk=bulk,
             )
         except RedisError as error:
             logger.warning("Could not claim: %s", error, extra={"event": "claim.failed"})
@@ -139,6 +174,7 @@ class Runner:
             # We were silent so long that the job was taken from us, and now we got it again.
             self._engine.cancel(job.job_id, End.LOST)
             older.published.wait()
+        number = self.job_times.begin(self._clock())
         try:
             problem = problem or self._start(job, claim)
             if problem:
@@ -147,6 +183,8 @@ class Runner:
             job.published.wait()
         finally:
             self._renewer.let_go(job)
+            counts = job.ended is not None and job.ended.end not in (End.RELEASED, End.LOST)
+            self.job_times.end(number, self._clock(), counts=counts)
         return job
 
     def _accept(self, claim: jobs.Claim) -> tuple[LeasedJob, PacktrainError | None]:
@@ -183,8 +221,8 @@ class Runner:
         if job.spec.kind == "count":
             job.on_end(Ended(End.STOP))
             return None
-        remaining_ms = claim.remaining_ms
-        deadline = None if remaining_ms is None else self._clock() + remaining_ms / 1000
+        left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
+        deadline = None if left_ms is None else self._clock() + left_ms / 1000
         if is_embed:
             self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
             return None

@@ -6,6 +6,7 @@ coordinator decides what to load again.
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ _MEANING = {
     "SIGFPE": "llama.cpp divided by zero; the model file is probably broken",
     "SIGKILL": "by hand, or by the kernel because memory ran out",
 }
+#: What llama.cpp and Python say when they get no memory.
+_NO_MEMORY = re.compile(
+    r"out of memory|fail\w* to allocate|unable to allocate|cannot allocate|bad_alloc", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,19 @@ def why_ended(
     else:
         reason = "ended since a thread of it died" if exit_code == EXIT_THREAD_DIED else f"exited with code {exit_code}"
     return Cause(instance=instance, reason=reason, exit_code=None if name else exit_code, signal=name, tail=tuple(tail))
+
+
+def is_out_of_memory(cause: Cause, kill_reason: str = "") -> bool:
+    """True when an end looks as if memory ran out: the kernel's SIGKILL, or llama.cpp's word that it got none.
+
+    >>> is_out_of_memory(why_ended(InstanceId("m-1"), -9))
+    True
+    >>> is_out_of_memory(why_ended(InstanceId("m-1"), 3, said="it has no tensors"))
+    False
+    """
+    if kill_reason:
+        return False
+    return cause.signal == "SIGKILL" or bool(_NO_MEMORY.search(cause.reason))
 
 
 def _signal_name(number: int) -> str:

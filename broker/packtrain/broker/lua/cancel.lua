@@ -5,7 +5,7 @@
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return false end
 if state == 'QUEUED' then
-  redis.call('ZREM', ready_key(place_of(ARGV[1])), ARGV[1])
+  withdraw(ARGV[1])
   settle(ARGV[1], 'CANCELLED', ARGV[2])
   return 'CANCELLED'
 end

@@ -1,4 +1,4 @@
--- Lease the best ready job of an instance's routes to it: interactive lane first, then the order of submission.
+-- Lease the best ready job of an instance's routes to it: interactive lane first, then the lowest start tag (fairness.py).
 -- Among the first ready jobs those come first whose prompt begins as one that the instance holds; a job is passed over
 -- for that only so often. A job that is meant for another instance or node is left where it is, and so is a
 -- deterministic one that has tokens of another numerics class: resumed, it would be a mix that no receipt could name.
@@ -10,12 +10,16 @@
 -- the last n            doorbells                 list, Celery's
 -- ARGV[1] instance   ARGV[2] node   ARGV[3] lease, ms   ARGV[4] outcome of an expired job (JSON)
 -- ARGV[5] attempts that make a job a suspect   ARGV[6] hashes of prefixes held, '' for none: ' 1f2e3d4c 0a1b2c3d '
--- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over   ARGV[9 ...] the routes,
--- then for each the numerics class that its jobs are computed in, '' where that does not matter
+-- ARGV[7] ready jobs that are looked at together   ARGV[8] times that a job may be passed over
+-- ARGV[9] the last lane that is looked at: 0 interactive, 1 bulk
+-- ARGV[10] outcome of a job that may run no longer (JSON)
+-- ARGV[11 ...] the routes, then for each the numerics class that its jobs are computed in, '' where that does not matter
 -- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, {routes with more jobs still ready
--- than doorbells}}, or false when there is nothing to claim
+-- than doorbells}, lane, until when it may run, ms, or ''}, or false when there is nothing to claim
+local FIXED = 10
+local LANES = {[0] = 'interactive', [1] = 'bulk'}
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
-local num_routes, look = (#ARGV - 8) / 2, tonumber(ARGV[7])
+local num_routes, look = (#ARGV - FIXED) / 2, tonumber(ARGV[7])
 local function is_suspect(attempts)
   return tonumber(attempts or '0') >= tonumber(ARGV[5])
 end
@@ -26,7 +30,7 @@ if num_held == 1 then
   if is_suspect(redis.call('HGET', JOB_PREFIX .. only, 'attempts')) then return false end
 end
 
--- The next `look` ready jobs of one lane, in the order of submission; `skipped` of each route are left where they are.
+-- The next `look` ready jobs of one lane, in the order of their tags; `skipped` of each route are left where they are.
 local function candidates(lane, skipped)
   local found = {}
   for route = 1, num_routes do
@@ -37,7 +41,9 @@ local function candidates(lane, skipped)
     end
   end
   if num_routes > 1 then
-    table.sort(found, function(a, b) return a.order < b.order end)
+    table.sort(found, function(a, b)
+      return a.order < b.order or (a.order == b.order and a.id < b.id)
+    end)
     -- Behind the last one of a full page of one route there may be earlier ones than the rest of the other's.
     for i = #found, look + 1, -1 do found[i] = nil end
   end
@@ -46,7 +52,7 @@ end
 
 -- True when a job has tokens that were computed in another class than this instance would go on in.
 local function is_begun_elsewhere(c, tokens, class)
-  local mine = ARGV[8 + num_routes + c.route]
+  local mine = ARGV[FIXED + num_routes + c.route]
   return tokens and class and mine ~= '' and class ~= mine
 end
 
@@ -59,28 +65,46 @@ local function num_shared(prefixes)
   return shared
 end
 
+-- The clock of fair queueing moves on to this job's tag; users whose tags it has reached are as any other now.
+local function serve(c, model, lane)
+  local fair = fair_key(model, lane)
+  local clock = redis.call('ZSCORE', fair, '')
+  if clock and tonumber(clock) < c.order then
+    redis.call('ZADD', fair, c.order, '')
+    redis.call('ZREMRANGEBYSCORE', fair, '-inf', '(' .. redis.call('ZSCORE', fair, ''))
+  end
+end
+
 local function lease(c)
   local job = JOB_PREFIX .. c.id
   redis.call('ZREM', c.ready, c.id)
   local epoch = redis.call('HINCRBY', job, 'epoch', 1)
   -- A stream that has expired has no tokens: what comes next begins at 0 again.
   if redis.call('EXISTS', OUT_PREFIX .. c.id) == 0 then redis.call('HDEL', job, 'tokens') end
-  local class = ARGV[8 + num_routes + c.route]
+  local class = ARGV[FIXED + num_routes + c.route]
   if class ~= '' and redis.call('HEXISTS', job, 'tokens') == 0 then redis.call('HSET', job, 'class', class) end
   redis.call('HSET', job, 'state', 'RUNNING', 'instance', ARGV[1], 'node', ARGV[2], 'started_ms', now)
   redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
   redis.call('SADD', held, c.id)
   redis.call('PEXPIRE', held, ENDED_TTL_MS)
-  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec')
+  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane', 'model', 'user', 'max_run_ms')
+  count_out(f[6], f[5], f[7])
+  serve(c, f[6], f[5])
+  local run_until = ''
+  if f[8] then
+    redis.call('HSETNX', job, 'run_until_ms', now + tonumber(f[8]))
+    run_until = redis.call('HGET', job, 'run_until_ms')
+    redis.call('ZADD', DEADLINES, math.min(tonumber(run_until), tonumber(f[3] or run_until)), c.id)
+  end
   local unrung = {}
   for route = 1, num_routes do
     local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
-    if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[8 + route] end
+    if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[FIXED + route] end
   end
-  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[8 + c.route], unrung}
+  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[FIXED + c.route], unrung, f[5], run_until}
 end
 
-for lane = 0, 1 do
+for lane = 0, tonumber(ARGV[9]) do
   local skipped = {}
   for route = 1, num_routes do skipped[route] = 0 end
   repeat
@@ -89,13 +113,19 @@ for lane = 0, 1 do
     for _, c in ipairs(found) do
       local job = JOB_PREFIX .. c.id
       local f = redis.call(
-        'HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed', 'tokens', 'class'
+        'HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed', 'tokens', 'class',
+        'run_until_ms'
       )
       if f[1] ~= 'QUEUED' then
         redis.call('ZREM', c.ready, c.id)
+        -- If its record expired, nobody knows whose count it was in: count anew rather than too high.
+        if not f[1] then redis.call('DEL', queued_key(model_of(ARGV[FIXED + c.route]), LANES[lane])) end
       elseif f[2] and tonumber(f[2]) <= now then
-        redis.call('ZREM', c.ready, c.id)
+        withdraw(c.id)
         settle(c.id, 'EXPIRED', ARGV[4])
+      elseif f[9] and tonumber(f[9]) <= now then
+        withdraw(c.id)
+        settle(c.id, 'EXPIRED', ARGV[10])
       elseif (f[4] and f[4] ~= ARGV[1] and f[4] ~= ARGV[2]) or is_begun_elsewhere(c, f[7], f[8]) then
         skipped[c.route] = skipped[c.route] + 1
       elseif is_suspect(f[3]) then
@@ -121,7 +151,7 @@ for lane = 0, 1 do
 end
 for route = 1, num_routes do
   if redis.call('EXISTS', KEYS[route], KEYS[num_routes + route]) == 0 then
-    redis.call('SREM', WAITING, ARGV[8 + route])
+    redis.call('SREM', WAITING, ARGV[FIXED + route])
   end
 end
 return false

@@ -5,7 +5,21 @@
 -- ARGV[1] job id   ARGV[2] epoch   ARGV[3] state   ARGV[4] outcome (JSON)
 -- ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10] the last chunk, as emit.lua has it from ARGV[3] on; absent: none
 -- Returns 1 when this epoch ended the job, 0 when the job was lost to it
-local f = redis.call('HMGET', KEYS[1], 'epoch', 'state')
+-- How fast the route serves, see rates.py.
+local function measure(started)
+  local key, now = RATE_PREFIX .. place_of(ARGV[1]), now_ms()
+  local f = redis.call('HMGET', key, 'jobs', 'gap_ms', 'run_ms', 'last_ms')
+  local jobs = (f[1] or 0) + 1
+  local weight = math.max(1 / jobs, 1 / 16)
+  local function mean(before, new)
+    return before + weight * (new - before)
+  end
+  local gap, run = now - math.max(started, tonumber(f[4] or '0')), now - started
+  redis.call('HSET', key, 'jobs', jobs, 'gap_ms', mean(f[2] or 0, gap), 'run_ms', mean(f[3] or 0, run), 'last_ms', now)
+  redis.call('PEXPIRE', key, RATE_TTL_MS)
+end
+
+local f = redis.call('HMGET', KEYS[1], 'epoch', 'state', 'started_ms')
 if f[1] ~= ARGV[2] then return 0 end
 if f[2] == ARGV[3] then return 1 end
 if f[2] ~= 'RUNNING' then return 0 end
@@ -13,5 +27,6 @@ if ARGV[5] then
   append(KEYS[2], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
   redis.call('HSETNX', KEYS[1], 'first_token_ms', now_ms())
 end
+if ARGV[3] == 'SUCCEEDED' then measure(tonumber(f[3])) end
 settle(ARGV[1], ARGV[3], ARGV[4])
 return 1

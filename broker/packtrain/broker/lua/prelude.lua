@@ -21,6 +21,44 @@ local function place_of(id)
   return f[1] or f[3], f[2]
 end
 
+local function model_of(route)
+  return (string.gsub(route, '@.*', ''))
+end
+
+-- Who is ahead of the clock of fair queueing, and the clock itself (member ''): see fairness.py.
+local function fair_key(model, lane)
+  return FAIR_PREFIX .. model .. ':' .. string.sub(lane, 1, 1)
+end
+
+local function queued_key(model, lane)
+  return QUEUED_PREFIX .. model .. ':' .. string.sub(lane, 1, 1)
+end
+
+-- Count a job of this user that begins to wait; how many he has there now.
+local function count_in(model, lane, user)
+  local queued = queued_key(model, lane)
+  local waiting = redis.call('HINCRBY', queued, user, 1)
+  redis.call('PEXPIRE', queued, QUEUED_TTL_MS)
+  return waiting
+end
+
+-- Count one that waits no more; how many he has left.
+local function count_out(model, lane, user)
+  local queued = queued_key(model, lane)
+  local left = redis.call('HINCRBY', queued, user, -1)
+  if left <= 0 then redis.call('HDEL', queued, user) end
+  return left
+end
+
+-- Take a job out of the queue that was not served.
+local function withdraw(id)
+  local route, lane = place_of(id)
+  local f = redis.call('HMGET', JOB_PREFIX .. id, 'model', 'user')
+  if redis.call('ZREM', ready_key(route, lane), id) == 1 and count_out(f[1], lane, f[2]) <= 0 then
+    redis.call('ZREM', fair_key(f[1], lane), f[2])
+  end
+end
+
 -- Add a chunk to a stream (see chunks.py): reasoning, tool calls and logprobs only where it has any.
 local function append(out, index, text, tokens, reasoning, calls, logprobs)
   local fields = {'i', index, 't', text, 'k', tokens}
@@ -46,8 +84,9 @@ local function requeue(id)
   local route, lane = place_of(id)
   unlease(id)
   redis.call('HSET', job, 'state', 'QUEUED')
-  local f = redis.call('HMGET', job, 'order', 'tokens', 'class')
+  local f = redis.call('HMGET', job, 'order', 'tokens', 'class', 'model', 'user')
   redis.call('ZADD', ready_key(route, lane), f[1], id)
+  count_in(f[4], lane, f[5])
   redis.call('SADD', WAITING, route)
   if f[2] and f[3] then
     redis.call('HSET', BEGUN, id, f[3])

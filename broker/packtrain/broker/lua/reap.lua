@@ -5,7 +5,7 @@
 -- ARGV[3] an instance that is known to be gone: take all its jobs now; '' : those whose lease lapsed
 -- ARGV[4], ARGV[5], ARGV[6] outcomes (JSON) of a job that is dead, cancelled, expired
 -- ARGV[7] why the instance was lost (JSON)   ARGV[8] text that stands for the instance in ARGV[4] and ARGV[7], where
--- leases lapsed: one such word, which means itself in a pattern
+-- leases lapsed: one such word, which means itself in a pattern   ARGV[9] outcome (JSON) of a job that may run no longer
 -- Returns {id, route, new state, id, route, new state ...}
 local now, limit = now_ms(), tonumber(ARGV[2])
 local changed = {}
@@ -49,10 +49,10 @@ for _, id in ipairs(lapsed) do
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
-  local state = redis.call('HGET', JOB_PREFIX .. id, 'state')
+  local state, deadline = unpack(redis.call('HMGET', JOB_PREFIX .. id, 'state', 'deadline_ms'))
   if state == 'QUEUED' then
-    redis.call('ZREM', ready_key(place_of(id)), id)
-    settle(id, 'EXPIRED', ARGV[6])
+    withdraw(id)
+    settle(id, 'EXPIRED', deadline and tonumber(deadline) <= now and ARGV[6] or ARGV[9])
     note(id, 'EXPIRED')
   elseif state ~= 'RUNNING' then
     redis.call('ZREM', KEYS[2], id)

@@ -6,12 +6,14 @@
 local failed = 0
 for _, ready in ipairs(KEYS) do
   while failed < tonumber(ARGV[2]) do
-    local popped = redis.call('ZPOPMIN', ready)
-    if #popped == 0 then break end
-    if redis.call('HGET', JOB_PREFIX .. popped[1], 'state') == 'QUEUED' then
-      settle(popped[1], 'FAILED', ARGV[1])
+    local id = redis.call('ZRANGE', ready, 0, 0)[1]
+    if not id then break end
+    if redis.call('HGET', JOB_PREFIX .. id, 'state') == 'QUEUED' then
+      withdraw(id)
+      settle(id, 'FAILED', ARGV[1])
       failed = failed + 1
     end
+    redis.call('ZREM', ready, id)
   end
 end
 return failed

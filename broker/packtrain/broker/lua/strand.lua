@@ -12,11 +12,11 @@ local meant = redis.call('HGETALL', KEYS[1])
 for i = 1, #meant, 2 do
   local id, name = meant[i], meant[i + 1]
   local state = redis.call('HGET', JOB_PREFIX .. id, 'state')
-  local route, lane = place_of(id)
+  local route = place_of(id)
   if not state then
     redis.call('HDEL', KEYS[1], id)
   elseif state == 'QUEUED' and known[route] and not serves[route .. ' ' .. name] then
-    redis.call('ZREM', ready_key(route, lane), id)
+    withdraw(id)
     settle(id, 'FAILED', ARGV[1])
     failed = failed + 1
   end

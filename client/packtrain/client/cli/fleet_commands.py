@@ -160,17 +160,20 @@ def ps(
 
 def load(
     model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
+    replicas: Annotated[int, typer.Option(min=1, max=1000, help="Instances, on different nodes where possible.")] = 1,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
     as_json: JSON = False,
 ) -> None:
     """Load a model and keep it loaded until it is unloaded. Prints its instances, as `ps` does."""
     with Packtrain() as fleet:
-        fleet.load(model)
+        fleet.load(model, replicas=replicas)
         info = _real_model(fleet, model)
 
         def is_ready(mine: list[InstanceBeat]) -> bool:
             failed = [i for i in mine if i.state is InstanceState.FAILED]
             nodes = [node for node in fleet.nodes() if info.id in node.models]
+            # What failed on one node is tried on the next.
+            has_failed = {node.node for node in nodes} <= {i.node for i in failed}
             if not nodes:
                 raise TryLater(f"no live node has {model!r}; it is loaded as soon as one comes back")
             if info.required_bytes > max(node.memory_budget for node in nodes):
@@ -178,11 +181,11 @@ def load(
                     f"{model!r} needs {views.size(info.required_bytes)}, more than any node may use; "
                     "set fewer slots or a smaller context in packtrain.toml"
                 )
-            if failed and all(i.state.is_terminal for i in mine):
+            if has_failed and all(i.state.is_terminal for i in mine):
                 raise ModelLoadFailed(
                     f"{model!r} could not be loaded: {failed[-1].reason}; mend that and load it again"
                 )
-            return any(i.state is InstanceState.READY for i in mine)
+            return sum(i.state is InstanceState.READY for i in mine) >= replicas
 
         if wait:
             _wait(fleet, info.id, f"loading {model}", is_ready)

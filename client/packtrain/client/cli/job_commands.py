@@ -31,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(count)
     app.command()(embed)
     app.command()(verify)
+    app.command()(explain)
     jobs = typer.Typer(help="List the newest jobs; `show` or `cancel` one.", invoke_without_command=True)
     jobs.callback()(list_jobs)
     jobs.command("show")(show)
@@ -72,6 +73,9 @@ def run(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     timeout: Annotated[float | None, typer.Option(help="End the job as EXPIRED after this many seconds.")] = None,
+    max_run: Annotated[
+        float | None, typer.Option(help="End it as EXPIRED this many seconds after it first began to run.")
+    ] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Only where company and restarts change no bit of the answer.")
     ] = False,
@@ -108,15 +112,16 @@ def run(
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     with Packtrain() as fleet:
         job = fleet.submit(
-            model, messages, raw=raw, idempotency_key=key, expires_in=timeout, stream=not as_json, **options
-        )
+            model, messages, raw=raw, idempotency_key=key, expires_in=timeout, max_run=max_run, stream=not as_json,
+            **options,
+        )  # fmt: skip
         try:
             if as_json:
-                with _waiting(fleet, job):
+                with _waiting(job):
                     result = job.result()
                 _write(json.dumps(_result_json(result)) + "\n")
             else:
-                _stream(fleet, job, show_reasoning=show_reasoning)
+                _stream(job, show_reasoning=show_reasoning)
         except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or a reader like `| head` that has seen enough
             job.cancel()
             raise
@@ -152,7 +157,7 @@ def embed(
             model, _prompt(text), dimensions=dimensions, expires_in=timeout, deterministic=deterministic
         )
         try:
-            with _waiting(fleet, job):
+            with _waiting(job):
                 result = job.result()
         except KeyboardInterrupt:
             job.cancel()
@@ -179,6 +184,12 @@ def show(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON =
     """Show one job: its state, where it ran, its answer."""
     with Packtrain() as fleet:
         views.show_job(fleet.job(job_id).status(), as_json=as_json)
+
+
+def explain(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON = False) -> None:
+    """Say why a job waits and for how long, or where it runs."""
+    with Packtrain() as fleet:
+        views.show_explanation(fleet.explain(job_id), as_json=as_json)
 
 
 def cancel(job_id: Annotated[str, typer.Argument(help="Job id.")], as_json: JSON = False) -> None:
@@ -245,9 +256,9 @@ def _prompt(argument: str | None) -> str:
         ) from None
 
 
-def _stream(fleet: Packtrain, job: Job, *, show_reasoning: bool) -> None:
+def _stream(job: Job, *, show_reasoning: bool) -> None:
     deltas = job.deltas()
-    with _waiting(fleet, job):
+    with _waiting(job):
         first = next(deltas, AnswerDelta())
     thinking = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     is_open = False  # reasoning has been shown, and its line not ended
@@ -266,7 +277,7 @@ def _stream(fleet: Packtrain, job: Job, *, show_reasoning: bool) -> None:
 
 
 @contextmanager
-def _waiting(fleet: Packtrain, job: Job) -> Iterator[None]:
+def _waiting(job: Job) -> Iterator[None]:
     """A spinner on a terminal's stderr that says what the job waits for."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -274,7 +285,7 @@ def _waiting(fleet: Packtrain, job: Job) -> Iterator[None]:
         return
     done = threading.Event()
     with console.status("queued") as status:
-        watcher = threading.Thread(target=_watch, args=(fleet, job, status, done), daemon=True)
+        watcher = threading.Thread(target=_watch, args=(job, status, done), daemon=True)
         watcher.start()
         try:
             yield
@@ -283,20 +294,12 @@ def _waiting(fleet: Packtrain, job: Job) -> Iterator[None]:
             watcher.join()
 
 
-def _watch(fleet: Packtrain, job: Job, status: Status, done: threading.Event) -> None:
+def _watch(job: Job, status: Status, done: threading.Event) -> None:
     while not done.wait(STATUS_S):
         try:
-            now = job.status()
-            mine = [i for i in fleet.instances() if i.model == now.model and not i.state.is_terminal]
+            status.update(views.one_line(job.explain()))
         except PacktrainError as error:
             status.update(str(error))
-            continue
-        if now.state is JobState.RUNNING:
-            status.update(f"running on {now.node}")
-        elif mine:
-            status.update(f"{now.model} is {mine[0].state.lower()} on {mine[0].node}")
-        else:
-            status.update(f"waiting for {now.model} to be loaded")
 
 
 def _result_json(result: Result) -> dict[str, Any]:

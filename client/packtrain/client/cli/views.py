@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from packtrain.broker import vectors
+from packtrain.broker.explain import Explanation
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import InstanceState
 from packtrain.client.verify import Candidate, Verification
@@ -56,6 +57,27 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
         out.print(f"a vector of {len(vectors.from_wire(status.outcome.embedding))} dimensions, see --json")
     for call in status.outcome.tool_calls if status.outcome else ():
         out.print(f"calls {call.function.name} with {call.function.arguments}", markup=False)
+
+
+def show_explanation(found: Explanation, *, as_json: bool) -> None:
+    """Say why a job is where it is."""
+    if as_json:
+        sys.stdout.write(json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
+        return
+    out = console()
+    age = seconds(found.now_ms - found.since_ms)
+    out.print(f"{found.state.value} since {age}: {found.reason}")
+    out.print(f"model {found.model}, lane {found.lane}, user {found.user}")
+    if found.position is not None:
+        rate = "not measured yet" if found.jobs_per_s is None else f"{found.jobs_per_s:.3g} jobs/s"
+        out.print(f"place {found.position} of {found.waiting} in its lane, {found.ahead} jobs before it, {rate}")
+        out.print("begins in: " + ("not known" if found.eta_s is None else f"about {seconds(found.eta_s * 1000)}"))
+
+
+def one_line(found: Explanation) -> str:
+    """The same for a status line."""
+    eta = f", about {seconds(found.eta_s * 1000)}" if found.eta_s else ""
+    return f"{found.state.value.lower()}: {found.reason}{eta}"
 
 
 def show_verification(found: Verification, *, as_json: bool) -> None:

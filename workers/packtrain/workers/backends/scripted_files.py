@@ -1,7 +1,10 @@
 """Scripted models as files, so that tests and benchmarks run whole fleets without weights.
 
+A file `<name>.scripted.json` in a model folder is a model: {"n_slots": 4, "reserved_slots": 0, "n_ctx": 512,
+"step_ms": 0, "row_ms": 0, "required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false,
+"adapters": {"name": 1.0}}.
 A file `<name>.scripted.json` in a model folder is a model: {"n_slots": 4, "n_ctx": 512, "step_ms": 0, "row_ms": 0,
-"required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false, "adapters": {"name": 1.0}}.
+"required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false, "adapters": {"name": 1.0}}; `ScriptedModel` has all.
 Only an agent started with PACKTRAIN_SCRIPTED=1 looks for them.
 """
 
@@ -29,6 +32,7 @@ class ScriptedModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     n_slots: int = 4
+    reserved_slots: int = 0
     n_ctx: int = 512
     step_ms: float = 0
     row_ms: float = 0
@@ -36,6 +40,10 @@ class ScriptedModel(BaseModel):
     required_mib: int = 1
     embeds_only: bool = False
     keep_alive_s: float = 300
+    pinned: bool = False
+    min_replicas: int = 0
+    max_replicas: int = 0
+    nodes: dict[str, str] = Field(default_factory=dict)  # labels that a node must have
     adapters: dict[str, float] = Field(default_factory=dict)  # names to scales
     fails: str = ""  # not empty: the load fails with this reason
     not_deterministic: str = ""  # not empty: why it cannot be deterministic
@@ -56,8 +64,15 @@ def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, P
                 embeds_only=script.embeds_only,
                 n_ctx=script.n_ctx,
                 n_slots=script.n_slots,
+                reserved_slots=script.reserved_slots,
                 required_bytes=script.required_mib * MIB,
                 keep_alive_s=script.keep_alive_s,
+                pinned=script.pinned,
+                min_replicas=script.min_replicas,
+                max_replicas=script.max_replicas,
+                nodes=script.nodes,
+                file_bytes=path.stat().st_size,
+                fetchable=True,
                 adapters=tuple(AdapterInfo(name=name, scale=scale) for name, scale in script.adapters.items()),
             )
             found[model] = (info, path)

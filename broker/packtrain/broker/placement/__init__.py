@@ -1,0 +1,66 @@
+"""Placement: which instances to load and unload now, as a pure function from a snapshot to a plan with reasons.
+
+One pass over the routes that jobs wait on or operators want, those that wait too long first; each meets the first case
+that holds:
+
+    1. enough of it is loaded or on its way      nothing to do, or one more replica when the backlog outlasts a load
+    2. no live node has its file                 wait; after a while reject its waiting jobs
+       none that has can be deterministic        reject the waiting jobs that ask for it
+    3. no node could hold it even empty          reject its waiting jobs with the shortfall
+    4. its loads failed too often everywhere     reject its waiting jobs with the cause of each node
+       they failed just now wherever it may go   wait (the wait doubles with each failure on a node)
+    5. some node has room                        load: fewest replicas of it, then most free memory
+    6. room can be made, or its file fetched     whatever costs fewest seconds: unload idle instances whose regret is
+                                                 least, only if their sum is enough, and wait; or fetch to where room is
+    7. it has waited too long                    drain what has been resident longest, even if jobs wait for it
+    8. otherwise                                 wait until memory is free
+
+Jobs that ask for `deterministic` wait on a route of their own and count as another model, which only instances with
+such numerics serve; those serve the plain route, too.
+
+Then instances that an operator wants gone, that nobody needs beside another replica, or that were idle past their
+keep-alive are unloaded.
+
+    snapshot   what goes in and what comes out          rooms      the memory of one node in the course of a plan
+    view       the snapshot, indexed                    choosing   the node for one load, and who must leave for it
+    routes     who serves what, and since when nobody   replicas   how many
+    failures   what failed loads mean for the next      worth      seconds that an instance is worth
+    verdicts   what a job is told that cannot run       planner    the pass
+"""
+
+from packtrain.broker.placement.failures import CRASH_BACKOFF_MS, LOAD_BACKOFF_MS, MAX_LOAD_FAILURES
+from packtrain.broker.placement.planner import plan
+from packtrain.broker.placement.routes import missing_since, numerics_classes, serving, unserved_since
+from packtrain.broker.placement.snapshot import (
+    MAX_WAIT_MS,
+    MIB,
+    MIN_RESIDENCY_MS,
+    OFFER_WAIT_MS,
+    Candidate,
+    Load,
+    Plan,
+    Reject,
+    Snapshot,
+    Unload,
+)
+
+__all__ = [
+    "CRASH_BACKOFF_MS",
+    "LOAD_BACKOFF_MS",
+    "MAX_LOAD_FAILURES",
+    "MAX_WAIT_MS",
+    "MIB",
+    "MIN_RESIDENCY_MS",
+    "OFFER_WAIT_MS",
+    "Candidate",
+    "Load",
+    "Plan",
+    "Reject",
+    "Snapshot",
+    "Unload",
+    "missing_since",
+    "numerics_classes",
+    "plan",
+    "serving",
+    "unserved_since",
+]

@@ -1,0 +1,111 @@
+"""Failed loads: what they mean for the next one, read off the instances that ended in the last ten minutes.
+
+Each node has tries of its own: a load that failed on one goes to the next at once, and comes back to the first only
+after a wait that doubles with each failure there. What failed for want of memory is given a fifth more the next time,
+wherever that is. A model whose every node has used up its tries is given up, and its jobs are told each cause.
+
+One that crashed after it was READY is no failed load: the next may well live, and jobs that crash it again and again
+are stopped by their own count. But where only an operator wants it, it comes back ever more slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packtrain.broker.errors import ModelLoadFailed
+from packtrain.broker.ids import ModelId, Route, model_of
+from packtrain.broker.messages import InstanceBeat
+from packtrain.broker.placement.view import View, serves
+from packtrain.broker.states import InstanceState
+
+#: Failed loads of a model on one node after which that node is tried no more.
+MAX_LOAD_FAILURES = 3
+#: Wait after the first failed load on a node, ms; doubles with each.
+LOAD_BACKOFF_MS = 2_000
+#: Wait after the second crash of a model that no job waits for, ms; doubles with each, up to a minute.
+CRASH_BACKOFF_MS, MAX_CRASH_BACKOFF_MS = 2_000, 60_000
+#: What a load needs more than the last one that ran out of memory.
+MEMORY_GROWTH = 1.2
+
+
+class Failures:
+    """Failed loads for one route, by node."""
+
+    def __init__(self, route: Route, view: View) -> None:
+        self._route = route
+        self._model = model_of(route)
+        self._now_ms = view.now.now_ms
+        self._by_node: dict[str, list[InstanceBeat]] = {}
+        self._out_of_memory = 0
+        for instance in view.of_model.get(self._model, ()):
+            if instance.state is not InstanceState.FAILED or instance.ready_ms or not serves(instance, route):
+                continue
+            offer = view.offer(instance.node, self._model)
+            if offer is not None and view.numerics(route, offer) != instance.numerics:
+                continue
+            self._by_node.setdefault(instance.node, []).append(instance)
+            self._out_of_memory += instance.out_of_memory
+
+    def is_given_up(self, node: str) -> bool:
+        """True when a node has used up its tries."""
+        return len(self._by_node.get(node, ())) >= MAX_LOAD_FAILURES
+
+    def may_try(self, node: str) -> bool:
+        """True when a node has tries left and need not wait for the next."""
+        return not self._by_node or not (self.is_given_up(node) or self.retry_in_ms(node))
+
+    def retry_in_ms(self, node: str) -> int:
+        """Until a node may be tried again; 0: now."""
+        failed = self._by_node.get(node)
+        if not failed:
+            return 0
+        wait_ms: int = LOAD_BACKOFF_MS * 2 ** (len(failed) - 1)
+        return max(0, max(map(_ended_ms, failed)) + wait_ms - self._now_ms)
+
+    def need(self, required_bytes: int, budget: int) -> int:
+        """What to reserve: more after each failure for want of memory, but no more than there can be."""
+        grown = int(required_bytes * MEMORY_GROWTH**self._out_of_memory)
+        return min(grown, max(required_bytes, budget))
+
+    def verdict(self, nodes: Sequence[str]) -> ModelLoadFailed | str | None:
+        """What failed loads mean for a model that only these nodes can hold.
+
+        Returns:
+            What its waiting jobs are told when all are given up; why it waits when none may be tried now; else None.
+        """
+        left = [node for node in nodes if not self.is_given_up(node)]
+        if not left:
+            return self._gave_up(nodes)
+        if any(self.may_try(node) for node in left):
+            return None
+        first = min(left, key=lambda node: (self.retry_in_ms(node), node))
+        wait_s = self.retry_in_ms(first) / 1000
+        return f"its last load on {first} failed ({self._last(first).reason}); next try in {wait_s:.0f} s"
+
+    def _gave_up(self, nodes: Sequence[str]) -> ModelLoadFailed:
+        tries = sum(len(self._by_node[node]) for node in nodes)
+        causes = {node: self._last(node).reason for node in sorted(nodes)}
+        told = "; ".join(f"on {node}: {reason}" for node, reason in causes.items())
+        return ModelLoadFailed(
+            f"{self._model!r} could not be loaded, {tries} tries, {told}; "
+            "mend that and submit again (it is tried again ten minutes after the last failure)",
+            model=self._model,
+            node=max(nodes, key=lambda node: (_ended_ms(self._last(node)), node)),
+            causes=causes,
+        )
+
+    def _last(self, node: str) -> InstanceBeat:
+        return max(self._by_node[node], key=_ended_ms)
+
+
+def crash_wait_ms(model: ModelId, view: View) -> int:
+    """Until a model that no job waits for may be loaded again; 0: now. The first crash costs it nothing."""
+    crashed = [i for i in view.of_model.get(model, ()) if i.state is InstanceState.FAILED and i.ready_ms]
+    if len(crashed) < 2:
+        return 0
+    wait_ms: int = min(MAX_CRASH_BACKOFF_MS, CRASH_BACKOFF_MS * 2 ** (len(crashed) - 2))
+    return max(0, max(map(_ended_ms, crashed)) + wait_ms - view.now.now_ms)
+
+
+def _ended_ms(instance: InstanceBeat) -> int:
+    return instance.ended_ms or instance.requested_ms

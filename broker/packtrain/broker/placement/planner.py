@@ -1,0 +1,268 @@
+"""The pass: one route after another meets the first case of the table in `placement/__init__.py` that holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from packtrain.broker.errors import ModelError, NotDeterministic
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
+from packtrain.broker.messages import InstanceBeat, ModelInfo
+from packtrain.broker.placement.choosing import Choice, Clearing, Place
+from packtrain.broker.placement.failures import Failures, crash_wait_ms
+from packtrain.broker.placement.replicas import Another, another, why_unwanted
+from packtrain.broker.placement.rooms import Room, Victim
+from packtrain.broker.placement.snapshot import Load, Plan, Reject, Snapshot, Unload
+from packtrain.broker.placement.verdicts import no_offer, too_large
+from packtrain.broker.placement.view import View, is_up
+from packtrain.broker.placement.worth import held_bytes, idle_ms, mib, regret, residency_ms, swap_cost
+from packtrain.broker.states import InstanceState
+
+
+def plan(now: Snapshot) -> Plan:
+    """The plan for this snapshot. Same snapshot, same plan."""
+    return _Pass(View(now)).run()
+
+
+class _Pass:
+    """One plan in the making: what each node has left, and how many of each model are left."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._now = view.now
+        self._plan = Plan()
+        # By model, less those that leave in the course of this plan.
+        self._ready = Counter(
+            i.model for i in self._now.instances if i.state is InstanceState.READY and not self._is_sent_away(i)
+        )
+        self._rooms = [self._room(name) for name in view.open_nodes]
+        self._sort_rooms()
+        self._short_of_memory = False
+
+    def run(self) -> Plan:
+        wanted = self._wanted()
+        for route in wanted:
+            up = self._view.up(route)
+            for _ in range(self._missing(route, up)):
+                if not self._place(route, None, has_any=bool(up)):
+                    break
+        if not self._short_of_memory:  # while a model waits for memory, no other gets a second share
+            for route in wanted:
+                if one := another(route, self._view.up(route), self._view):
+                    self._place(route, one, has_any=True)
+        self._unload_unwanted()
+        return self._plan
+
+    def _wanted(self) -> list[Route]:
+        """Routes that must be served, those that have waited too long first, then those with most jobs."""
+        now, view = self._now, self._view
+        count = {route: jobs for route, jobs in now.waiting.items() if jobs}
+        offered = {model for model in now.models if now.models[model].min_replicas}
+        for model in (*now.desired, *sorted(offered)):
+            if view.floor(model):
+                count.setdefault(route_of(model), 0)
+
+        def urgency(route: Route) -> tuple[int, int, str]:
+            waited = view.waited_ms(route) if count[route] else 0
+            return (-waited if waited >= now.max_wait_ms else 0, -count[route], route)
+
+        return sorted(count, key=urgency)
+
+    def _missing(self, route: Route, up: Sequence[InstanceBeat]) -> int:
+        """Instances to load, so that jobs are served and operators have what they want."""
+        needed = int(bool(self._now.waiting.get(route)) and not up)
+        floor = 0 if is_deterministic(route) else self._view.floor(model_of(route))
+        missing = floor - len(up)
+        if missing > needed and (wait_ms := crash_wait_ms(model_of(route), self._view)):
+            self._plan.waits[route] = f"it crashes again and again; next try in {wait_ms / 1000:.0f} s"
+            missing = 0
+        return max(needed, missing)
+
+    def _place(self, route: Route, more: Another | None, *, has_any: bool) -> bool:
+        """Meet the first case that holds; True when it is a load."""
+        failures = Failures(route, self._view)
+        choice = Choice(route, self._rooms, self._view, failures, spread=more is not None)
+        if verdict := self._verdict(route, choice, failures):
+            if isinstance(verdict, ModelError) and not has_any:
+                self._plan.rejects.append(Reject(route, verdict))
+            elif not more:
+                self._plan.waits[route] = str(verdict)
+            return False
+        among = [(r, o) for r, o in choice.fitting() if failures.may_try(r.name)]
+        if place := choice.place(among):
+            self._load(route, place, choice, more)
+            return True
+        return self._make_way(route, choice, among, more)
+
+    def _verdict(self, route: Route, choice: Choice, failures: Failures) -> ModelError | str | None:
+        """Why no node can be tried now: final when it is an error. None: some may."""
+        if choice.may_fetch():
+            return None
+        model = model_of(route)
+        if not choice.admitted:
+            return no_offer(model, self._view)
+        able = choice.able()
+        if not able:
+            return NotDeterministic(model=model, reason=choice.admitted[0][0].node.not_deterministic[model])
+        fitting = [room.name for room, _ in choice.fitting()]
+        if not fitting:
+            room, offer = max(able, key=lambda holder: holder[0].node.memory_budget)
+            return too_large(offer, room.node)
+        return failures.verdict(fitting)
+
+    def _make_way(
+        self, route: Route, choice: Choice, among: Sequence[tuple[Room, ModelInfo]], more: Another | None
+    ) -> bool:
+        """No node that has the file has room: the cheapest way to one. True when that is a load."""
+        limit = more.gain_s if more else float("inf")
+        clearing = choice.clearing(among, [self._may_leave(room) for room, _ in among], below=limit)
+        fetch = choice.fetch()
+        if fetch and fetch[1] < min(limit, clearing.eviction.cost if clearing else float("inf")):
+            self._load(route, fetch[0], choice, more)
+            return True
+        if more and not clearing:
+            return False
+        why = "idle, makes room for {route}"
+        waited_ms = self._view.waited_ms(route) if self._now.waiting.get(route) else 0
+        if not clearing and waited_ms >= self._now.max_wait_ms:
+            pools = [self._may_leave(room, wanted=True) for room, _ in among]
+            clearing = choice.clearing(among, pools, below=limit)
+            why = f"makes room for {{route}}, whose jobs have waited {waited_ms / 1000:.0f} s with nobody to serve them"
+        self._short_of_memory = True
+        if clearing:
+            self._clear(route, clearing, choice, why.format(route=route))
+            return False
+        if not among:
+            self._plan.waits[route] = "no node that may load it has its file, and none that could fetch it has room"
+            return False
+        room, offer = among[0]
+        self._plan.waits[route] = (
+            f"needs {mib(offer.required_bytes)}, {room.name} has {mib(room.free)} free and nothing idle to unload"
+        )
+        return False
+
+    def _load(self, route: Route, place: Place, choice: Choice, more: Another | None) -> None:
+        room, offer = place.room, place.offer
+        count = self._now.waiting.get(route, 0)
+        why = more.reason if more else f"{count} jobs wait" if count else "an operator asked for it"
+        where = f"most free memory: {mib(room.free)}"
+        if place.fetch_from:
+            where = f"no node with its file has room; it is fetched from {place.fetch_from}; {where}"
+        model = model_of(route)
+        self._plan.loads.append(
+            Load(
+                model, room.name, self._view.numerics(route, offer), place.need, offer.n_slots, offer.n_ctx,
+                f"{why}; {where}", place.fetch_from, choice.candidates(room.name, {room.name: "chosen"}),
+            )
+        )  # fmt: skip
+        room.claim(place.need)
+        room.replicas[model] = room.replicas.get(model, 0) + 1
+        self._sort_rooms()
+
+    def _clear(self, route: Route, clearing: Clearing, choice: Choice, reason: str) -> None:
+        room, eviction = clearing.place.room, clearing.eviction
+        told = {room.name: f"chosen, costs {eviction.cost:.2f}"}
+        candidates = choice.candidates(room.name, told) if eviction.victims else ()
+        for victim in eviction.victims:
+            instance = victim.instance
+            self._plan.unloads.append(
+                Unload(
+                    InstanceId(instance.instance), ModelId(instance.model), room.name, reason, round(victim.cost, 3),
+                    candidates,
+                )
+            )  # fmt: skip
+            self._ready[instance.model] -= not self._is_sent_away(instance)
+        room.unload(eviction.victims)
+        # Promised, so that no other model of this plan counts on the same bytes.
+        room.claim(clearing.place.need)
+        self._sort_rooms()
+        self._plan.waits[route] = (
+            "waits until " + ", ".join(v.instance.model for v in room.leaving) + f" is unloaded from {room.name}"
+        )
+
+    def _may_leave(self, room: Room, *, wanted: bool = False) -> list[Victim]:
+        """Instances of a node that may be unloaded, less those that operators want kept."""
+        pool = sorted((*room.idle, *(room.wanted if wanted else ())), key=lambda v: v.cost)
+        spare: dict[str, int] = {}
+        found = []
+        for victim in pool:
+            model = victim.instance.model
+            if model not in spare:
+                floor = self._view.floor(ModelId(model))
+                spare[model] = self._ready[model] - floor if floor else len(pool)
+            if spare[model] > 0:
+                spare[model] -= 1
+                found.append(victim)
+        return found
+
+    def _room(self, name: NodeId) -> Room:
+        node, now = self._view.open_nodes[name], self._now
+        here = self._view.alive_on.get(name, [])
+        coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
+        leaving, idle, wanted = [], [], []
+        for instance in here:
+            replicas = self._ready[instance.model]
+            if instance.state is InstanceState.DRAINING:
+                leaving.append(Victim(instance, regret(instance, now.now_ms, replicas)))
+            elif instance.state is not InstanceState.READY or self._is_pinned(instance):
+                continue
+            elif self._is_idle(instance):
+                if idle_ms(instance, now.now_ms) >= residency_ms(instance, now.min_residency_ms):
+                    idle.append(Victim(instance, regret(instance, now.now_ms, replicas)))
+            elif now.now_ms - instance.ready_ms >= now.min_residency_ms:
+                wanted.append(Victim(instance, swap_cost(instance, now.now_ms)))
+        return Room(
+            node,
+            self._view.offers_of(node),
+            budget=node.memory_budget - sum(map(held_bytes, here)),
+            machine=node.memory_free - coming,
+            leaving=leaving,
+            idle=idle,
+            wanted=wanted,
+            replicas=dict(Counter(i.model for i in here if is_up(i))),
+        )
+
+    def _sort_rooms(self) -> None:
+        self._rooms.sort(key=lambda room: (room.free, room.name), reverse=True)
+
+    def _is_sent_away(self, instance: InstanceBeat) -> bool:
+        """True when an operator wants it gone."""
+        return instance.requested_ms < self._view.unload_before_ms(ModelId(instance.model))
+
+    def _is_pinned(self, instance: InstanceBeat) -> bool:
+        offer = self._view.offer(instance.node, ModelId(instance.model))
+        return bool(offer and offer.pinned)
+
+    def _is_idle(self, instance: InstanceBeat) -> bool:
+        return instance.slots_used == 0 and not self._view.is_waited_for(instance)
+
+    def _unload_unwanted(self) -> None:
+        leaving = {unload.instance for unload in self._plan.unloads}
+        for instance in self._now.instances:
+            if instance.state is not InstanceState.READY or instance.instance in leaving:
+                continue
+            if reason := self._why_unwanted(instance):
+                name, model = InstanceId(instance.instance), ModelId(instance.model)
+                self._plan.unloads.append(Unload(name, model, NodeId(instance.node), reason))
+                self._ready[instance.model] -= not self._is_sent_away(instance)
+
+    def _why_unwanted(self, instance: InstanceBeat) -> str:
+        model = ModelId(instance.model)
+        if self._is_sent_away(instance):
+            return "an operator asked for it"
+        if self._is_pinned(instance) or not self._is_idle(instance):
+            return ""
+        floor = self._view.floor(model)
+        if floor and self._ready[model] <= floor:
+            return ""
+        offer = self._view.offer(instance.node, model)
+        leaving = {unload.instance for unload in self._plan.unloads}
+        beside = sum(
+            other.state is InstanceState.READY
+            and other is not instance
+            and other.instance not in leaving
+            and other.numerics in (instance.numerics, "deterministic")
+            for other in self._view.of_model[model]
+        )
+        idle_s = idle_ms(instance, self._now.now_ms) / 1000
+        return why_unwanted(instance, idle_s, beside, offer.keep_alive_s if offer else 0)

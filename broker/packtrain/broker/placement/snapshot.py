@@ -1,0 +1,97 @@
+"""What goes into a plan and what comes out: the fleet at one moment, and decisions with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from packtrain.broker.errors import ModelError
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
+from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, Numerics
+
+#: An instance is not evicted before it has been READY this long, so that two models do not chase each other, ms.
+MIN_RESIDENCY_MS = 10_000
+#: After this long without anybody who serves them, jobs may drive out a model that others still wait for, ms.
+MAX_WAIT_MS = 60_000
+#: How long jobs wait for a model that no live node offers, ms. A machine that reboots is back in a few minutes.
+OFFER_WAIT_MS = 600_000
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The fleet at one moment, on the broker's clock. All times in ms."""
+
+    now_ms: int
+    nodes: Sequence[NodeBeat] = ()
+    instances: Sequence[InstanceBeat] = ()
+    models: Mapping[ModelId, ModelInfo] = field(default_factory=dict)  # as some node has them; without aliases
+    offers: Mapping[NodeId, Mapping[ModelId, ModelInfo]] = field(default_factory=dict)  # as each node has them
+    waiting: Mapping[Route, int] = field(default_factory=dict)
+    desired: Mapping[ModelId, Desired] = field(default_factory=dict)
+    missing_since: Mapping[ModelId, int] = field(default_factory=dict)  # as `missing_since` has it
+    unserved_since: Mapping[Route, int] = field(default_factory=dict)  # as `unserved_since` has it
+    offer_wait_ms: int = OFFER_WAIT_MS
+    max_wait_ms: int = MAX_WAIT_MS
+    min_residency_ms: int = MIN_RESIDENCY_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node that was looked at for a load, and what came of it."""
+
+    node: NodeId
+    free_bytes: int
+    need_bytes: int
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Start an instance of `model` on `node`."""
+
+    model: ModelId
+    node: NodeId
+    numerics: Numerics
+    reserved_bytes: int
+    n_slots: int
+    n_ctx: int
+    reason: str
+    fetch_from: str = ""  # node that has the file, when this one has not
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Drain and stop an instance."""
+
+    instance: InstanceId
+    model: ModelId
+    node: NodeId
+    reason: str
+    cost: float | None = None  # what made it the one to go, see worth.py; None: nobody needs its room
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Fail the jobs that wait on `route`."""
+
+    route: Route
+    error: ModelError
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to do now, and for every route that must wait, why."""
+
+    loads: list[Load] = field(default_factory=list)
+    unloads: list[Unload] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    waits: dict[Route, str] = field(default_factory=dict)
+
+    @property
+    def has_effect(self) -> bool:
+        """True when it changes anything."""
+        return bool(self.loads or self.unloads or self.rejects)

@@ -1,0 +1,112 @@
+"""A snapshot with indices: what one plan asks again and again, found once.
+
+A fleet of 1,000 nodes and 200 models has 200,000 offers; nothing here walks over all of them more than once a plan.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packtrain.broker.ids import ModelId, NodeId, Route, is_deterministic, model_of
+from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, Numerics
+from packtrain.broker.placement.snapshot import Snapshot
+from packtrain.broker.states import InstanceState
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What operators say of a model, wherever they say it: what one node's packtrain.toml asks for holds for all."""
+
+    min_replicas: int = 0
+    max_replicas: int = 0  # 0: one on each node
+    labels: tuple[tuple[str, str], ...] = ()  # that a node must have
+
+    def admit(self, node: NodeBeat) -> bool:
+        """True when the node has all labels."""
+        return all(node.labels.get(name) == value for name, value in self.labels)
+
+
+class View:
+    """A snapshot, indexed. Lists of instances keep the snapshot's order."""
+
+    def __init__(self, now: Snapshot) -> None:
+        self.now = now
+        self.open_nodes = {NodeId(n.node): n for n in now.nodes if not n.draining and not n.quarantine}
+        self.alive_on: dict[str, list[InstanceBeat]] = defaultdict(list)  # by node
+        self.of_model: dict[str, list[InstanceBeat]] = defaultdict(list)  # those that ended lately, too
+        for instance in now.instances:
+            self.of_model[instance.model].append(instance)
+            if not instance.state.is_terminal:
+                self.alive_on[instance.node].append(instance)
+        self._fallback: dict[NodeId, Mapping[ModelId, ModelInfo]] = {}
+        self._rules: dict[ModelId, Rules] = {}
+        self._waited_for = {route for route, count in now.waiting.items() if count}
+
+    def offers_of(self, node: NodeBeat) -> Mapping[ModelId, ModelInfo]:
+        """The models that a node has, as it would load them."""
+        name = NodeId(node.node)
+        if (said := self.now.offers.get(name)) is not None:
+            return said
+        if name not in self._fallback:  # a node of an older version, or one whose first offers are on their way
+            models = self.now.models
+            self._fallback[name] = {ModelId(m): models[ModelId(m)] for m in node.models if m in models}
+        return self._fallback[name]
+
+    def offer(self, node: str, model: ModelId) -> ModelInfo | None:
+        """How a node would load a model, else how some other would."""
+        said = self.now.offers.get(NodeId(node))
+        return (said.get(model) if said else None) or self.now.models.get(model)
+
+    def rules(self, model: ModelId) -> Rules:
+        """What operators say of a model, on any node that can load it."""
+        if model not in self._rules:
+            offers = [o for node in self.open_nodes.values() if (o := self.offers_of(node).get(model))]
+            said = list({id(offer): offer for offer in offers}.values())
+            labels = {pair for offer in said for pair in offer.nodes.items()}
+            self._rules[model] = Rules(
+                min_replicas=max((offer.min_replicas for offer in said), default=0),
+                max_replicas=max((offer.max_replicas for offer in said), default=0),
+                labels=tuple(sorted(labels)),
+            )
+        return self._rules[model]
+
+    def floor(self, model: ModelId) -> int:
+        """Replicas to keep loaded whether or not jobs wait."""
+        wanted = self.now.desired.get(model)
+        return max(wanted.replicas if wanted else 0, self.rules(model).min_replicas)
+
+    def unload_before_ms(self, model: ModelId) -> int:
+        """Instances requested before are to be unloaded, an operator says."""
+        return self.now.desired.get(model, Desired()).unload_before_ms
+
+    def up(self, route: Route) -> list[InstanceBeat]:
+        """Instances that serve a route or will soon."""
+        return [i for i in self.of_model.get(model_of(route), ()) if is_up(i) and serves(i, route)]
+
+    def is_waited_for(self, instance: InstanceBeat) -> bool:
+        """True when jobs wait that it could run."""
+        return any(serves(instance, route) for route in self._routes_of(instance.model))
+
+    def waited_ms(self, route: Route) -> int:
+        """How long jobs have waited on a route with nobody to serve it."""
+        return self.now.now_ms - self.now.unserved_since.get(route, self.now.now_ms)
+
+    def numerics(self, route: Route, offer: ModelInfo) -> Numerics:
+        """How a node would load a model for the jobs of a route."""
+        return "deterministic" if is_deterministic(route) else offer.numerics
+
+    def _routes_of(self, model: str) -> list[Route]:
+        return [route for route in (Route(model), Route(f"{model}@deterministic")) if route in self._waited_for]
+
+
+def is_up(instance: InstanceBeat) -> bool:
+    """True for one that is READY or on its way there."""
+    return not instance.state.is_terminal and instance.state is not InstanceState.DRAINING
+
+
+def serves(instance: InstanceBeat, route: Route) -> bool:
+    """True when its model and numerics are what jobs of this route ask for."""
+    fits = instance.numerics == "deterministic" or not is_deterministic(route)
+    return instance.model == model_of(route) and fits

@@ -1,0 +1,45 @@
+"""Job times: how long a job holds a slot, smoothed, which says how long a backlog will take.
+
+Until the first job has ended the answer is how long the oldest has run so far, so that an instance whose jobs take
+minutes is not taken for one that nothing is known of.
+"""
+
+from __future__ import annotations
+
+import threading
+
+#: Weight of the newest job. After twenty jobs of another kind nine tenths of the answer are theirs.
+NEWEST = 0.1
+
+
+class JobTimes:
+    """Safe to share between threads. Times are seconds of one clock, which never goes back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun: dict[int, float] = {}
+        self._count = 0
+        self._mean = 0.0
+
+    def begin(self, now: float) -> int:
+        """A job takes a slot; what `end` needs to know of it."""
+        with self._lock:
+            self._count += 1
+            self._begun[self._count] = now
+            return self._count
+
+    def end(self, number: int, now: float, *, counts: bool = True) -> None:
+        """It has left its slot.
+
+        Args:
+            counts: False for one that was given back or lost, which says nothing of how long jobs take.
+        """
+        with self._lock:
+            seconds = now - self._begun.pop(number)
+            if counts:
+                self._mean = seconds if not self._mean else self._mean + NEWEST * (seconds - self._mean)
+
+    def seconds(self, now: float) -> float:
+        """How long a job holds a slot; 0: not known."""
+        with self._lock:
+            return self._mean or now - min(self._begun.values(), default=now)
