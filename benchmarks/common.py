@@ -45,13 +45,19 @@ def _model_file(text: str) -> Path:
 
 
 @contextmanager
-def bench_fleet(model: Path, *, threads: int, slots: int, context: int) -> Iterator[tuple[RunningFleet, Packtrain]]:
-    """A whole fleet that offers `model` as `MODEL`, with `context` tokens in each slot. Nothing is loaded yet."""
+def bench_fleet(
+    model: Path, *, threads: int, slots: int, context: int, options: str = ""
+) -> Iterator[tuple[RunningFleet, Packtrain]]:
+    """A whole fleet that offers `model` as `MODEL`, with `context` tokens in each slot. Nothing is loaded yet.
+
+    Args:
+        options: Further lines of the model's section in packtrain.toml.
+    """
     with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
         home = Path(folder)
         (home / "models").mkdir()
         os.symlink(model.absolute(), home / "models" / f"{MODEL}.gguf")
-        (home / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = {slots}\ncontext = {context}\n")
+        (home / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = {slots}\ncontext = {context}\n{options}\n")
         env = {"PACKTRAIN_CORES": str(threads)}
         up = UpOptions(home=home, port=0, node=NodeId("bench"), quiet=True, drain_s=1, env=env)
         with running_fleet(up) as running, Packtrain(running.url) as client:

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from packtrain.broker import keys
 from packtrain.broker.connection import connect
 from packtrain.broker.server import BrokerServer
+
+# A busy machine is no defect: hypothesis would fail what took 200 ms once, or what was slow to make.
+settings.register_profile("packtrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("packtrain")
 
 
 @pytest.fixture(scope="session")

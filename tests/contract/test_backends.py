@@ -235,6 +235,62 @@ class BackendContract:
 
         assert slot.run(5) == expected
 
+    @pytest.mark.parametrize("params", [GREEDY, WARM, SamplingParams(temperature=0.8, repeat_penalty=1.3, logprobs=1)])
+    @pytest.mark.parametrize("target", [2, 0], ids=["the same slot", "another slot"])
+    def test_a_parked_sequence_goes_on_as_if_it_had_stayed(
+        self, backend: Backend, params: SamplingParams, target: int
+    ) -> None:
+        expected = answer(backend, 9, params=params, seed=5)
+        slot, other = Slot(backend, seq_id=2, params=params, seed=5), Slot(backend, "another", seq_id=1)
+        begun = slot.run(4)
+        parked = backend.park(2)
+        inserted = [Slot(backend, "a third that is longer than it", seq_id=seq_id) for seq_id in (0, 2)]
+        for each in (other, *inserted):
+            each.run(3)
+        for each in inserted:
+            each.close()
+
+        backend.unpark(parked, target)
+        slot.seq_id = target
+
+        assert begun + slot.run(5) == expected
+        assert parked.num_bytes > 0
+        assert answer(backend, 9, params=params, seed=5, seq_id=2 - target) == expected
+
+    def test_a_sequence_in_the_midst_of_its_prompt_can_be_parked(self, backend: Backend) -> None:
+        expected = answer(backend, 5)
+        slot = Slot(backend)
+        backend.step([rows := slot.rows(7)], Counter())
+        slot.took(rows)
+
+        backend.unpark(backend.park(0), 3)
+        slot.seq_id = 3
+
+        assert slot.run(5) == expected
+
+    def test_a_sequence_with_nothing_computed_can_be_parked(self, backend: Backend) -> None:
+        expected = answer(backend, 5)
+        slot = Slot(backend, seq_id=1)
+        parked = backend.park(1)
+        left = Slot(backend, "another", seq_id=0)
+        left.run(3)
+        left.close()
+
+        backend.unpark(parked, 0)
+        slot.seq_id = 0
+
+        assert slot.run(5) == expected
+
+    def test_the_slot_of_a_parked_sequence_is_free_and_keeps_its_cache(self, backend: Backend) -> None:
+        expected = answer(backend, 6)
+        slot = Slot(backend)
+        slot.run(3)
+
+        backend.discard(backend.park(0))
+        backend.open(0, GREEDY, 1, slot.tokens, 3)
+
+        assert [*slot.tokens[-3:], *slot.run(3)] == expected
+
     def test_logprobs_come_when_asked_for_and_change_no_token(self, backend: Backend) -> None:
         slot = Slot(backend, params=SamplingParams(temperature=0, logprobs=3))
         silent = Slot(backend, seq_id=1)

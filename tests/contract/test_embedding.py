@@ -14,7 +14,8 @@ from llama_cpp import llama_cpp
 from packtrain.broker.errors import InvalidRequest, ModelLoadFailed
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
-from packtrain.workers.backends.llama_cpp_backend import SPARE_BYTES, LlamaCppBackend
+from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.backends.llama_cpp_states import SPARE_BYTES
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.machine import MachineMemory

@@ -955,6 +955,14 @@ class TestRedisJobs(JobStoreContract):
         assert store.waiting() == {ROUTE: 1}
         assert claim(store)[0] == moved
 
+    def test_a_bell_is_taken_away_only_while_more_wait_than_jobs_are_ready(self, store: JobStore, redis: Redis) -> None:
+        redis.lpush(keys.model_queue(ROUTE), "last", "middle", "first")  # heard from the other end
+        submit(store, spec())
+        submit(store, spec(lane="bulk"))
+
+        assert [store.unring(ROUTE), store.unring(ROUTE)] == [True, False]
+        assert redis.lrange(keys.model_queue(ROUTE), 0, -1) == ["first", "middle"]
+
     def test_a_claim_says_which_routes_have_more_jobs_than_bells(self, store: JobStore, redis: Redis) -> None:
         for number in range(6):
             submit(store, spec(deterministic=number % 2 == 0))

@@ -11,6 +11,7 @@ from packtrain.broker import keys
 from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import Desired
 from packtrain.broker.node_wishes import NodeChange, NodeWish
+from packtrain.broker.offer_book import DIGEST
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
 from packtrain.broker.states import InstanceState
 from tests.support.clock import FakeClock
@@ -54,19 +55,26 @@ class RegistryContract:
 
         offers = registry.offers()
 
-        assert {node: set(models) for node, models in offers.items()} == {NODE: {MODEL, "other"}, "n2": {MODEL}}
-        assert [offers[NodeId(node)][MODEL].n_slots for node in (NODE, "n2")] == [4, 16]
+        assert {model: set(nodes) for model, nodes in offers.items()} == {MODEL: {NODE, "n2"}, "other": {NODE}}
+        assert [offers[MODEL][NodeId(node)].n_slots for node in (NODE, "n2")] == [4, 16]
 
     def test_an_offer_that_changed_is_seen_and_one_that_is_gone_is_not(self, registry: Registry) -> None:
         registry.put_node(node_beat())
         registry.put_offers(NODE, [model_info(n_slots=4), model_info("other")])
-        before = registry.offers()
+        assert set(registry.offers()) == {MODEL, "other"}
+
         registry.put_offers(NODE, [model_info(n_slots=5)])
 
-        after = registry.offers()
+        assert {model: nodes[NODE].n_slots for model, nodes in registry.offers().items()} == {MODEL: 5}
 
-        assert set(before[NODE]) == {MODEL, "other"}
-        assert {model: info.n_slots for model, info in after[NODE].items()} == {MODEL: 5}
+    def test_nodes_that_say_the_same_share_one_object(self, registry: Registry) -> None:
+        for node in (NODE, NodeId("n2")):
+            registry.put_node(node_beat(node))
+            registry.put_offers(node, [model_info()])
+
+        offers = registry.offers()[MODEL]
+
+        assert offers[NODE] is offers[NodeId("n2")]
 
     def test_a_node_that_leaves_offers_nothing(self, registry: Registry) -> None:
         registry.put_node(node_beat())
@@ -167,9 +175,9 @@ class TestRedisRegistry(RegistryContract):
         for node in (NODE, NodeId("n2")):
             registry.put_node(node_beat(node))
             registry.put_offers(node, [model_info()])
-        redis.hset(keys.offers(NODE), mapping={"models": '[{"id": 7}]', "digest": "odd"})
+        redis.hset(keys.offers(NODE), mapping={MODEL: '{"id": 7}', DIGEST: "odd"})
 
-        assert {node: list(models) for node, models in registry.offers().items()} == {NODE: [], "n2": [MODEL]}
+        assert {model: list(nodes) for model, nodes in registry.offers().items()} == {MODEL: ["n2"]}
 
     def test_an_ended_instance_is_remembered_longer_than_a_silent_one(self, registry: Registry, redis: Redis) -> None:
         registry.put_instance(instance_beat("alive"))

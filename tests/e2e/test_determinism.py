@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams
+from packtrain.broker.states import JobState
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
 from packtrain.workers.load_options import LoadOptions, Speculation
 from tests.support.demo_model import MODEL, demo_model_folder
-from tests.support.fleets import fleet
+from tests.support.fleets import Fleet, fleet, until_first_text
 
 pytestmark = pytest.mark.e2e
 
@@ -134,12 +136,18 @@ def test_a_scored_prompt_on_the_whole_fleet(tmp_path: Path) -> None:
     assert (found.is_equal, found.is_same_class, found.unit) == (True, True, "prompt token")
 
 
-def test_verify_on_the_whole_fleet(tmp_path: Path) -> None:
-    (tmp_path / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 4\ncontext = 512\n")
+@pytest.fixture(scope="module")
+def two_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 2\ncontext = 512\n")
+    with fleet(home, demo_model_folder()) as running:
+        yield running
+
+
+def test_verify_on_the_whole_fleet(two_slots: Fleet) -> None:
     options: dict[str, Any] = {"deterministic": True, "max_tokens": 12, "temperature": 0.9, "logprobs": 2}
-    with fleet(tmp_path, demo_model_folder()) as running:
-        results = list(running.client.map(MODEL, [f"Tell me of the number {n}." for n in range(4)], **options))
-        found = [running.client.verify(result.job_id, timeout=120) for result in results]
+    results = list(two_slots.client.map(MODEL, [f"Tell me of the number {n}." for n in range(4)], **options))
+    found = [two_slots.client.verify(result.job_id, timeout=120) for result in results]
 
     assert max(result.batch_peak for result in results) > 1
     assert all(v.is_equal and v.is_same_class for v in found)
@@ -148,3 +156,27 @@ def test_verify_on_the_whole_fleet(tmp_path: Path) -> None:
     assert (receipt.numerics, receipt.recipe) == ("deterministic", "batched")
     assert [len(r.logprobs) for r in results] == [r.usage.completion_tokens for r in results]
     assert all(len(entry.top) == 2 for r in results for entry in r.logprobs)
+
+
+def test_jobs_that_were_parked_have_the_bits_of_those_that_were_not(two_slots: Fleet) -> None:
+    options: dict[str, Any] = {
+        "deterministic": True, "max_tokens": 120, "logprobs": 2, "temperature": 0.9, "seed": 5, "lane": "bulk",
+        "raw": True, "ignore_eos": True,
+    }  # fmt: skip
+    prompts = ["A long story about a llama:", "A long story about a mule:"]
+    client = two_slots.client
+    parked = [client.submit(MODEL, prompt, **options) for prompt in prompts]
+    for job in parked:
+        until_first_text(job)
+    talk = [client.submit(MODEL, f"What is {n} + {n}?", deterministic=True, max_tokens=8) for n in range(3)]
+    for job in talk:
+        job.result(60)
+    assert [job.status().state for job in parked] == [JobState.RUNNING] * 2  # so both slots were theirs all the time
+
+    again = [client.submit(MODEL, prompt, **options) for prompt in prompts]
+    for first, second in zip(parked, again, strict=True):
+        one, other = first.result(120), second.result(120)
+        assert one.text == other.text
+        assert one.logprobs == other.logprobs
+        assert len(one.logprobs) == 120
+        assert one.receipt == other.receipt

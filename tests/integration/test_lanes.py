@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from packtrain.broker.messages import JobStatus
-from packtrain.client import JobState
+from packtrain.client import Job, JobState
 from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
 
 pytestmark = pytest.mark.integration
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.integration
 MODELS: dict[str, dict[str, Any]] = {
     "shared": {"n_slots": 4, "step_ms": 10},
     "lanes": {"n_slots": 4, "reserved_slots": 1, "step_ms": 50},
+    "parking": {"n_slots": 4, "n_ctx": 1024, "step_ms": 10},
 }
 
 
@@ -28,6 +29,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def started(status: JobStatus) -> int:
     assert status.started_ms is not None
     return status.started_ms
+
+
+def finished(job: Job) -> int:
+    job.result(30)
+    at = job.status().finished_ms
+    assert at is not None
+    return at
 
 
 def test_five_jobs_behind_a_thousand_of_another_user_finish_in_twice_the_time_they_take_alone(fleet: Fleet) -> None:
@@ -67,3 +75,22 @@ def test_an_interactive_job_has_a_slot_while_bulk_jobs_fill_the_others(fleet: Fl
     for job in bulk[3:]:  # room for them comes back, and the bell that waited with it
         until_first_text(job)
         job.cancel()
+
+
+def test_interactive_jobs_end_long_before_the_bulk_jobs_that_filled_all_slots_and_these_end_right(fleet: Fleet) -> None:
+    prompts = [f"!long bulk job {number} " for number in range(6)]
+    bulk = [fleet.client.submit("parking", prompt, lane="bulk", max_tokens=250) for prompt in prompts]
+    eventually(lambda: fleet.instance("parking").slots_used == 4, "four slots at work")
+    running = [job for job in bulk if job.status().state is JobState.RUNNING]
+
+    talk = [fleet.client.submit("parking", f"hello {n}") for n in range(6)]
+    answered = [finished(job) for job in talk]
+
+    assert len(running) == 4
+    assert max(answered) < min(finished(job) for job in bulk)
+    assert [job.result().text for job in talk] == [f"{n} olleh" for n in range(6)]
+    for job, prompt in zip(bulk, prompts, strict=True):
+        whole = (prompt[::-1] * 250)[:250]
+        assert (job.result().text, job.status().attempts) == (whole, 0)
+        assert "".join(job.stream()) == whole  # as readers had it
+    assert min(started(job.status()) for job in bulk if job not in running) >= min(finished(job) for job in running)

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import PromptLogprob, Recipe, SamplingParams
 from packtrain.workers.adapters import AdapterSet
-from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, StepRows
+from packtrain.workers.backends.base import DecodeFailed, Interrupted, Parked, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.engine import parking, places
 from packtrain.workers.engine.caches import MIN_LEFT_TO_MOVE
 from packtrain.workers.engine.engine import Engine, EngineBroken
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
@@ -34,12 +35,18 @@ N_CTX = 512
 PIRATE, HALF, POLITE = (("pirate", 1.0),), (("pirate", 0.5),), (("polite", 1.0),)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept(Parked):
+    inner: Parked
+    ways: tuple[tuple[int, int, int], ...]
+
+
 class Exact(ScriptedBackend):
     """A scripted model that knows how each token in its caches was computed, and whose steps break off on demand.
 
     Args:
         troubles: What becomes of the next steps: "" nothing, "fail" or "stop" after a part of the rows was written.
-        copy_troubles: Whether the next copies and moves fail, and leave garbage.
+        copy_troubles: Whether the next copies and moves, into a slot or out of it, fail and leave garbage.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Exact(ScriptedBackend):
         self._troubles = list(reversed(troubles))
         self._copy_troubles = list(reversed(copy_troubles))
         self.num_failed_copies = 0
+        self.parked: list[Parked] = []
         self.before_step: Callable[[], None] = lambda: None
 
     def cache(self, slot: int) -> list[int]:
@@ -82,6 +90,21 @@ class Exact(ScriptedBackend):
         self._trouble_copies([target])
         super().move(source, target)
         self._ways[target] = list(self._ways[source])
+
+    def park(self, seq_id: int) -> Parked:
+        self._trouble_copies([])
+        self.parked.append(_Kept(len(self._caches[seq_id]), super().park(seq_id), tuple(self._ways[seq_id])))
+        return self.parked[-1]
+
+    def unpark(self, parked: Parked, seq_id: int) -> None:
+        assert isinstance(parked, _Kept)
+        self.parked.remove(parked)
+        super().unpark(parked.inner, seq_id)
+        self._ways[seq_id] = list(parked.ways)
+        self._trouble_copies([seq_id])
+
+    def discard(self, parked: Parked) -> None:
+        self.parked.remove(parked)
 
     def _trouble_copies(self, targets: Sequence[int]) -> None:
         if self._copy_troubles and self._copy_troubles.pop():
@@ -139,12 +162,13 @@ def _request(
     adapters: AdapterSet = (),
     *,
     scores: bool = False,
+    is_bulk: bool = False,
 ) -> Asked:
     asked: Asked
     params = SamplingParams(logprobs=0, prompt_logprobs=0 if scores else None)
     request = SequenceRequest(
         JobId(name), tuple(prompt), params, 1, max_new, lambda t: asked.on_tokens(t), lambda e: asked.ends.append(e),
-        tuple(resumed), deadline, adapters,
+        tuple(resumed), deadline, adapters, is_bulk,
     )  # fmt: skip
     asked = Asked(request)
     return asked
@@ -177,23 +201,24 @@ def _run_alone(prompt: bytes, recipe: Recipe, *, can_share: bool, adapters: Adap
 
 def _check_caches(engine: Engine, backend: Exact) -> None:
     """What the engine believes of each slot is what its cache holds."""
-    for sequence in engine._live.values():
+    for sequence in engine._places.live.values():
         held = backend.cache(sequence.seq_id)
         if sequence.has_begun:
             assert held == sequence.tokens[: sequence.num_cached]
         else:
-            left = engine._caches._leftover[sequence.seq_id]
+            left = engine._places.caches._leftover[sequence.seq_id]
             assert held[: len(left.tokens)] == left.tokens
-    for slot, kept in engine._caches._slots.retained().items():
+    for slot, kept in engine._places.caches._slots.retained().items():
         assert backend.cache(slot)[: len(kept.tokens)] == kept.tokens
-    slots = [s.seq_id for s in engine._live.values()] + list(engine._caches._slots.retained())
+    assert len(backend.parked) == len(engine._places.parked) == engine.stats.parked
+    slots = [s.seq_id for s in engine._places.live.values()] + list(engine._places.caches._slots.retained())
     assert sorted(slots) == list(range(backend.shape.n_slots))
 
 
 def _check_ranks(engine: Engine) -> None:
     """Sequences that run and will for a while have neighbouring ids."""
-    live = list(engine._live.values())
-    if engine._waiting or not all(s.computed_at for s in live):
+    live = list(engine._places.live.values())
+    if engine._places.waiting or not all(s.computed_at for s in live):
         return
     if any(s.is_stuck for s in live):
         return
@@ -231,7 +256,7 @@ def test_where_nothing_can_be_shared_nothing_is_copied() -> None:
         while engine.is_busy:
             engine.step()  # `copy` and `move` of this model refuse
 
-    assert not any(kept.tokens for kept in engine._caches._slots.retained().values())
+    assert not any(kept.tokens for kept in engine._places.caches._slots.retained().values())
 
 
 @pytest.mark.parametrize("recipe", ["batched", "serial"])
@@ -263,6 +288,7 @@ _SUBMIT = st.tuples(
         st.sampled_from([None, None, None, 2]),  # deadline
         st.sampled_from([(), (), PIRATE, PIRATE, HALF, (*HALF, *POLITE)]),
         st.sampled_from([False, False, True]),  # scores of the prompt
+        st.booleans(),  # is bulk
     ),
 )
 _SCRIPT = st.lists(
@@ -288,6 +314,7 @@ _SCRIPT = st.lists(
     speculation=st.sampled_from(["off", "prompt-lookup", "prompt-lookup"]),
     troubles=st.lists(st.sampled_from([""] * 6 + ["fail", "stop"]), max_size=60),
     copy_troubles=st.lists(st.booleans(), max_size=20),
+    min_stay=st.sampled_from([1, 4]),
 )
 def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     script: list[tuple[str, tuple[object, ...] | int]],
@@ -298,9 +325,73 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     speculation: Speculation,
     troubles: list[str],
     copy_troubles: list[bool],
+    min_stay: int,
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # these answers are short
+        patch.setattr(parking, "MIN_LEFT_TO_PARK", 1)
+        patch.setattr(places, "MIN_STAY", min_stay)
+        _check_script(
+            script, Exact(n_slots, recipe, can_share=can_share, troubles=troubles, copy_troubles=copy_troubles),
+            prefill_budget, speculation, has_trouble="fail" in troubles,
+        )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    n_slots=st.integers(1, 4),
+    recipe=st.sampled_from(["batched", "serial"]),
+    can_share=st.sampled_from([True, True, False]),
+    prefill_budget=st.sampled_from([16, 128]),
+)
+def test_in_a_crowd_where_many_are_parked_every_answer_is_that_of_the_job_alone(
+    seed: int, n_slots: int, recipe: Recipe, can_share: bool, prefill_budget: int
+) -> None:
+    rng = random.Random(seed)
+    odds = rng.choice([0, 0, 0.1])  # of trouble
+    backend = Exact(
+        n_slots,
+        recipe,
+        can_share=can_share,
+        troubles=[rng.choice(["fail", "stop"]) if rng.random() < odds else "" for _ in range(200)],
+        copy_troubles=[rng.random() < odds for _ in range(100)],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parking, "MIN_LEFT_TO_PARK", 1)
+        patch.setattr(places, "MIN_STAY", rng.choice([1, 3]))
+        script = [_dense_action(rng, can_share=can_share) for _ in range(60)]
+        _check_script(script, backend, prefill_budget, rng.choice(["off", "prompt-lookup"]), has_trouble=odds > 0)
+
+
+def _dense_action(rng: random.Random, *, can_share: bool) -> tuple[str, tuple[object, ...] | int]:
+    draw = rng.random()
+    if draw < 0.45:
+        length = rng.choice([0, 5, 40, 127, 130] if can_share else [0, 5, 40])
+        done = rng.choice([0, 0, 0, 1, 5])
+        deadline = rng.choice([None] * 9 + [2])
+        adapters = rng.choice([(), (), PIRATE, HALF])
+        is_scored, is_bulk = rng.random() < 0.2, rng.random() < 0.6
+        max_new = rng.choice([1, MAX_NEW, MAX_NEW, MAX_NEW])
+        return "submit", (
+            rng.randrange(3), length, rng.randrange(12), False, max_new, done, deadline, adapters, is_scored, is_bulk,
+        )  # fmt: skip
+    if draw < 0.9:
+        return "step", rng.randrange(1, 6)
+    if draw < 0.97:
+        return "end", (rng.randrange(30), rng.choice([End.CANCELLED, End.LOST]))
+    return "wait", 1
+
+
+def _check_script(
+    script: list[tuple[str, tuple[object, ...] | int]],
+    backend: Exact,
+    prefill_budget: int,
+    speculation: Speculation,
+    *,
+    has_trouble: bool,
+) -> None:
+    recipe, can_share = backend.shape.recipe, backend.shape.can_share
     now = 0.0
-    backend = Exact(n_slots, recipe, can_share=can_share, troubles=troubles, copy_troubles=copy_troubles)
     engine = Engine(backend, clock=lambda: now, prefill_budget=prefill_budget, speculation=speculation)
     planned = False  # the engine's next step is its plan, not a repetition one by one
 
@@ -324,6 +415,7 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
             match action, value:
                 case "submit", (
                     int(stem), int(length), int(own), bool(fails), int(max_new), int(done), deadline, its, bool(scores),
+                    bool(is_bulk),
                 ):  # fmt: skip
                     adapters = cast(AdapterSet, its)
                     prompt = _prompt(stem, length, own, fails=fails)
@@ -331,8 +423,9 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
                     resumed = [token for token, _ in output[: min(done, max_new)]]
                     until = None if deadline is None else now + 2
                     name = f"j{len(everything)}"
-                    everything.append(_request(name, prompt, max_new, resumed, until, adapters, scores=scores))
-                    engine.submit(everything[-1].request)
+                    asked = _request(name, prompt, max_new, resumed, until, adapters, scores=scores, is_bulk=is_bulk)
+                    everything.append(asked)
+                    engine.submit(asked.request)
                 case "end", (int(number), End() as end):
                     engine.cancel(JobId(f"j{number}"), end)
                 case "step", int(number):
@@ -347,6 +440,8 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
     except EngineBroken:
         return  # too many that fail in a row: the process ends here
     assert not engine.is_busy, "the engine never came to an end"
+    if engine.stats.parkings:
+        event("parked")
     if backend.num_failed_copies:
         event("copies failed")
     if engine.stats.guessed_right:
@@ -375,4 +470,4 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
         if end in (End.STOP, End.LENGTH):
             assert done + len(asked.told) == len(whole)
         if end is End.FAILED:
-            assert "fail" in troubles
+            assert has_trouble

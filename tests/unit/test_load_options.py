@@ -40,11 +40,12 @@ def test_a_model_has_its_own_options_and_the_rest_from_the_defaults(tmp_path: Pa
         tensor_split = [3, 1]
         flash_attention = false
         moe_on_cpu = true
+        parking = false
         """,
     )
 
     assert config.load_options("a") == LoadOptions(
-        kv_type="f16", gpu_layers=20, tensor_split=(3, 1), flash_attention=False, moe_on_cpu=True
+        kv_type="f16", gpu_layers=20, tensor_split=(3, 1), flash_attention=False, moe_on_cpu=True, parking=False
     )
     assert config.load_options("b") == LoadOptions(kv_type="q8_0", gpu_layers=20)
 

@@ -18,6 +18,7 @@ from packtrain.broker.messages import (
     MAX_PROMPT_CHARS,
     Desired,
     InstanceBeat,
+    JobSpec,
     ModelFault,
     ModelInfo,
     NodeBeat,
@@ -287,6 +288,57 @@ def test_a_digest_tells_requests_apart_and_knows_the_same_again() -> None:
     assert spec("a").digest() == spec("a").digest()
     assert spec("a").digest() != spec("b").digest()
     assert spec("a").digest() != spec("a", lane="bulk").digest()
+
+
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+LOOKS = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "complete", "prompt": "x"},
+        {"kind": "complete", "prompt": "a", "suffix": "b", "stream": False, "deterministic": True, "meant_for": "n1"},
+        {"kind": "embed", "prompt": "x", "dimensions": 3, "expires_in_ms": 5, "max_run_ms": 6},
+        {"messages": [{"role": "user", "content": ""}]},
+        {"messages": [{"role": "user", "content": "\u00e9\U0001f999"}], "tools": [LOOK], "tool_choice": "required"},
+        {
+            "messages": [
+                {"role": "user", "content": "x", "name": "me"},
+                {"role": "assistant", "tool_calls": [LOOKS], "reasoning_content": "hm"},
+                {"role": "tool", "content": "", "tool_call_id": "c1"},
+            ],
+            "tools": [LOOK],
+            "tool_choice": {"type": "function", "function": {"name": "look"}},
+        },
+        {"messages": [{"role": "user", "content": "x"}], "params": {"response_format": {"type": "json_object"}}},
+        {
+            "messages": [{"role": "user", "content": "x"}],
+            "params": {"response_format": {"type": "json_schema", "schema": {"type": "null"}}, "temperature": 0},
+        },
+        {
+            "messages": [{"role": "user", "content": "x"}],
+            "params": {
+                "response_format": {"type": "grammar", "grammar": 'root ::= "a"'}, "logit_bias": {7: -1.5},
+                "stop": ["."], "max_tokens": 0, "prompt_logprobs": 0,
+            },
+            "template_args": {"on": True, "many": 2}, "adapters": {"pirate": None, "polite": 0.5}, "lane": "bulk",
+        },
+    ],
+)  # fmt: skip
+def test_a_request_is_stored_without_what_says_nothing_and_read_as_it_was(fields: dict[str, Any]) -> None:
+    asked = JobSpec.model_validate({"model": MODEL, **fields})
+    stored = asked.to_json()
+
+    assert JobSpec.model_validate_json(stored) == asked
+    assert len(stored) < len(asked.model_dump_json())
+    assert JobSpec.model_validate_json(stored).digest() == asked.digest()
+
+
+def test_a_plain_request_is_stored_as_short_as_it_can_be() -> None:
+    assert JobSpec(model=MODEL, messages=[{"role": "user", "content": "Hi"}]).to_json() == (
+        '{"model":"tiny","messages":[{"role":"user","content":"Hi"}]}'
+    )
 
 
 def test_a_digest_is_that_of_earlier_versions_where_nothing_new_is_asked_for() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge
 from packtrain.broker.ids import ModelId, NodeId, Route
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo
+from packtrain.broker.messages import Desired, InstanceBeat
 from packtrain.broker.placement import (
     CRASH_BACKOFF_MS,
     LOAD_BACKOFF_MS,
@@ -31,13 +31,13 @@ LONG_AGO = NOW - 100_000
 
 def fleet(*names: str, said: dict[str, dict[str, Any]] | None = None, **fields: Any) -> Snapshot:
     """Nodes of 1000 MiB each that offer the one model a job waits for, each as it says."""
-    offers = {name: model_info(**(said or {}).get(name, {})) for name in names}
+    offers = {NodeId(name): model_info(**(said or {}).get(name, {})) for name in names}
     nodes = [node_beat(name) for name in names]
     defaults: dict[str, Any] = {
         "now_ms": NOW,
         "nodes": nodes,
         "models": {MODEL: model_info(), ModelId("x"): model_info("x")},
-        "offers": {NodeId(name): {MODEL: info} for name, info in offers.items()},
+        "offers": {MODEL: offers},
         "waiting": {ROUTE: 1},
     }
     return Snapshot(**{**defaults, **fields})
@@ -187,8 +187,13 @@ def fetching(**other: Any) -> Snapshot:
     other = {"disk_free": 2000 * MIB, **other}
     nodes = [node_beat("n1", files_url="http://n1"), node_beat("n2", models=(), **other)]
     busy = instance_beat("busy", model="x", node="n1", slots_used=1, reserved_bytes=700 * MIB)
-    snapshot = fleet("n1", said={"n1": info}, nodes=nodes, instances=[busy])
-    return replace(snapshot, offers={**snapshot.offers, NodeId("n2"): {}})
+    return fleet("n1", said={"n1": info}, nodes=nodes, instances=[busy])
+
+
+def saying(snapshot: Snapshot, **change: Any) -> Snapshot:
+    """The same, n1 saying something else of the model."""
+    n1 = NodeId("n1")
+    return replace(snapshot, offers={MODEL: {n1: snapshot.offers[MODEL][n1].model_copy(update=change)}})
 
 
 def test_a_file_is_fetched_to_a_node_with_room_when_no_node_that_has_it_has_room() -> None:
@@ -211,10 +216,7 @@ def test_a_file_is_fetched_only_to_where_it_can_be_kept_and_used(other: dict[str
 
 @pytest.mark.parametrize("change", [{"fetchable": False}, {"file_bytes": 0}])
 def test_a_file_that_cannot_be_fetched_is_not(change: dict[str, Any]) -> None:
-    snapshot = fetching()
-    info = snapshot.offers[NodeId("n1")][MODEL].model_copy(update=change)
-
-    assert loads(plan(replace(snapshot, offers={**snapshot.offers, NodeId("n1"): {MODEL: info}}))) == []
+    assert loads(plan(saying(fetching(), **change))) == []
 
 
 def test_nothing_is_fetched_where_the_file_is_there_and_has_room() -> None:
@@ -228,16 +230,14 @@ def test_a_fetch_is_weighed_against_the_regret_of_unloading(file_mib: int, fetch
     snapshot = fetching(disk_free=10**12)
     # It took 5 s to load and was used 100 s ago: some 4 s of regret. 100 MiB are fetched in 1 s, 10,000 in 105 s.
     idle = [ready("n1", model="x", reserved_bytes=700 * MIB, resident_bytes=700 * MIB)]
-    info = snapshot.offers[NodeId("n1")][MODEL].model_copy(update={"file_bytes": file_mib * MIB})
-    result = plan(replace(snapshot, instances=idle, offers={**snapshot.offers, NodeId("n1"): {MODEL: info}}))
+    result = plan(replace(saying(snapshot, file_bytes=file_mib * MIB), instances=idle))
 
     assert (len(result.loads), len(result.unloads)) == ((1, 0) if fetches else (0, 1))
 
 
 def test_a_model_too_large_for_those_that_have_it_is_fetched_to_one_that_is_large_enough() -> None:
     snapshot = fetching(memory_budget=3000 * MIB, memory_free=3000 * MIB)
-    info = snapshot.offers[NodeId("n1")][MODEL].model_copy(update={"required_bytes": 2000 * MIB})
-    (load,) = plan(replace(snapshot, offers={**snapshot.offers, NodeId("n1"): {MODEL: info}})).loads
+    (load,) = plan(saying(snapshot, required_bytes=2000 * MIB)).loads
 
     assert (load.node, load.fetch_from) == ("n2", "n1")
 
@@ -294,7 +294,7 @@ def test_a_replica_is_added_when_the_backlog_outlasts_a_load_by_far() -> None:
         {"instances": [ready("n1", slots_used=3, job_s=9)]},  # a slot is free
         {"instances": [ready("n1", slots_used=4, job_s=9), ready("n2", state=InstanceState.LOADING, ready_ms=0)]},
         {"instances": [ready(f"n{n}", slots_used=4, job_s=9) for n in (1, 2, 3)]},  # each node has one
-        {"offers": {NodeId(n): {MODEL: model_info(max_replicas=1)} for n in ("n1", "n2", "n3")}},
+        {"offers": {MODEL: {NodeId(n): model_info(max_replicas=1) for n in ("n1", "n2", "n3")}}},
     ],
 )
 def test_no_replica_is_added_where_it_is_not_known_to_help(fields: dict[str, Any]) -> None:
@@ -314,7 +314,7 @@ def test_a_cold_burst_loads_a_model_once() -> None:
 def test_no_replica_is_added_while_another_model_waits_for_memory() -> None:
     big = ModelId("big")
     snapshot = backlog(1000)
-    offers = {**snapshot.offers, NodeId("n1"): {big: model_info(big, required_bytes=950 * MIB)}}
+    offers = {**snapshot.offers, big: {NodeId("n1"): model_info(big, required_bytes=950 * MIB)}}
     models = {**snapshot.models, big: model_info(big)}
     result = plan(replace(snapshot, offers=offers, models=models, waiting={ROUTE: 1000, Route(big): 1}))
 
@@ -358,8 +358,8 @@ def test_a_node_pins_its_own_instance_only() -> None:
     def full(node: str) -> InstanceBeat:
         return ready(node, model="x", reserved_bytes=950 * MIB, resident_bytes=950 * MIB)
 
-    pinned: ModelInfo = model_info("x", pinned=True)
-    offers = {NodeId("n1"): {MODEL: model_info(), ModelId("x"): pinned}, NodeId("n2"): {MODEL: model_info()}}
+    both = {NodeId("n1"): model_info(), NodeId("n2"): model_info()}
+    offers = {MODEL: both, ModelId("x"): {NodeId("n1"): model_info("x", pinned=True)}}
     result = plan(fleet("n1", "n2", offers=offers, instances=[full("n1"), full("n2")]))
 
     assert [u.instance for u in result.unloads] == ["tiny-n2"]

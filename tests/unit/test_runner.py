@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.engine.text import TextStream
+from packtrain.workers.extra_jobs import Seats
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import tokens_sha256
@@ -75,8 +77,8 @@ class Store(MemoryJobs):
 class Gated(ScriptedBackend):
     """A scripted model whose steps wait at a gate. It makes no tokens of a blank prompt."""
 
-    def __init__(self, n_ctx: int, *, can_share: bool, embeds_only: bool) -> None:
-        super().__init__(n_slots=2, n_ctx=n_ctx, embeds_only=embeds_only, adapters={"pirate": 0.5})
+    def __init__(self, n_ctx: int, *, can_share: bool, embeds_only: bool, step_s: float) -> None:
+        super().__init__(n_slots=2, n_ctx=n_ctx, step_s=step_s, embeds_only=embeds_only, adapters={"pirate": 0.5})
         self._shape = replace(self._shape, can_share=can_share)
         self.gate = threading.Event()
         self.gate.set()
@@ -100,10 +102,11 @@ class Instance:
         embeds_only: bool = False,
         numerics: Numerics = "fast",
         bulk_slots: int = 2,
+        step_s: float = 0,
     ) -> None:
         self.clock = FakeClock()
         self.store = Store(self.clock)
-        self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only)
+        self.backend = Gated(n_ctx, can_share=can_share, embeds_only=embeds_only, step_s=step_s)
         self.engine = Engine(self.backend, clock=self.seconds)
         self.publisher = Publisher(
             self.store, INSTANCE, NODE, COMPUTER, self.engine.cancel, threads=lambda: 2, retry_s=0
@@ -114,7 +117,7 @@ class Instance:
             self.store, self.backend, self.engine, self.publisher, self.renewer,
             model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
             numerics=numerics, numerics_class=COMPUTER.numerics_class, bulk_slots=bulk_slots,
-            ring=lambda model: self.rung.append(model), clock=self.seconds,
+            extra_jobs=1, ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
         self.publisher.start()
         self._engine_thread = threading.Thread(target=self.engine.run, daemon=True)
@@ -462,6 +465,106 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+@pytest.fixture
+def full() -> Iterator[Instance]:
+    """An instance of two slots in which two long bulk jobs run; no bell is heard."""
+    instance = Instance(n_ctx=8192, step_s=0.005)  # they take 40 s
+    for name in ("first", "second"):
+        instance.store.submit(JobId(name), spec(f"!long {name}", lane="bulk"), max_waiting=10)
+        instance.answering()
+    eventually(lambda: instance.engine.stats.parkable == 2)
+    yield instance
+    instance.close()
+
+
+def test_an_interactive_job_that_meets_a_full_instance_is_run_beyond_its_slots(full: Instance) -> None:
+    full.submit()
+
+    full.runner.start()
+
+    eventually(lambda: full.status().state is JobState.SUCCEEDED)
+    assert full.text() == "olleh"
+    assert {full.store.status(JobId(name)).state for name in ("first", "second")} == {JobState.RUNNING}  # type: ignore[union-attr]
+    full.runner.drain()
+
+
+def test_no_more_jobs_are_taken_beyond_the_slots_than_may_be_nor_without_one_that_waits(full: Instance) -> None:
+    assert not full.runner.take_extra()
+    full.backend.gate.clear()
+    full.submit()
+    full.store.submit(JobId("another"), spec(), max_waiting=10)
+
+    assert [full.runner.take_extra(), full.runner.take_extra()] == [True, False]
+    assert full.store.ready((ROUTE,)) == (1, 0)
+
+
+def test_nothing_is_taken_beyond_the_slots_where_nothing_can_be_parked(instance: Instance) -> None:
+    instance.backend.gate.clear()
+    for name in ("first", "second", "job"):
+        instance.store.submit(JobId(name), spec(f"!long {name}"), max_waiting=10)
+    instance.answering()
+    instance.answering()
+
+    assert not instance.runner.take_extra()
+    assert instance.store.ready((ROUTE,)) == (1, 0)
+
+
+def test_a_bell_waits_while_more_jobs_run_than_there_are_slots(full: Instance) -> None:
+    full.submit("!long mine")
+    assert full.runner.take_extra()
+    eventually(lambda: full.engine.stats.parked == 1)
+    full.store.submit(JobId("third"), spec(lane="bulk"), max_waiting=10)
+
+    full.store.cancel(JobId("first"))
+    full.renewer.renew_once()
+    eventually(lambda: full.engine.stats.parked == 0)
+    assert full.store.ready((ROUTE,)) == (0, 1)
+
+    full.store.cancel(JobId("job"))
+    full.renewer.renew_once()
+    eventually(lambda: full.store.ready((ROUTE,)) == (0, 0))
+
+
+def test_the_lease_of_a_parked_job_is_renewed_and_its_cancel_is_heard(full: Instance) -> None:
+    full.submit("!long mine")
+    full.runner.take_extra()
+    eventually(lambda: full.engine.stats.parked == 1)
+    (parked,) = full.engine._places.parked
+    full.clock.advance(LEASE_MS - 1)
+    full.renewer.renew_once()
+    full.clock.advance(LEASE_MS - 1)
+    assert full.store.reap() == []
+
+    full.store.cancel(parked)
+    full.renewer.renew_once()
+
+    eventually(lambda: full.store.status(parked).state is JobState.CANCELLED)  # type: ignore[union-attr]
+
+
+def test_the_last_seat_wakes_who_looks_for_more_and_closing_wakes_all() -> None:
+    seats = Seats(2, 1)
+    woken: SimpleQueue[bool] = SimpleQueue()
+    threading.Thread(target=lambda: woken.put(seats.wait_until_taken()), daemon=True).start()
+    assert seats.take()
+    assert not seats.take_extra()
+    assert woken.empty()
+
+    assert seats.take()
+
+    assert woken.get(timeout=PATIENCE_S)
+    assert [seats.take_extra(), seats.take_extra()] == [True, False]
+    waiting = threading.Thread(target=lambda: woken.put(seats.take()), daemon=True)
+    waiting.start()
+    seats.give_back()
+    assert woken.empty()
+    seats.give_back()
+    assert woken.get(timeout=PATIENCE_S)
+    threading.Thread(target=lambda: woken.put(seats.take()), daemon=True).start()
+    seats.close()
+    assert woken.get(timeout=PATIENCE_S) is False
+    assert not seats.wait_until_taken()
 
 
 @pytest.fixture

@@ -63,7 +63,6 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
             led = term
             if term:
                 coordinator.tick(term, reap=grace.is_over(time.monotonic()))
-                jobs.trim_recent()
         except (RedisError, OperationalError) as error:
             logger.warning("Broker is away: %s", error, extra={"event": "broker.away"})
             grace.lost_server()

@@ -138,6 +138,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def unring(self, route: Route) -> bool:
+        """Take one doorbell of a route away, if more wait than jobs are ready; whether there was one."""
+        ...
+
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[EmitReply]:
         """Append (job, epoch, chunk) each to its stream."""
         ...
@@ -248,13 +252,14 @@ def submit(
 
     deadline = "" if spec.expires_in_ms is None else spec.expires_in_ms
     suffix = route_of(ModelId(""), deterministic=spec.deterministic)
+    keep = "" if keep_ms == keys.ENDED_TTL_MS else keep_ms
     return Call(
         "submit",
         (keys.job(job_id), keys.model(ModelId(spec.model))),
         (
-            job_id, spec.model_dump_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
-            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep_ms, cost_of(spec), repr(HAIR),
-            "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
+            job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
+            suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),
+            repr(HAIR), "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
         ),
         parse,
     )  # fmt: skip
@@ -295,6 +300,12 @@ def claim(
         ),
         parse,
     )  # fmt: skip
+
+
+def unring(route: Route) -> Call[bool]:
+    """Call of unring.lua."""
+    names = (keys.ready(route, "interactive"), keys.ready(route, "bulk"), keys.model_queue(route))
+    return Call("unring", names, (), lambda reply: reply == 1)
 
 
 def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
@@ -409,7 +420,14 @@ def parse_status(job_id: JobId, fields: Mapping[str, str]) -> JobStatus | None:
     cause = Cause.model_validate_json(fields["cause"]) if "cause" in fields else None
     known = {name: value for name, value in fields.items() if name in JobStatus.model_fields}
     return JobStatus.model_validate(
-        {**known, "id": job_id, "outcome": outcome, "cause": cause, "cancel_requested": "cancel" in fields}
+        {
+            "route": fields["model"],
+            **known,
+            "id": job_id,
+            "outcome": outcome,
+            "cause": cause,
+            "cancel_requested": "cancel" in fields,
+        }
     )
 
 

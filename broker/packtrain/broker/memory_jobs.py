@@ -156,8 +156,11 @@ class MemoryJobs:
             run_left = None if record.run_until_ms is None else record.run_until_ms - now
             return jobs.Claim(
                 job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
-                record.spec.model_dump_json(), record.route, record.spec.lane, run_left,
+                record.spec.to_json(), record.route, record.spec.lane, run_left,
             )  # fmt: skip
+
+    def unring(self, route: Route) -> bool:  # noqa: ARG002
+        return False  # there are no bells
 
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
         with self._changed:

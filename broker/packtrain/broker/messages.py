@@ -231,11 +231,31 @@ class JobSpec(_Input):
         last = self.messages[-1] if self.messages else None
         return last is None or (last.role != "tool" and not last.content.strip() and not last.tool_calls)
 
+    def to_json(self) -> str:
+        """The request without what says nothing, so that it weighs little while it waits.
+
+        Not pydantic's `exclude_defaults`: it drops the `type` that tells one form or tool from another, too.
+        """
+        fields = self.model_dump(mode="json", exclude=_at_default(self) | {"params"})
+        if params := self.params.model_dump(mode="json", exclude=_at_default(self.params)):
+            fields["params"] = params
+        if self.messages:
+            fields["messages"] = [
+                {name: value for name, value in turn.items() if value or name == "content"}
+                for turn in fields["messages"]
+            ]
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
         # A field that came later counts only when it says something: or no repeated request would survive an update.
         later = {name for name in ("max_run_ms",) if getattr(self, name) is None}
         return hashlib.sha256(self.model_dump_json(exclude={"stream", *later}).encode()).hexdigest()[:32]
+
+
+def _at_default(message: BaseModel) -> set[str]:
+    fields = type(message).model_fields.items()
+    return {name for name, field in fields if getattr(message, name) == field.get_default(call_default_factory=True)}
 
 
 def parse_spec(fields: dict[str, Any]) -> JobSpec:

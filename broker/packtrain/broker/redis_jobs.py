@@ -62,6 +62,9 @@ class RedisJobs:
         )
         return self._scripts.run(call)
 
+    def unring(self, route: Route) -> bool:
+        return self._scripts.run(jobs.unring(route))
+
     def emit(self, chunks: Sequence[tuple[JobId, int, Chunk]]) -> list[jobs.EmitReply]:
         return self._scripts.run_many([jobs.emit(job_id, epoch, chunk) for job_id, epoch, chunk in chunks])
 
@@ -135,10 +138,6 @@ class RedisJobs:
             pipe.hgetall(keys.job(JobId(job_id)))
         found = (jobs.parse_status(JobId(job_id), fields) for job_id, fields in zip(ids, pipe.execute(), strict=True))
         return [status for status in found if status]
-
-    def trim_recent(self) -> None:
-        """Forget all but the newest `keys.RECENT_MAX` ids."""
-        self._redis.zremrangebyrank(keys.RECENT, 0, -keys.RECENT_MAX - 1)
 
 
 def parse_rate(fields: Mapping[str, str]) -> Rate:

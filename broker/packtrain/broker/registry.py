@@ -7,12 +7,11 @@ coordinator while REQUESTED, the agent of its node from then on.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from redis import Redis
 from redis.exceptions import WatchError
 
@@ -20,14 +19,12 @@ from packtrain.broker import keys
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
 from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
+from packtrain.broker.offer_book import DIGEST, OfferBook, Offers, to_offers
 
 logger = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=BaseModel)
 
-#: What one node says of its models, by id.
-Offers = Mapping[ModelId, ModelInfo]
-_OFFERS: TypeAdapter[list[ModelInfo]] = TypeAdapter(list[ModelInfo])
 
 #: Index of each kind, and how to name the facts of a member.
 _KINDS: dict[str, Callable[[str], str]] = {
@@ -76,8 +73,8 @@ class Registry(Protocol):
         """Report the models that a node can load, as its own catalog has them; lives `keys.NODE_TTL_MS`."""
         ...
 
-    def offers(self) -> dict[NodeId, Offers]:
-        """What each live node offers. Nodes of an older version are not among them."""
+    def offers(self) -> Offers:
+        """What each live node offers. Valid until the next call."""
         ...
 
     def set_desired(self, model: ModelId, desired: Desired) -> None:
@@ -114,7 +111,7 @@ class RedisRegistry:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._offers: dict[NodeId, tuple[str, Offers]] = {}  # as they were read last, with their digests
+        self._book = OfferBook()
 
     def now_ms(self) -> int:
         seconds, micros = self._redis.time()
@@ -144,23 +141,26 @@ class RedisRegistry:
         return self._all(keys.MODELS, ModelInfo)
 
     def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
-        said = _OFFERS.dump_json([info.offer() for info in models], exclude_defaults=True)
-        digest = hashlib.sha256(said).hexdigest()[:32]
+        key, said = keys.offers(node), to_offers(models)
         pipe = self._redis.pipeline(transaction=True)
-        pipe.hset(keys.offers(node), mapping={"models": said.decode(), "digest": digest})
-        pipe.pexpire(keys.offers(node), keys.NODE_TTL_MS)
+        pipe.delete(key)
+        pipe.hset(key, mapping=cast(dict[Any, Any], said))
+        pipe.pexpire(key, keys.NODE_TTL_MS)
         pipe.execute()
 
-    def offers(self) -> dict[NodeId, Offers]:
+    def offers(self) -> Offers:
         # A thousand nodes with two hundred models each say 60 MB; what has not changed is not read again.
         nodes = [NodeId(node) for node in sorted(cast(list[str], self._redis.zrange(keys.NODES, 0, -1)))]
-        digests = dict(zip(nodes, self._each(nodes, "digest"), strict=True))
-        changed = [n for n, digest in digests.items() if digest and self._offers.get(n, ("",))[0] != digest]
-        known = {node: said for node, said in self._offers.items() if digests.get(node)}
-        for node, text in zip(changed, self._each(changed, "models"), strict=True):
-            known[node] = (str(digests[node]), load_offers(node, text))
-        self._offers = known
-        return {node: models for node, (_, models) in known.items()}
+        pipe = self._redis.pipeline(transaction=False)
+        for node in nodes:
+            pipe.hget(keys.offers(node), DIGEST)
+        digests = dict(zip(nodes, pipe.execute(), strict=True))
+        changed = self._book.changed(digests)
+        for node in changed:
+            pipe.hgetall(keys.offers(node))
+        for node, said in zip(changed, pipe.execute(), strict=True):
+            self._book.put(node, said)
+        return self._book.by_model
 
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         self._redis.hset(keys.DESIRED, model, desired.model_dump_json())
@@ -211,13 +211,6 @@ class RedisRegistry:
             if gone:
                 self._redis.zrem(index, *gone)
 
-    def _each(self, nodes: Sequence[NodeId], field: str) -> list[str | None]:
-        """One field of the offers of each node."""
-        pipe = self._redis.pipeline(transaction=False)
-        for node in nodes:
-            pipe.hget(keys.offers(node), field)
-        return cast(list[str | None], pipe.execute())
-
     def _put(self, rows: Sequence[tuple[str, str, str, BaseModel, int]]) -> None:
         now = self.now_ms()
         pipe = self._redis.pipeline(transaction=True)
@@ -249,15 +242,6 @@ def load_fact(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
         return None
 
 
-def load_offers(node: NodeId, text: str | None) -> Offers:
-    """What a node says of its models; nothing when it cannot be read."""
-    try:
-        return {ModelId(info.id): info for info in _OFFERS.validate_json(text or "[]")}
-    except ValueError as error:
-        logger.warning("Cannot read what %s offers: %s", node, error, extra={"event": "registry.unreadable"})
-        return {}
-
-
 class MemoryRegistry:
     """The in-memory twin, with the clock as an argument."""
 
@@ -267,7 +251,8 @@ class MemoryRegistry:
         self._desired: dict[ModelId, Desired] = {}
         self._wishes: dict[NodeId, NodeWish] = {}
         self._waits: tuple[int, dict[Route, str]] = (0, {})
-        self._offers: dict[NodeId, tuple[int, Offers]] = {}
+        self._offers: dict[NodeId, tuple[int, dict[str, str]]] = {}
+        self._book = OfferBook()
 
     def put_node(self, beat: NodeBeat) -> None:
         self._facts["node"][beat.node] = (self.now_ms() + keys.NODE_TTL_MS, beat)
@@ -294,11 +279,13 @@ class MemoryRegistry:
         return cast(list[ModelInfo], self._live("model"))
 
     def put_offers(self, node: NodeId, models: Sequence[ModelInfo]) -> None:
-        until = self.now_ms() + keys.NODE_TTL_MS
-        self._offers[node] = (until, {ModelId(info.id): info.offer() for info in models})
+        self._offers[node] = (self.now_ms() + keys.NODE_TTL_MS, to_offers(models))
 
-    def offers(self) -> dict[NodeId, Offers]:
-        return {node: said for node, (until, said) in self._offers.items() if until > self.now_ms()}
+    def offers(self) -> Offers:
+        live = {node: said for node, (until, said) in self._offers.items() if until > self.now_ms()}
+        for node in self._book.changed({node: said[DIGEST] for node, said in live.items()}):
+            self._book.put(node, live[node])
+        return self._book.by_model
 
     def set_desired(self, model: ModelId, desired: Desired) -> None:
         self._desired[model] = desired

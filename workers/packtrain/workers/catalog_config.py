@@ -12,6 +12,7 @@
     context = 2048
     slots = 16
     reserved_slots = 2          # left to interactive jobs by bulk ones; left out: 1 where there are 4 slots or more
+    parking = false             # bulk jobs do not leave their slots to interactive ones for a while
     keep_alive = "10m"          # seconds, or "30s", "10m", "2h"; negative: never unload
     pinned = true               # never evicted
     replicas = {min = 1, max = 3}   # keep 1 loaded, load up to 3 when jobs pile up; left out: 0, and one on each node

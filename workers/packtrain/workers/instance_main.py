@@ -2,6 +2,7 @@
 
     main thread   loads the model, then is the Celery consumer of queue model.<id>
     N threads     Celery's pool, one per slot: each claims a job and waits for its end
+    extra jobs    looks for interactive jobs while all slots are taken; a thread for each that it takes
     engine        owns model and cache
     publisher     writes tokens and ends to the broker
     renewer       keeps the leases
@@ -39,6 +40,7 @@ from packtrain.workers.backends.base import Backend
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.parking import most_parked
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
 from packtrain.workers.own_memory import OwnMemory, own_memory
@@ -112,6 +114,7 @@ class Instance:
             clock=time.monotonic,
             on_activity=lambda: news.put(""),
             speculation=config.options.speculation,
+            parks=config.options.parking,
         )
         self._embeds_only = backend.shape.embeds_only
         self._recipe = backend.shape.recipe
@@ -126,7 +129,9 @@ class Instance:
             store, backend, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
             numerics=config.options.numerics, numerics_class=self._numerics_class,
-            bulk_slots=config.n_slots - config.reserved_slots, ring=Doorbell(self._app).ring, clock=time.monotonic,
+            bulk_slots=config.n_slots - config.reserved_slots,
+            extra_jobs=most_parked(config.n_slots) if config.options.parking else 0,
+            ring=Doorbell(self._app).ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -144,6 +149,7 @@ class Instance:
         def ring(model: str) -> object:
             return runner.answer(Route(model))
 
+        runner.start()
         run_worker(
             app,
             name=self._config.worker_name,
@@ -242,6 +248,7 @@ class Instance:
             "state": self._state.value,
             "numerics": f"{self._config.options.numerics} ({self._recipe})",
             "slots": f"{stats.slots_used}/{self._config.n_slots} used",
+            "parked": stats.parked,
             "context_per_slot": self._config.n_ctx,
             "steps": stats.steps,
             "tokens_out": stats.tokens_out,

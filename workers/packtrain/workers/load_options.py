@@ -86,6 +86,9 @@ class LoadOptions(BaseModel):
     speculation: Speculation = Field(
         "off", description="`prompt-lookup`: guess tokens that stood in the prompt or the answer before"
     )
+    parking: Annotated[bool, Field(strict=True)] = Field(
+        True, description="bulk jobs leave their slots to interactive ones for a while where all are taken"
+    )
 
     @field_validator("tensor_split")
     @classmethod

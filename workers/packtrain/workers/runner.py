@@ -40,6 +40,7 @@ from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
 from packtrain.workers.engine.text import TextStream
+from packtrain.workers.extra_jobs import ExtraJobs, Seats
 from packtrain.workers.job_times import JobTimes
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
@@ -52,7 +53,12 @@ BELL_S = 1.0
 
 
 class Runner:
-    """One per instance; `answer` is called from as many Celery threads as there are slots."""
+    """One per instance; `answer` is called from as many Celery threads as there are slots.
+
+    Args:
+        bulk_slots: Bulk jobs at once.
+        extra_jobs: Interactive jobs beyond the slots, while bulk ones can be parked for them.
+    """
 
     def __init__(
         self,
@@ -69,6 +75,7 @@ class Runner:
         numerics: Numerics,
         numerics_class: str,
         bulk_slots: int,
+        extra_jobs: int,
         ring: Callable[[Route], None],
         clock: Callable[[], float],
     ) -> None:
@@ -89,13 +96,40 @@ class Runner:
         self._ring = ring
         self._clock = clock
         self._bulk = BulkShare(bulk_slots)
-        self._is_draining = threading.Event()
         self.job_times = JobTimes()
+        self._seats = Seats(backend.shape.n_slots, extra_jobs)
+        self._extra = ExtraJobs(self._seats, self.take_extra) if extra_jobs else None
+
+    def start(self) -> None:
+        """Look for interactive jobs, too, for which bulk ones can be parked."""
+        if self._extra:
+            self._extra.start()
 
     def drain(self) -> None:
         """Claim nothing any more."""
-        self._is_draining.set()
         self._bulk.close()
+        self._seats.close()
+
+    def take_extra(self) -> bool:
+        """Run an interactive job beyond the slots, if one waits for which a bulk job can be parked."""
+        if not (self._engine.stats.parkable and self._ready()[0] and self._seats.take_extra()):
+            return False
+        claim = self._claim(bulk=False)
+        if claim is None:
+            self._seats.give_back()
+            return False
+        threading.Thread(target=self._run_extra, args=(claim,), name="extra job", daemon=True).start()
+        try:
+            self._store.unring(claim.route)
+        except RedisError as error:
+            logger.warning("A spare bell stays: %s", error, extra={"event": "bell.spare"})
+        return True
+
+    def _run_extra(self, claim: jobs.Claim) -> None:
+        try:
+            self._run(claim)
+        finally:
+            self._seats.give_back()
 
     def answer(self, heard: Route) -> dict[str, Any] | None:
         """Run jobs to their ends. What Flower shows of it: (last) job, tokens, seconds; None: the bell was spare.
@@ -112,6 +146,7 @@ class Runner:
             try:
                 job = self._run(claim)
             finally:
+                self._seats.give_back()
                 if claim.lane == "bulk":
                     self._bulk.give_back()
             num_jobs, num_tokens = num_jobs + 1, num_tokens + job.num_output
@@ -129,12 +164,14 @@ class Runner:
 
     def _next(self) -> jobs.Claim | None:
         """The next job; waits with the bell while only bulk jobs are left and the instance has its share of them."""
-        while not self._is_draining.is_set():
+        while self._seats.take():
             may_bulk = self._bulk.take()
             claim = None
             try:
                 claim = self._claim(bulk=may_bulk)
             finally:
+                if claim is None:
+                    self._seats.give_back()
                 if may_bulk and (claim is None or claim.lane != "bulk"):
                     self._bulk.give_back()
             if claim or may_bulk or not self._ready()[1]:
@@ -239,6 +276,7 @@ class Runner:
                 resumed=resumed,
                 deadline=deadline,
                 adapters=job.adapters,
+                is_bulk=job.spec.lane == "bulk",
             )
         )
         return None

@@ -101,7 +101,7 @@ local function lease(c)
     local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
     if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[FIXED + route] end
   end
-  return {c.id, epoch, f[1], f[2], now, f[3] or '', f[4], ARGV[FIXED + c.route], unrung, f[5], run_until}
+  return {c.id, epoch, f[1] or 0, f[2], now, f[3] or '', f[4], ARGV[FIXED + c.route], unrung, f[5], run_until}
 end
 
 for lane = 0, tonumber(ARGV[9]) do

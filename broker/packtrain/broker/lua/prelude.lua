@@ -15,7 +15,7 @@ local function ready_key(route, lane)
   return READY_PREFIX .. route .. ':' .. string.sub(lane, 1, 1)
 end
 
--- The route and lane that a job waits on. One written before there were routes waits on its model's own.
+-- The route and lane that a job waits on; its model's own route stands in no field.
 local function place_of(id)
   local f = redis.call('HMGET', JOB_PREFIX .. id, 'route', 'lane', 'model')
   return f[1] or f[3], f[2]

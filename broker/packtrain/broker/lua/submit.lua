@@ -5,7 +5,7 @@
 -- ARGV[4] model        ARGV[5] lane            ARGV[6] user
 -- ARGV[7] ms until the deadline, '' for none   ARGV[8] jobs that may wait for one model
 -- ARGV[9] what makes the route of the model     ARGV[10] hashes of its prefixes, '' for none
--- ARGV[11] instance or node that alone may run it, '' for any   ARGV[12] ms that the record is kept after the end
+-- ARGV[11] instance or node that alone may run it, '' for any   ARGV[12] ms that it is kept after its end, '' as ever
 -- ARGV[13] what it is taken to cost, tokens        ARGV[14] see fairness.py: what the clock moves on by
 -- ARGV[15] jobs of one user that may wait for one model, '' for any
 -- ARGV[16] ms that it may run, '' for any
@@ -56,9 +56,11 @@ redis.call('PEXPIRE', fair, QUEUED_TTL_MS)
 count_in(model, lane, user)
 
 local now = now_ms()
-redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'epoch', 0, 'attempts', 0, 'spec', ARGV[2], 'digest', ARGV[3],
-  'model', model, 'route', route, 'lane', lane, 'user', user, 'order', order, 'submitted_ms', now,
-  'keep_ms', ARGV[12])
+-- What is as it mostly is stands in no field: a waiting job weighs less so. Epoch and attempts count from 0.
+redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'spec', ARGV[2], 'digest', ARGV[3], 'model', model, 'lane', lane,
+  'user', user, 'order', order, 'submitted_ms', now)
+if route ~= model then redis.call('HSET', KEYS[1], 'route', route) end
+if ARGV[12] ~= '' then redis.call('HSET', KEYS[1], 'keep_ms', ARGV[12]) end
 if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'prefixes', ARGV[10]) end
 if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'meant_for', ARGV[11])
@@ -75,4 +77,5 @@ end
 redis.call('ZADD', ready_key(route, lane), order, id)
 redis.call('SADD', WAITING, route)
 redis.call('ZADD', RECENT, now, id)
+redis.call('ZREMRANGEBYRANK', RECENT, 0, -RECENT_MAX - 1)
 return {'new', waiting + 1, model}

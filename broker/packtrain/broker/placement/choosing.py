@@ -7,21 +7,25 @@ with room costs its transfer now.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from packtrain.broker.ids import ModelId, NodeId, Route, is_deterministic, model_of
+from packtrain.broker.ids import ModelId, Route, is_deterministic, model_of
 from packtrain.broker.messages import ModelInfo, NodeBeat
 from packtrain.broker.placement.failures import Failures
-from packtrain.broker.placement.rooms import Eviction, Room, Victim
+from packtrain.broker.placement.rooms import Eviction, Room
 from packtrain.broker.placement.snapshot import Candidate
-from packtrain.broker.placement.view import Rules, View
+from packtrain.broker.placement.view import View
 from packtrain.broker.placement.worth import fetch_s
 
 #: Of a disk that a fetched file must leave free, as a part of the file.
 DISK_HEADROOM = 0.1
 #: Candidates that a decision names in the journal.
 MAX_CANDIDATES = 6
+
+#: A node that has a model's file, and how it would load it.
+Holder = tuple[Room, ModelInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,10 @@ class Clearing:
 
 
 class Choice:
-    """The nodes for one load of a route.
+    """The nodes for one load of a route. Looks at no more of them than it must: there may be thousands.
 
     Args:
-        rooms: Of all open nodes, most free memory first.
+        rooms: Of all open nodes, least free memory first.
         spread: Only nodes that have no replica of the model.
     """
 
@@ -54,30 +58,46 @@ class Choice:
         self._model: ModelId = model_of(route)
         self._is_deterministic = is_deterministic(route)
         self._rooms = rooms
+        self._offers = view.offers(self._model)
         self._failures = failures
         self._spread = spread
-        self._rules: Rules = view.rules(self._model)
-        self.holders = [(room, offer) for room in rooms if (offer := room.offers.get(self._model))]
-        self.admitted = [
-            (room, offer)
-            for room, offer in self.holders
-            if self._rules.admit(room.node) and not (spread and room.replicas.get(self._model))
-        ]
+        self._rules = view.rules(self._model)
+        # Most often all nodes that have the file are alike.
+        self._all_alike = not (self._is_deterministic or spread or failures or self._rules.labels)
 
-    def able(self) -> list[tuple[Room, ModelInfo]]:
-        """Admitted nodes that have the file and are not known to lack the numerics."""
-        return [(room, offer) for room, offer in self.admitted if self._can_compute(room.node)]
+    def holders(self) -> Iterator[Holder]:
+        """Nodes that have the file, most free memory first."""
+        for room in reversed(self._rooms):
+            if offer := self._offers.get(room.name):
+                yield room, offer
 
-    def fitting(self) -> list[tuple[Room, ModelInfo]]:
-        """Those of them that could hold it when empty."""
-        return [(room, offer) for room, offer in self.able() if offer.required_bytes <= room.node.memory_budget]
+    def admitted(self) -> Iterator[Holder]:
+        """Those that may load it at all."""
+        return (holder for holder in self.holders() if self._admits(holder[0]))
 
-    def place(self, among: Sequence[tuple[Room, ModelInfo]]) -> Place | None:
+    def able(self) -> Iterator[Holder]:
+        """Those that are not known to lack the numerics."""
+        return (holder for holder in self.admitted() if self._can_compute(holder[0].node))
+
+    def fitting(self) -> Iterator[Holder]:
+        """Those that could hold it when empty."""
+        return (holder for holder in self.able() if holder[1].required_bytes <= holder[0].node.memory_budget)
+
+    def ready(self) -> Iterator[Holder]:
+        """Those where it may be tried now."""
+        return (holder for holder in self.fitting() if self._failures.may_try(holder[0].name))
+
+    def place(self) -> Place | None:
         """A node with room: fewest replicas of the model, then most free memory."""
         best: Place | None = None
         fewest = 0
-        for room, offer in among:
-            need = self._failures.need(offer.required_bytes, room.node.memory_budget)
+        for room in reversed(self._rooms):
+            if room.free < self._rules.least_bytes:  # and so have all after it
+                break
+            offer = self._offers.get(room.name)
+            if offer is None or offer.required_bytes > room.free or not self._is_ready(room):
+                continue
+            need = self._need(room, offer)
             if need > room.free:
                 continue
             replicas = room.replicas.get(self._model, 0)
@@ -87,84 +107,93 @@ class Choice:
                 break
         return best
 
-    def clearing(
-        self, among: Sequence[tuple[Room, ModelInfo]], pools: Sequence[Sequence[Victim]], *, below: float
-    ) -> Clearing | None:
-        """Where the cheapest set of a pool must leave.
+    def clearing(self, givers: Iterable[Room], *, wanted: bool, below: float) -> Clearing | None:
+        """Where the cheapest set of instances must leave.
 
         Args:
-            pools: Who may leave, of each node.
+            givers: Nodes that may get room, cheapest first, so that few are solved before the rest cannot be better.
+            wanted: Those that jobs wait for may leave, too.
             below: Sets that cost as much are of no use.
         """
         best: Clearing | None = None
-        for (room, offer), pool in zip(among, pools, strict=True):
-            if not pool and not room.leaving:
+        bound = below
+        for room in givers:
+            pool = room.pools[wanted]
+            if pool.least > bound:
+                break
+            offer = self._offers.get(room.name)
+            if offer is None or pool.reach < offer.required_bytes or not self._is_ready(room):
                 continue
-            need = self._failures.need(offer.required_bytes, room.node.memory_budget)
-            if room.reach(pool) < need:
-                continue
-            bound = best.eviction.cost if best else below
-            if pool and not room.leaving and min(v.cost for v in pool) > bound:
-                continue
-            found = room.eviction(need, pool, below=below)
+            need = self._need(room, offer)
+            found = room.eviction(need, pool.victims, below=bound)
             if found is None or (best and (found.cost, found.sunk) >= (best.eviction.cost, best.eviction.sunk)):
                 continue
-            best = Clearing(Place(room, offer, need), found)
+            best, bound = Clearing(Place(room, offer, need), found), found.cost
         return best
 
     def fetch(self) -> tuple[Place, float] | None:
         """A node with room to which the file could be fetched, and the seconds that costs."""
-        source = next(((r, o) for r, o in self.holders if o.fetchable and o.file_bytes and r.node.files_url), None)
+        source = self._source()
         if source is None:
             return None
         holder, offer = source
         for room in self._fetchers(offer):
-            need = self._failures.need(offer.required_bytes, room.node.memory_budget)
+            need = self._need(room, offer)
             if need <= room.free:
                 return Place(room, offer, need, fetch_from=holder.name), fetch_s(offer.file_bytes)
         return None
 
     def may_fetch(self) -> bool:
         """True when some node could fetch the file and hold the model, now or once it has room."""
-        sources = [o for r, o in self.holders if o.fetchable and o.file_bytes and r.node.files_url]
-        return bool(sources) and next(self._fetchers(sources[0]), None) is not None
+        source = self._source()
+        return source is not None and next(self._fetchers(source[1]), None) is not None
 
-    def candidates(self, chosen: NodeId, verdicts: dict[NodeId, str]) -> tuple[Candidate, ...]:
+    def candidates(self, chosen: Room, verdict: str) -> tuple[Candidate, ...]:
         """What the journal says of the nodes: the chosen one, then those with most free memory."""
-        shown = [(r, o) for r, o in self.holders if r.name == chosen or r.name in verdicts]
-        shown += [(r, o) for r, o in self.holders[:MAX_CANDIDATES] if (r, o) not in shown]
-        return tuple(
-            Candidate(room.name, room.free, offer.required_bytes, verdicts.get(room.name, self._verdict(room, offer)))
-            for room, offer in shown[:MAX_CANDIDATES]
-        )
+        shown = [(r, o) for r, o in islice(self.holders(), MAX_CANDIDATES) if r is not chosen]
+        told = [Candidate(r.name, r.free, o.required_bytes, self._told(r, o)) for r, o in shown]
+        offer = self._offers.get(chosen.name)
+        return (Candidate(chosen.name, chosen.free, offer.required_bytes if offer else 0, verdict), *told)
+
+    def _source(self) -> Holder | None:
+        """A node that would give the file away."""
+        if not self._rules.is_fetchable:
+            return None
+        return next(((r, o) for r, o in self.holders() if o.fetchable and o.file_bytes and r.node.files_url), None)
 
     def _fetchers(self, offer: ModelInfo) -> Iterator[Room]:
         """Nodes without the file that have the disk and the budget for it, most free memory first."""
-        for room in self._rooms:
+        for room in reversed(self._rooms):
             node = room.node
-            if self._model in room.offers or node.disk_free < offer.file_bytes * (1 + DISK_HEADROOM):
+            if room.name in self._offers or node.disk_free < offer.file_bytes * (1 + DISK_HEADROOM):
                 continue
-            if self._spread and room.replicas.get(self._model):
-                continue
-            if offer.required_bytes > node.memory_budget or not self._failures.may_try(node.node):
-                continue
-            if self._rules.admit(node) and self._can_compute(node):
+            if offer.required_bytes <= node.memory_budget and self._is_ready(room):
                 yield room
+
+    def _need(self, room: Room, offer: ModelInfo) -> int:
+        return self._failures.need(offer.required_bytes, room.node.memory_budget)
+
+    def _is_ready(self, room: Room) -> bool:
+        """True when nothing but its memory speaks against a node."""
+        if self._all_alike:
+            return True
+        return self._admits(room) and self._can_compute(room.node) and self._failures.may_try(room.name)
+
+    def _admits(self, room: Room) -> bool:
+        return self._rules.admit(room.node) and not (self._spread and room.replicas.get(self._model))
 
     def _can_compute(self, node: NodeBeat) -> bool:
         return not self._is_deterministic or self._model not in node.not_deterministic
 
-    def _verdict(self, room: Room, offer: ModelInfo) -> str:
+    def _told(self, room: Room, offer: ModelInfo) -> str:
         if not self._rules.admit(room.node):
             return "lacks a label"
         if self._spread and room.replicas.get(self._model):
             return "has a replica"
         if not self._can_compute(room.node):
             return "cannot be deterministic"
-        if self._failures.is_given_up(room.name):
-            return "failed too often"
-        if self._failures.retry_in_ms(room.name):
-            return "failed just now"
+        if not self._failures.may_try(room.name):
+            return "failed too often, or just now"
         if offer.required_bytes > room.node.memory_budget:
             return "too small"
         if offer.required_bytes > room.free:

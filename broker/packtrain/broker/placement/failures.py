@@ -46,6 +46,9 @@ class Failures:
             self._by_node.setdefault(instance.node, []).append(instance)
             self._out_of_memory += instance.out_of_memory
 
+    def __bool__(self) -> bool:
+        return bool(self._by_node)
+
     def is_given_up(self, node: str) -> bool:
         """True when a node has used up its tries."""
         return len(self._by_node.get(node, ())) >= MAX_LOAD_FAILURES
@@ -64,20 +67,20 @@ class Failures:
 
     def need(self, required_bytes: int, budget: int) -> int:
         """What to reserve: more after each failure for want of memory, but no more than there can be."""
+        if not self._out_of_memory:
+            return required_bytes
         grown = int(required_bytes * MEMORY_GROWTH**self._out_of_memory)
         return min(grown, max(required_bytes, budget))
 
-    def verdict(self, nodes: Sequence[str]) -> ModelLoadFailed | str | None:
-        """What failed loads mean for a model that only these nodes can hold.
+    def verdict(self, nodes: Sequence[str]) -> ModelLoadFailed | str:
+        """What failed loads mean for a model that only these nodes can hold, none of which may be tried now.
 
         Returns:
-            What its waiting jobs are told when all are given up; why it waits when none may be tried now; else None.
+            What its waiting jobs are told when all are given up; why it waits when some may be tried later.
         """
         left = [node for node in nodes if not self.is_given_up(node)]
         if not left:
             return self._gave_up(nodes)
-        if any(self.may_try(node) for node in left):
-            return None
         first = min(left, key=lambda node: (self.retry_in_ms(node), node))
         wait_s = self.retry_in_ms(first) / 1000
         return f"its last load on {first} failed ({self._last(first).reason}); next try in {wait_s:.0f} s"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from packtrain.broker.errors import ModelError, NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
-from packtrain.broker.messages import InstanceBeat, ModelInfo
+from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.placement.choosing import Choice, Clearing, Place
 from packtrain.broker.placement.failures import Failures, crash_wait_ms
 from packtrain.broker.placement.replicas import Another, another, why_unwanted
 from packtrain.broker.placement.rooms import Room, Victim
-from packtrain.broker.placement.snapshot import Load, Plan, Reject, Snapshot, Unload
+from packtrain.broker.placement.snapshot import Candidate, Load, Plan, Reject, Snapshot, Unload
 from packtrain.broker.placement.verdicts import no_offer, too_large
 from packtrain.broker.placement.view import View, is_up
 from packtrain.broker.placement.worth import held_bytes, idle_ms, mib, regret, residency_ms, swap_cost
@@ -33,10 +35,16 @@ class _Pass:
         self._plan = Plan()
         # By model, less those that leave in the course of this plan.
         self._ready = Counter(
-            i.model for i in self._now.instances if i.state is InstanceState.READY and not self._is_sent_away(i)
+            (i.model, i.numerics)
+            for i in self._now.instances
+            if i.state is InstanceState.READY and not self._is_sent_away(i)
         )
+        self._leaving: set[str] = set()
+        self._by_cost: dict[bool, list[tuple[float, int, str, Room]]] = {False: [], True: []}  # by the keys of pools
         self._rooms = [self._room(name) for name in view.open_nodes]
-        self._sort_rooms()
+        self._rooms.sort(key=_by_free)
+        for room in self._rooms:
+            self._find_pools(room)
         self._short_of_memory = False
 
     def run(self) -> Plan:
@@ -82,63 +90,59 @@ class _Pass:
         """Meet the first case that holds; True when it is a load."""
         failures = Failures(route, self._view)
         choice = Choice(route, self._rooms, self._view, failures, spread=more is not None)
-        if verdict := self._verdict(route, choice, failures):
-            if isinstance(verdict, ModelError) and not has_any:
-                self._plan.rejects.append(Reject(route, verdict))
-            elif not more:
-                self._plan.waits[route] = str(verdict)
-            return False
-        among = [(r, o) for r, o in choice.fitting() if failures.may_try(r.name)]
-        if place := choice.place(among):
+        if place := choice.place():
             self._load(route, place, choice, more)
             return True
-        return self._make_way(route, choice, among, more)
+        if next(choice.ready(), None) or choice.may_fetch():
+            return self._make_way(route, choice, more)
+        verdict = self._verdict(route, choice, failures)
+        if isinstance(verdict, ModelError) and not has_any:
+            self._plan.rejects.append(Reject(route, verdict))
+        elif not more:
+            self._plan.waits[route] = str(verdict)
+        return False
 
-    def _verdict(self, route: Route, choice: Choice, failures: Failures) -> ModelError | str | None:
-        """Why no node can be tried now: final when it is an error. None: some may."""
-        if choice.may_fetch():
-            return None
+    def _verdict(self, route: Route, choice: Choice, failures: Failures) -> ModelError | str:
+        """Why no node can be tried now: final when it is an error."""
         model = model_of(route)
-        if not choice.admitted:
+        admitted = next(choice.admitted(), None)
+        if admitted is None:
             return no_offer(model, self._view)
-        able = choice.able()
-        if not able:
-            return NotDeterministic(model=model, reason=choice.admitted[0][0].node.not_deterministic[model])
+        largest = max(choice.able(), key=lambda holder: holder[0].node.memory_budget, default=None)
+        if largest is None:
+            return NotDeterministic(model=model, reason=admitted[0].node.not_deterministic[model])
         fitting = [room.name for room, _ in choice.fitting()]
         if not fitting:
-            room, offer = max(able, key=lambda holder: holder[0].node.memory_budget)
-            return too_large(offer, room.node)
+            return too_large(largest[1], largest[0].node)
         return failures.verdict(fitting)
 
-    def _make_way(
-        self, route: Route, choice: Choice, among: Sequence[tuple[Room, ModelInfo]], more: Another | None
-    ) -> bool:
+    def _make_way(self, route: Route, choice: Choice, more: Another | None) -> bool:
         """No node that has the file has room: the cheapest way to one. True when that is a load."""
         limit = more.gain_s if more else float("inf")
-        clearing = choice.clearing(among, [self._may_leave(room) for room, _ in among], below=limit)
+        clearing = choice.clearing(self._givers(wanted=False), wanted=False, below=limit)
         fetch = choice.fetch()
         if fetch and fetch[1] < min(limit, clearing.eviction.cost if clearing else float("inf")):
             self._load(route, fetch[0], choice, more)
             return True
         if more and not clearing:
             return False
-        why = "idle, makes room for {route}"
+        reason = f"idle, makes room for {route}"
         waited_ms = self._view.waited_ms(route) if self._now.waiting.get(route) else 0
         if not clearing and waited_ms >= self._now.max_wait_ms:
-            pools = [self._may_leave(room, wanted=True) for room, _ in among]
-            clearing = choice.clearing(among, pools, below=limit)
-            why = f"makes room for {{route}}, whose jobs have waited {waited_ms / 1000:.0f} s with nobody to serve them"
+            clearing = choice.clearing(self._givers(wanted=True), wanted=True, below=limit)
+            reason = (
+                f"makes room for {route}, whose jobs have waited {waited_ms / 1000:.0f} s with nobody to serve them"
+            )
         self._short_of_memory = True
         if clearing:
-            self._clear(route, clearing, choice, why.format(route=route))
-            return False
-        if not among:
+            self._clear(route, clearing, choice, reason)
+        elif best := next(choice.ready(), None):
+            room, offer = best
+            self._plan.waits[route] = (
+                f"needs {mib(offer.required_bytes)}, {room.name} has {mib(room.free)} free and nothing idle to unload"
+            )
+        else:
             self._plan.waits[route] = "no node that may load it has its file, and none that could fetch it has room"
-            return False
-        room, offer = among[0]
-        self._plan.waits[route] = (
-            f"needs {mib(offer.required_bytes)}, {room.name} has {mib(room.free)} free and nothing idle to unload"
-        )
         return False
 
     def _load(self, route: Route, place: Place, choice: Choice, more: Another | None) -> None:
@@ -152,35 +156,55 @@ class _Pass:
         self._plan.loads.append(
             Load(
                 model, room.name, self._view.numerics(route, offer), place.need, offer.n_slots, offer.n_ctx,
-                f"{why}; {where}", place.fetch_from, choice.candidates(room.name, {room.name: "chosen"}),
+                f"{why}; {where}", place.fetch_from, choice.candidates(room, "chosen"),
             )
         )  # fmt: skip
-        room.claim(place.need)
         room.replicas[model] = room.replicas.get(model, 0) + 1
-        self._sort_rooms()
+        self._claim(room, place.need)
 
     def _clear(self, route: Route, clearing: Clearing, choice: Choice, reason: str) -> None:
         room, eviction = clearing.place.room, clearing.eviction
-        told = {room.name: f"chosen, costs {eviction.cost:.2f}"}
-        candidates = choice.candidates(room.name, told) if eviction.victims else ()
+        candidates = choice.candidates(room, f"chosen, costs {eviction.cost:.2f} s") if eviction.victims else ()
         for victim in eviction.victims:
-            instance = victim.instance
-            self._plan.unloads.append(
-                Unload(
-                    InstanceId(instance.instance), ModelId(instance.model), room.name, reason, round(victim.cost, 3),
-                    candidates,
-                )
-            )  # fmt: skip
-            self._ready[instance.model] -= not self._is_sent_away(instance)
+            self._unload(victim.instance, reason, round(victim.cost, 3), candidates)
         room.unload(eviction.victims)
         # Promised, so that no other model of this plan counts on the same bytes.
-        room.claim(clearing.place.need)
-        self._sort_rooms()
-        self._plan.waits[route] = (
-            "waits until " + ", ".join(v.instance.model for v in room.leaving) + f" is unloaded from {room.name}"
-        )
+        self._claim(room, clearing.place.need)
+        leaving = ", ".join(victim.instance.model for victim in room.leaving)
+        self._plan.waits[route] = f"waits until {leaving} is unloaded from {room.name}"
+        if any(self._view.floor(ModelId(victim.instance.model)) for victim in eviction.victims):
+            for other in self._rooms:  # of a model with a floor fewer may leave elsewhere now
+                self._find_pools(other)
 
-    def _may_leave(self, room: Room, *, wanted: bool = False) -> list[Victim]:
+    def _claim(self, room: Room, size: int) -> None:
+        """Give a room's memory away, and move it to its new place among the rooms."""
+        self._rooms.remove(room)
+        room.claim(size)
+        bisect.insort(self._rooms, room, key=_by_free)
+        self._find_pools(room)
+
+    def _unload(
+        self, instance: InstanceBeat, reason: str, cost: float | None = None, candidates: tuple[Candidate, ...] = ()
+    ) -> None:
+        name, model, node = InstanceId(instance.instance), ModelId(instance.model), NodeId(instance.node)
+        self._plan.unloads.append(Unload(name, model, node, reason, cost, candidates))
+        self._leaving.add(instance.instance)
+        self._ready[instance.model, instance.numerics] -= not self._is_sent_away(instance)
+
+    def _givers(self, *, wanted: bool) -> Iterator[Room]:
+        """Nodes that get room when some leave, cheapest first, then those with most free memory."""
+        return (room for least, _, _, room in self._by_cost[wanted] if least < float("inf"))
+
+    def _find_pools(self, room: Room) -> None:
+        """Who may leave a node."""
+        for wanted in (False, True):
+            keys = self._by_cost[wanted]
+            if before := room.pools.get(wanted):
+                del keys[bisect.bisect_left(keys, before.key, key=itemgetter(0, 1, 2))]
+            room.pools[wanted] = pool = room.pool(self._may_leave(room, wanted=wanted))
+            bisect.insort(keys, (*pool.key, room), key=itemgetter(0, 1, 2))
+
+    def _may_leave(self, room: Room, *, wanted: bool) -> list[Victim]:
         """Instances of a node that may be unloaded, less those that operators want kept."""
         pool = sorted((*room.idle, *(room.wanted if wanted else ())), key=lambda v: v.cost)
         spare: dict[str, int] = {}
@@ -189,7 +213,7 @@ class _Pass:
             model = victim.instance.model
             if model not in spare:
                 floor = self._view.floor(ModelId(model))
-                spare[model] = self._ready[model] - floor if floor else len(pool)
+                spare[model] = self._num_ready(model) - floor if floor else len(pool)
             if spare[model] > 0:
                 spare[model] -= 1
                 found.append(victim)
@@ -201,7 +225,7 @@ class _Pass:
         coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
         leaving, idle, wanted = [], [], []
         for instance in here:
-            replicas = self._ready[instance.model]
+            replicas = self._num_ready(instance.model)
             if instance.state is InstanceState.DRAINING:
                 leaving.append(Victim(instance, regret(instance, now.now_ms, replicas)))
             elif instance.state is not InstanceState.READY or self._is_pinned(instance):
@@ -213,7 +237,6 @@ class _Pass:
                 wanted.append(Victim(instance, swap_cost(instance, now.now_ms)))
         return Room(
             node,
-            self._view.offers_of(node),
             budget=node.memory_budget - sum(map(held_bytes, here)),
             machine=node.memory_free - coming,
             leaving=leaving,
@@ -222,8 +245,8 @@ class _Pass:
             replicas=dict(Counter(i.model for i in here if is_up(i))),
         )
 
-    def _sort_rooms(self) -> None:
-        self._rooms.sort(key=lambda room: (room.free, room.name), reverse=True)
+    def _num_ready(self, model: str) -> int:
+        return self._ready[model, "fast"] + self._ready[model, "deterministic"]
 
     def _is_sent_away(self, instance: InstanceBeat) -> bool:
         """True when an operator wants it gone."""
@@ -237,32 +260,26 @@ class _Pass:
         return instance.slots_used == 0 and not self._view.is_waited_for(instance)
 
     def _unload_unwanted(self) -> None:
-        leaving = {unload.instance for unload in self._plan.unloads}
         for instance in self._now.instances:
-            if instance.state is not InstanceState.READY or instance.instance in leaving:
-                continue
-            if reason := self._why_unwanted(instance):
-                name, model = InstanceId(instance.instance), ModelId(instance.model)
-                self._plan.unloads.append(Unload(name, model, NodeId(instance.node), reason))
-                self._ready[instance.model] -= not self._is_sent_away(instance)
+            is_there = instance.state is InstanceState.READY and instance.instance not in self._leaving
+            if is_there and (reason := self._why_unwanted(instance)):
+                self._unload(instance, reason)
 
     def _why_unwanted(self, instance: InstanceBeat) -> str:
-        model = ModelId(instance.model)
         if self._is_sent_away(instance):
             return "an operator asked for it"
         if self._is_pinned(instance) or not self._is_idle(instance):
             return ""
+        model = ModelId(instance.model)
         floor = self._view.floor(model)
-        if floor and self._ready[model] <= floor:
+        if floor and self._num_ready(model) <= floor:
             return ""
+        is_fast = instance.numerics == "fast"
+        beside = (self._num_ready(model) if is_fast else self._ready[model, "deterministic"]) - 1
         offer = self._view.offer(instance.node, model)
-        leaving = {unload.instance for unload in self._plan.unloads}
-        beside = sum(
-            other.state is InstanceState.READY
-            and other is not instance
-            and other.instance not in leaving
-            and other.numerics in (instance.numerics, "deterministic")
-            for other in self._view.of_model[model]
-        )
         idle_s = idle_ms(instance, self._now.now_ms) / 1000
         return why_unwanted(instance, idle_s, beside, offer.keep_alive_s if offer else 0)
+
+
+def _by_free(room: Room) -> tuple[int, str]:
+    return room.free, room.name

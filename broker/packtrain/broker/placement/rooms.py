@@ -6,11 +6,11 @@ exactly, by branch and bound, up to twelve of them, and greedily beyond.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from packtrain.broker.ids import ModelId, NodeId
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.ids import NodeId
+from packtrain.broker.messages import InstanceBeat, NodeBeat
 from packtrain.broker.placement.worth import held_bytes
 
 MAX_EXACT = 12
@@ -22,6 +22,19 @@ class Victim:
 
     instance: InstanceBeat
     cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Instances of one node that may leave."""
+
+    victims: tuple[Victim, ...]
+    reach: int  # free bytes without all of them and those that are leaving
+    key: tuple[float, int, str]  # least cost of any choice among them, free bytes (negative), node
+
+    @property
+    def least(self) -> float:
+        return self.key[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +56,18 @@ class Room:
     """
 
     node: NodeBeat
-    offers: Mapping[ModelId, ModelInfo]
     budget: int
     machine: int
     leaving: list[Victim]
     idle: list[Victim]  # may be unloaded for anybody
     wanted: list[Victim]  # may be unloaded for those that waited too long
     replicas: dict[str, int] = field(default_factory=dict)  # up here or about to be, by model
+    name: NodeId = field(init=False)
     free: int = field(init=False)
-
-    @property
-    def name(self) -> NodeId:
-        return NodeId(self.node.node)
+    pools: dict[bool, Pool] = field(init=False, default_factory=dict)  # True: with those that are wanted
 
     def __post_init__(self) -> None:
+        self.name = NodeId(self.node.node)
         self.free = min(self.budget, self.machine)
 
     def claim(self, size: int) -> None:
@@ -65,10 +76,12 @@ class Room:
         self.machine -= size
         self.free -= size
 
-    def reach(self, pool: Sequence[Victim]) -> int:
-        """What would be free without all of a pool and those that are leaving."""
-        gone = [victim.instance for victim in (*self.leaving, *pool)]
-        return min(self.budget + sum(map(held_bytes, gone)), self.machine + sum(i.resident_bytes for i in gone))
+    def pool(self, victims: Sequence[Victim]) -> Pool:
+        """Instances that may leave, with what that comes to at most and costs at least."""
+        gone = [victim.instance for victim in (*self.leaving, *victims)]
+        budget, machine = sum(map(held_bytes, gone)), sum(i.resident_bytes for i in gone)
+        least = 0.0 if self.leaving else min((v.cost for v in victims), default=float("inf"))
+        return Pool(tuple(victims), min(self.budget + budget, self.machine + machine), (least, -self.free, self.name))
 
     def eviction(self, size: int, pool: Sequence[Victim], *, below: float) -> Eviction | None:
         """The cheapest set out of a pool that must leave, too, before `size` fits.

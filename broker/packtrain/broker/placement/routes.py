@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from packtrain.broker.ids import ModelId, Route, model_of
 from packtrain.broker.placement.snapshot import Snapshot
-from packtrain.broker.placement.view import View, is_up, serves
+from packtrain.broker.placement.view import View, serves
 from packtrain.broker.states import InstanceState
 
 
@@ -19,12 +19,13 @@ def missing_since(now: Snapshot, before: Mapping[ModelId, int]) -> dict[ModelId,
     """
     view = View(now)
     wanted = sorted({model_of(route) for route, count in now.waiting.items() if count})
-    nodes = view.open_nodes.values()
-    return {
-        model: before.get(model, now.now_ms)
-        for model in wanted
-        if not any(model in node.models and view.rules(model).admit(node) for node in nodes)
-    }
+    nodes = view.open_nodes
+
+    def is_offered(model: ModelId) -> bool:
+        rules = view.rules(model)
+        return any(node in nodes and rules.admit(nodes[node]) for node in view.offers(model))
+
+    return {model: before.get(model, now.now_ms) for model in wanted if not is_offered(model)}
 
 
 def unserved_since(now: Snapshot, before: Mapping[Route, int]) -> dict[Route, int]:
@@ -36,15 +37,9 @@ def unserved_since(now: Snapshot, before: Mapping[Route, int]) -> dict[Route, in
     Args:
         before: What this gave the last time; a new leader begins to count anew.
     """
-    served = {i.model: i for i in now.instances if is_up(i)}
-    found = {}
-    for route, count in now.waiting.items():
-        if not count:
-            continue
-        if model_of(route) in served and any(is_up(i) and serves(i, route) for i in now.instances):
-            continue
-        found[route] = before.get(route, now.now_ms)
-    return found
+    view = View(now)
+    waiting = (route for route, count in now.waiting.items() if count)
+    return {route: before.get(route, now.now_ms) for route in waiting if not view.up(route)}
 
 
 def serving(route: Route, now: Snapshot) -> set[str]:

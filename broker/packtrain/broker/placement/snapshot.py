@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from packtrain.broker.errors import ModelError
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, Numerics
+from packtrain.broker.offer_book import Offers
 
 #: An instance is not evicted before it has been READY this long, so that two models do not chase each other, ms.
 MIN_RESIDENCY_MS = 10_000
@@ -27,7 +28,7 @@ class Snapshot:
     nodes: Sequence[NodeBeat] = ()
     instances: Sequence[InstanceBeat] = ()
     models: Mapping[ModelId, ModelInfo] = field(default_factory=dict)  # as some node has them; without aliases
-    offers: Mapping[NodeId, Mapping[ModelId, ModelInfo]] = field(default_factory=dict)  # as each node has them
+    offers: Offers = field(default_factory=dict)  # as each node has them; empty: as `models` says, by their beats
     waiting: Mapping[Route, int] = field(default_factory=dict)
     desired: Mapping[ModelId, Desired] = field(default_factory=dict)
     missing_since: Mapping[ModelId, int] = field(default_factory=dict)  # as `missing_since` has it

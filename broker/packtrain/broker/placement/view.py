@@ -1,6 +1,7 @@
 """A snapshot with indices: what one plan asks again and again, found once.
 
-A fleet of 1,000 nodes and 200 models has 200,000 offers; nothing here walks over all of them more than once a plan.
+A fleet of 1,000 nodes and 200 models has 200,000 offers, so nothing here walks over those of a model that nobody asks
+for, and nothing over those of any model twice.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from packtrain.broker.states import InstanceState
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What operators say of a model, wherever they say it: what one node's packtrain.toml asks for holds for all."""
+    """What is said of a model by all its nodes together: what one node's packtrain.toml asks for holds for all."""
 
     min_replicas: int = 0
     max_replicas: int = 0  # 0: one on each node
     labels: tuple[tuple[str, str], ...] = ()  # that a node must have
+    least_bytes: int = 0  # that any node needs for it
+    is_fetchable: bool = False  # from some node
 
     def admit(self, node: NodeBeat) -> bool:
         """True when the node has all labels."""
@@ -40,35 +43,32 @@ class View:
             self.of_model[instance.model].append(instance)
             if not instance.state.is_terminal:
                 self.alive_on[instance.node].append(instance)
-        self._fallback: dict[NodeId, Mapping[ModelId, ModelInfo]] = {}
         self._rules: dict[ModelId, Rules] = {}
+        self._has_files = any(node.files_url for node in self.open_nodes.values())
         self._waited_for = {route for route, count in now.waiting.items() if count}
 
-    def offers_of(self, node: NodeBeat) -> Mapping[ModelId, ModelInfo]:
-        """The models that a node has, as it would load them."""
-        name = NodeId(node.node)
-        if (said := self.now.offers.get(name)) is not None:
-            return said
-        if name not in self._fallback:  # a node of an older version, or one whose first offers are on their way
-            models = self.now.models
-            self._fallback[name] = {ModelId(m): models[ModelId(m)] for m in node.models if m in models}
-        return self._fallback[name]
+    def offers(self, model: ModelId) -> Mapping[NodeId, ModelInfo]:
+        """Live nodes that have a model, each as it would load it."""
+        if self.now.offers:
+            return self.now.offers.get(model, {})
+        info = self.now.models.get(model)
+        return {NodeId(node.node): info for node in self.now.nodes if model in node.models} if info else {}
 
     def offer(self, node: str, model: ModelId) -> ModelInfo | None:
         """How a node would load a model, else how some other would."""
-        said = self.now.offers.get(NodeId(node))
-        return (said.get(model) if said else None) or self.now.models.get(model)
+        return self.now.offers.get(model, {}).get(NodeId(node)) or self.now.models.get(model)
 
     def rules(self, model: ModelId) -> Rules:
-        """What operators say of a model, on any node that can load it."""
+        """What is said of a model by all nodes that have it."""
         if model not in self._rules:
-            offers = [o for node in self.open_nodes.values() if (o := self.offers_of(node).get(model))]
-            said = list({id(offer): offer for offer in offers}.values())
-            labels = {pair for offer in said for pair in offer.nodes.items()}
+            said = list({id(offer): offer for offer in self.offers(model).values()}.values())
+            labels = {pair for offer in said if offer.nodes for pair in offer.nodes.items()}
             self._rules[model] = Rules(
                 min_replicas=max((offer.min_replicas for offer in said), default=0),
                 max_replicas=max((offer.max_replicas for offer in said), default=0),
                 labels=tuple(sorted(labels)),
+                least_bytes=min((offer.required_bytes for offer in said), default=0),
+                is_fetchable=self._has_files and any(offer.fetchable and offer.file_bytes for offer in said),
             )
         return self._rules[model]
 

@@ -101,6 +101,13 @@ class StepRows:
         return len(self.scored) + (1 + self.num_guessed if self.wants_token else 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A sequence that was taken out of its slot. What else is in it belongs to the backend that made it."""
+
+    num_bytes: int  # of memory that its cache takes
+
+
 class Backend(Protocol):
     """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end`, `prepare` and the properties are
     thread-safe; the rest belongs to the engine thread alone."""
@@ -213,6 +220,28 @@ class Backend(Protocol):
         Raises:
             DecodeFailed: The sequence goes on in `source`. Slot `target` may hold anything, as after `copy`.
         """
+        ...
+
+    def park(self, seq_id: int) -> Parked:
+        """Take a sequence out of its slot, with its sampler and what its cache holds.
+
+        The slot is free afterwards and keeps its cache. `unpark` or `discard` must follow.
+
+        Raises:
+            DecodeFailed: The sequence goes on in its slot.
+        """
+        ...
+
+    def unpark(self, parked: Parked, seq_id: int) -> None:
+        """Let it go on in any free slot, as if it had never been away.
+
+        Raises:
+            DecodeFailed: It goes on in that slot, whose cache may hold anything: `truncate` it to nothing.
+        """
+        ...
+
+    def discard(self, parked: Parked) -> None:
+        """End it where it is."""
         ...
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:

@@ -12,7 +12,6 @@ Measured facts behind the choices here: docs/architecture.md, "The engine".
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from packtrain.workers.backends.base import (
     DecodeFailed,
     EmbeddingShape,
     Interrupted,
+    Parked,
     Sampled,
     SequenceFailed,
     Shape,
@@ -53,6 +53,7 @@ from packtrain.workers.backends.llama_cpp_sampling import (
     with_logprobs,
 )
 from packtrain.workers.backends.llama_cpp_selftest import self_test
+from packtrain.workers.backends.llama_cpp_states import SPARE_BYTES, read_state, write_state
 from packtrain.workers.engine.embedding import Vector
 from packtrain.workers.gguf import merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
@@ -61,9 +62,6 @@ from packtrain.workers.model_files import parts_of
 logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
-
-#: Free memory that a context for embedding, which nobody reserved, leaves to others.
-SPARE_BYTES = 256 * 1024 * 1024
 
 _ABORTED = 2  # llama_decode: the abort callback said stop
 
@@ -89,6 +87,14 @@ class _Wanted:
         if not self.rows.wants_token:
             return ()
         return (*self.rows.tokens[len(self.rows.tokens) - self.rows.num_guessed :], None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parked(Parked):
+    state: Any  # bytes of its cache
+    sampler: SamplerChain | ConstrainedSampler | None
+    adapters: AdapterSet
+    params: SamplingParams
 
 
 class LlamaCppBackend(LlamaCppModel):
@@ -233,33 +239,35 @@ class LlamaCppBackend(LlamaCppModel):
 
     def copy(self, source: int, targets: Sequence[int], num_tokens: int) -> None:
         # Not llama_memory_seq_cp: between streams that copies the whole room of a slot, used or not.
-        state = self._state_of(source)
+        state = read_state(self._ctx, source)
         for target in targets:
-            if C.llama_state_seq_set_data(self._ctx, state, len(state), target) != len(state):
-                raise DecodeFailed(f"the cache of slot {source} could not be copied to slot {target}")
+            write_state(self._ctx, target, state)
             C.llama_memory_seq_rm(self._memory, target, num_tokens, -1)
 
     def move(self, source: int, target: int) -> None:
         assert target not in self._samplers, f"slot {target} is in use"
-        state = self._state_of(source)
-        # The state of a cache that is still empty would leave in place what the target holds.
-        C.llama_memory_seq_rm(self._memory, target, -1, -1)
-        if C.llama_state_seq_set_data(self._ctx, state, len(state), target) != len(state):
-            raise DecodeFailed(f"the cache of slot {source} could not be moved to slot {target}")
+        write_state(self._ctx, target, read_state(self._ctx, source))
         self._samplers[target] = self._samplers.pop(source)
         self._adapter_sets[target] = self._adapter_sets.pop(source)
         self._params[target] = self._params.pop(source)
 
-    def _state_of(self, seq_id: int) -> Any:
-        size = C.llama_state_seq_get_size(self._ctx, seq_id)
-        try:
-            state = (ctypes.c_uint8 * size)()
-        except MemoryError as error:
-            raise DecodeFailed(f"no memory for the {size} bytes that slot {seq_id} holds") from error
-        written = C.llama_state_seq_get_data(self._ctx, state, size, seq_id)
-        if written != size:
-            raise DecodeFailed(f"{written} of {size} bytes could be read of the cache of slot {seq_id}")
-        return state
+    def park(self, seq_id: int) -> Parked:
+        state = read_state(self._ctx, seq_id, is_kept=True)
+        sampler, adapters = self._samplers.pop(seq_id), self._adapter_sets.pop(seq_id)
+        return _Parked(len(state), state, sampler, adapters, self._params.pop(seq_id))
+
+    def unpark(self, parked: Parked, seq_id: int) -> None:
+        assert isinstance(parked, _Parked)
+        assert seq_id not in self._samplers, f"slot {seq_id} is in use"
+        self._samplers[seq_id] = parked.sampler
+        self._adapter_sets[seq_id] = parked.adapters
+        self._params[seq_id] = parked.params
+        write_state(self._ctx, seq_id, parked.state)
+
+    def discard(self, parked: Parked) -> None:
+        assert isinstance(parked, _Parked)
+        if parked.sampler:
+            parked.sampler.close()
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self._batch.clear()

@@ -30,7 +30,7 @@ from packtrain.broker.errors import InvalidParameter, InvalidRequest
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.broker.structured import FreeText
 from packtrain.workers.adapters import Adapter, AdapterSet
-from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Sampled, Shape, StepRows
+from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Parked, Sampled, Shape, StepRows
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
@@ -49,6 +49,13 @@ class _Open:
     num_prompt: int
     params: SamplingParams
     adapters: AdapterSet = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parked(Parked):
+    slot: _Open
+    cache: tuple[int, ...]
+    computed_with: tuple[AdapterSet, ...]
 
 
 class ScriptedBackend:
@@ -162,6 +169,20 @@ class ScriptedBackend:
         self._slots[target] = self._slots.pop(source)
         self._caches[target] = list(self._caches[source])
         self._computed_with[target] = list(self._computed_with[source])
+
+    def park(self, seq_id: int) -> Parked:
+        cache, computed_with = tuple(self._caches[seq_id]), tuple(self._computed_with[seq_id])
+        return _Parked(len(cache), self._slots.pop(seq_id), cache, computed_with)
+
+    def unpark(self, parked: Parked, seq_id: int) -> None:
+        assert isinstance(parked, _Parked)
+        assert seq_id not in self._slots, f"slot {seq_id} is in use"
+        self._slots[seq_id] = parked.slot
+        self._caches[seq_id] = list(parked.cache)
+        self._computed_with[seq_id] = list(parked.computed_with)
+
+    def discard(self, parked: Parked) -> None:
+        assert isinstance(parked, _Parked)
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         self.steps.append(list(rows))

@@ -69,6 +69,30 @@ class Caches:
         else:
             self._slots.give_back(slot, left.tokens, left.adapters)
 
+    def park(self, sequence: Sequence) -> bool:
+        """Take a sequence out of its slot, which is free then and keeps its cache. False: it must stay."""
+        try:
+            sequence.parked = self._backend.park(sequence.seq_id)
+        except DecodeFailed as error:
+            logger.warning("A sequence is not parked: %s", error, extra={"event": "park.failed"})
+            sequence.is_stuck = True  # or each step would try again
+            return False
+        self.give_back(sequence, has_failed=False)
+        return True
+
+    def unpark(self, sequence: Sequence, *, is_alone: bool, num_waiting: int) -> None:
+        """Put a parked sequence into a free slot. The arguments are those of `take`."""
+        assert sequence.parked is not None
+        adapters = sequence.request.adapters
+        slot = self.take(sequence.tokens, adapters, is_alone=is_alone, num_waiting=num_waiting)
+        del self._leftover[slot]
+        parked, sequence.parked, sequence.seq_id = sequence.parked, None, slot
+        try:
+            self._backend.unpark(parked, slot)
+        except DecodeFailed as error:
+            logger.warning("A parked sequence is computed again: %s", error, extra={"event": "unpark.failed"})
+            sequence.lose_cache(self._backend.truncate(slot, 0))
+
     def begin(self, live: Seq[Sequence]) -> int:
         """Give each new sequence the longest prefix that a slot holds, or let it wait for one in the making.
 

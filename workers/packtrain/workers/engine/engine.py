@@ -4,7 +4,8 @@ Other threads only leave notes in an inbox; the engine thread reads it between s
 of `should_stop`. One step:
 
     1. read the inbox: new requests, cancels
-    2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds
+    2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds; where no
+       slot is free, park a bulk sequence for each interactive one (parking.py)
     3. end what is past its deadline
     4. plan rows, of one adapter set (turns.py), compute them, give each new token to its sequence
     5. embed what waits for that, at most one batch (embedding.py)
@@ -17,7 +18,6 @@ A cache that cannot be copied or moved costs no job: what was to begin with it i
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -27,14 +27,13 @@ from packtrain.broker.errors import JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.ids import JobId
 from packtrain.broker.structured import FreeText
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
-from packtrain.workers.engine.caches import Caches
 from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
 from packtrain.workers.engine.inbox import MAX_GATHER_S, Inbox
 from packtrain.workers.engine.logprobs import Describer
 from packtrain.workers.engine.lookup import Guesser
+from packtrain.workers.engine.places import Places
 from packtrain.workers.engine.scheduler import Rows, add_guesses, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
-from packtrain.workers.engine.text import TextStream
 from packtrain.workers.engine.turns import Turns
 from packtrain.workers.load_options import Speculation
 
@@ -63,6 +62,9 @@ class EngineStats:
     beat: float  # last sign of life of the engine thread, on its clock
     guessed: int = 0  # tokens that were guessed and computed
     guessed_right: int = 0
+    parked: int = 0  # sequences that are parked now
+    parkings: int = 0
+    parkable: int = 0  # more interactive sequences than slots are taken up by so many, at once
 
 
 class Engine:
@@ -73,6 +75,7 @@ class Engine:
         clock: Monotonic seconds.
         on_activity: Called from the engine thread when `is_busy` has changed; must not block.
         speculation: Whether to guess tokens, where the model and the recipe allow it.
+        parks: Whether bulk sequences may be parked for interactive ones.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Engine:
         prefill_budget: int = PREFILL_BUDGET,
         on_activity: Callable[[], None] = lambda: None,
         speculation: Speculation = "off",
+        parks: bool = True,
     ) -> None:
         self._backend = backend
         self._clock = clock
@@ -93,13 +97,10 @@ class Engine:
         # A wrong guess must be forgotten; and in the serial recipe a token alone in its step has other bits.
         self._guesses = speculation == "prompt-lookup" and backend.shape.can_share and not self._is_serial
         self._guessed = self._guessed_right = 0
-        self._caches = Caches(backend)
+        self._places = Places(backend, parks=parks)
         self._describer = Describer(backend.piece)
-        self._live: dict[JobId, Sequence] = {}
         self._turns = Turns()
-        self._waiting: deque[SequenceRequest] = deque()
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
-        self._arrivals = 0
         self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
         self._num_ended = 0  # in the last step
         self._stepped_at = self._beat = clock()
@@ -132,17 +133,20 @@ class Engine:
             self._tokens_out,
             self._tokens_reused,
             max(self._batch_peak, self._embeds.batch_peak),
-            len(self._live),
-            len(self._waiting) + len(self._embeds),
+            len(self._places.live),
+            len(self._places.waiting) + len(self._embeds),
             self._beat,
             self._guessed,
             self._guessed_right,
+            len(self._places.parked),
+            self._places.num_parkings,
+            max(0, self._places.num_parkable - self._inbox.num_interactive),
         )
 
     @property
     def is_busy(self) -> bool:
         """True while any request is in a slot or waits for one."""
-        return bool(self._live or self._waiting or self._embeds or self._inbox.has_requests)
+        return bool(self._places or self._embeds or self._inbox.has_requests)
 
     def run(self) -> None:
         """The engine thread: step while there is work, sleep while there is none, until `stop`.
@@ -162,19 +166,19 @@ class Engine:
             self._read_inbox()
             self._on_activity()
         new, _ = self._inbox.read()
-        unstarted = [*self._waiting, *self._embeds, *new]
-        self._waiting.clear()
+        unstarted = [*self._places.waiting, *self._embeds, *new]
+        self._places.waiting.clear()
         self._embeds.clear()
         for request in unstarted:
             request.on_end(Ended(End.RELEASED))
-        for sequence in list(self._live.values()):
+        for sequence in self._places.begun:
             self._end(sequence, End.RELEASED)
 
     def _gather(self) -> None:
         """Wait for all that follow sequences which ended together. Only while there is nothing else to compute."""
-        has_work = self._live or self._embeds
+        has_work = self._places.live or self._places.parked or self._embeds
         if self._num_ended > 1 and not has_work and self._clock() - self._stepped_at < MAX_GATHER_S:
-            self._inbox.gather(self._num_ended - len(self._waiting))
+            self._inbox.gather(self._num_ended - len(self._places.waiting))
 
     def step(self) -> None:
         """Read the inbox, fill slots, compute one step."""
@@ -186,18 +190,18 @@ class Engine:
         self._read_inbox()
         self._fill_slots()
         self._end_late()
-        if not self._waiting:
-            self._caches.close_ranks(list(self._live.values()))
-        self._tokens_reused += self._caches.begin(list(self._live.values()))
+        if not self._places.waiting:
+            self._places.caches.close_ranks(list(self._places.live.values()))
+        self._tokens_reused += self._places.caches.begin(list(self._places.live.values()))
         if rows := self._plan():
             self._compute(rows)
         if self._embeds:
-            self._embeds.step(self._prefill_budget if self._live else None, self._stop_for)
+            self._embeds.step(self._prefill_budget if self._places.live else None, self._stop_for)
             if self._embeds.is_broken:
                 raise EngineBroken(f"more than {MAX_FAILURES_IN_A_ROW} texts in a row could not be embedded")
 
     def _plan(self) -> list[Rows]:
-        live = [s for s in self._live.values() if s.has_begun]
+        live = [s for s in self._places.live.values() if s.has_begun]
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
         turn, shape = self._turns.next(live), self._backend.shape
@@ -212,43 +216,30 @@ class Engine:
 
     def _read_inbox(self) -> None:
         new, leaving = self._inbox.read()
-        self._waiting.extend(r for r in new if isinstance(r, SequenceRequest))
+        self._places.waiting.extend(r for r in new if isinstance(r, SequenceRequest))
         self._embeds.extend(r for r in new if isinstance(r, EmbedRequest))
         self._embeds.leave(leaving)
         for job_id, end in leaving.items():
-            if sequence := self._live.get(job_id):
+            if sequence := self._places.find(job_id):
                 self._end(sequence, end)
-        for request in [r for r in self._waiting if r.job_id in leaving]:
-            self._waiting.remove(request)
+        for request in [r for r in self._places.waiting if r.job_id in leaving]:
+            self._places.waiting.remove(request)
             request.on_end(Ended(leaving[request.job_id]))
 
     def _fill_slots(self) -> None:
-        while self._caches.has_room and self._waiting:
-            request = self._waiting.popleft()
-            self._arrivals += 1
-            text = TextStream(request.params.stop)
-            for token in request.resumed:
-                text.push(self._backend.piece(token))
-            tokens = [*request.prompt, *request.resumed]
-            num_waiting = len(self._waiting)
-            is_alone = not (self._live or num_waiting)
-            seq_id = self._caches.take(tokens, request.adapters, is_alone=is_alone, num_waiting=num_waiting)
-            sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
-            self._backend.open(
-                seq_id, request.params, request.seed, tokens, len(request.resumed), adapters=request.adapters
-            )
-            if self._guesses and isinstance(request.params.response_format, FreeText):
-                sequence.guesser = Guesser()
-            self._live[request.job_id] = sequence
-            # The instance that produced the last token may have died before it could say that it was the last.
-            if end := self._reached_end(sequence):
-                sequence.is_complete = sequence.is_scoring
-                if not sequence.is_scoring:
-                    self._end(sequence, end)
+        while new := self._places.fill():
+            for sequence in new:
+                if self._guesses and isinstance(sequence.request.params.response_format, FreeText):
+                    sequence.guesser = Guesser()
+                # The instance that produced the last token may have died before it could say that it was the last.
+                if end := self._reached_end(sequence):
+                    sequence.is_complete = sequence.is_scoring
+                    if not sequence.is_scoring:
+                        self._end(sequence, end)
 
     def _end_late(self) -> None:
         now = self._clock()
-        for sequence in list(self._live.values()):
+        for sequence in self._places.begun:
             if sequence.request.deadline is not None and sequence.request.deadline <= now:
                 self._end(sequence, End.EXPIRED)
 
@@ -347,7 +338,7 @@ class Engine:
             sequence.num_cached = self._backend.truncate(sequence.seq_id, sequence.num_cached)
         for entry in sampled:
             self._accept(sequence, entry)
-            if sequence.request.job_id not in self._live:  # what was sampled behind its end nobody asked for
+            if sequence.request.job_id not in self._places.live:  # what was sampled behind its end nobody asked for
                 return
         if row.guess and sequence.guesser:
             sequence.guesser.learn(len(row.guess), num_right, len(sequence.tokens))
@@ -374,9 +365,7 @@ class Engine:
 
     def _end(self, sequence: Sequence, end: End, error: PacktrainError | None = None) -> None:
         self._num_ended += 1
-        del self._live[sequence.request.job_id]
-        self._backend.close(sequence.seq_id)
-        self._caches.give_back(sequence, has_failed=end is End.FAILED)
+        self._places.leave(sequence, has_failed=end is End.FAILED)
         # A job that goes on elsewhere keeps its held-back text: the resume rebuilds it from the tokens.
         tail = "" if end in (End.RELEASED, End.LOST) else sequence.text.flush()
         is_scored = sequence.request.params.prompt_logprobs is not None and not sequence.is_scoring
@@ -391,9 +380,7 @@ class Engine:
         """Bring cache and sequences to the same length after a step that broke off."""
         for row in rows:
             sequence = row.sequence
-            sequence.num_cached = self._backend.truncate(sequence.seq_id, sequence.num_cached)
-            if sequence.is_scoring:
-                del sequence.scores[sequence.num_cached :]
+            sequence.lose_cache(self._backend.truncate(sequence.seq_id, sequence.num_cached))
 
     def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool]:
         """Whether to break off a step: only one with a prefill is long enough to be worth it."""

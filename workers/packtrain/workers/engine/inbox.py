@@ -36,6 +36,11 @@ class Inbox:
         """True while a request has not been read."""
         return bool(self._new)
 
+    @property
+    def num_interactive(self) -> int:
+        """Interactive sequences that have not been read."""
+        return sum(isinstance(request, SequenceRequest) and not request.is_bulk for request in tuple(self._new))
+
     def put(self, request: SequenceRequest | EmbedRequest) -> bool:
         """Leave a request; False: too late, the engine stops."""
         with self._changed:

@@ -20,6 +20,7 @@ from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import PromptLogprob, SamplingParams, TokenLogprob
 from packtrain.workers.adapters import AdapterSet
+from packtrain.workers.backends.base import Parked
 from packtrain.workers.engine.lookup import Guesser
 from packtrain.workers.engine.text import TextStream
 
@@ -74,6 +75,7 @@ class SequenceRequest:
     resumed: tuple[int, ...] = ()  # output of an earlier lease, already shown to readers
     deadline: float | None = None  # on the engine's clock, seconds
     adapters: AdapterSet = ()
+    is_bulk: bool = False  # it may be parked for one that is not
 
 
 @dataclass(slots=True)
@@ -90,7 +92,9 @@ class Sequence:
     num_reused: int = 0
     has_begun: bool = False  # False: it may still find a prefix to reuse
     awaited_to: int = 0  # others wait until so many of its tokens are cached
-    is_stuck: bool = False  # its cache could not be moved to another slot
+    is_stuck: bool = False  # its cache could not be taken out of its slot
+    parked: Parked | None = None  # it is in no slot now, and `seq_id` is where it was
+    stays_to: int = 0  # it is not parked before so many of its tokens are cached
     computed_at: int = 0  # the engine's step that last had rows of it
     scores: list[PromptLogprob] = field(default_factory=list)  # of the prompt's tokens, from the second on
     is_complete: bool = False  # its output is whole, only scores are missing
@@ -126,6 +130,12 @@ class Sequence:
         """Of those pending, the tokens after which somebody can go on: itself, or who waits for a beginning of it."""
         awaited = self.awaited_to - self.num_cached
         return awaited if 0 < awaited < self.num_pending else self.num_pending
+
+    def lose_cache(self, num_left: int) -> None:
+        """Only so many of its tokens are cached now; the others are computed again."""
+        self.num_cached = num_left
+        if self.is_scoring:
+            del self.scores[num_left:]
 
     def pending(self, count: int) -> list[int]:
         """The next `count` tokens to compute."""

@@ -1,0 +1,140 @@
+"""What a claim and a submit cost the broker, and what a waiting job weighs, from a short queue to a very long one.
+
+A broker of its own is filled with jobs of many users, each with a prompt of about 200 tokens. At each length 1,000 jobs
+are claimed, ended and submitted again; the cost is the server's own account of its time in the scripts (`INFO
+commandstats`), so it holds no network and no client. The memory is `used_memory`, less that of the empty broker.
+
+    python benchmarks/claim.py                  # up to 1,000,000 jobs: 5 minutes, 2 GB
+    python benchmarks/claim.py --up-to 100000
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[0] = str(ROOT)
+
+import argparse
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+
+from redis import Redis
+
+from packtrain.broker import jobs
+from packtrain.broker.connection import connect
+from packtrain.broker.ids import InstanceId, ModelId, NodeId, new_job_id, route_of
+from packtrain.broker.messages import JobSpec, ModelInfo, Outcome
+from packtrain.broker.prefixes import prefix_hashes
+from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.scripts import Scripts
+from packtrain.broker.server import BrokerServer
+from packtrain.broker.states import JobState
+
+MODEL, INSTANCE, NODE = ModelId("bench"), InstanceId("bench-1"), NodeId("bench")
+USERS = 100
+SAMPLES = 1_000
+#: Submits in one round trip while the queue is filled.
+BATCH = 500
+PROMPT_CHARS = 800  # about 200 tokens
+WORDS = ["llama", "alpaca", "packs", "carries", "over", "the", "high", "pass", "again", "tonight", "slowly", "north"]
+
+
+def specs() -> Iterator[JobSpec]:
+    """Jobs without end, as users would ask: each prompt another one, half of them begin alike."""
+    draw = random.Random(7)
+    for number in count():
+        begin = "You are a careful guide. Answer in one short paragraph. " * 5 if number % 2 else ""
+        text = begin + " ".join(draw.choices(WORDS, k=PROMPT_CHARS // 5))
+        yield JobSpec(
+            model=MODEL,
+            messages=[{"role": "user", "content": text[:PROMPT_CHARS]}],
+            params={"max_tokens": draw.randrange(16, 512), "temperature": 0.7},
+            user=f"user-{draw.randrange(USERS)}",
+            lane="bulk",
+        )
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--up-to", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="packtrain-bench-") as folder:
+        server = BrokerServer(Path(folder), port=0, maxmemory="4gb")
+        server.prepare()
+        process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)
+        try:
+            server.wait_ready(20)
+            redis = connect(server.url, name="bench")
+            print(f"{server.binary.kind} {server.binary.version}, prompts of {PROMPT_CHARS} characters, {USERS} users")
+            run(redis, arguments.up_to)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def run(redis: Redis, up_to: int) -> None:
+    """Fill, measure at each power of ten, print."""
+    RedisRegistry(redis).put_models([ModelInfo(id=MODEL)])
+    store, scripts, asked = RedisJobs(redis), Scripts(redis), specs()
+    fill(scripts, asked, SAMPLES)  # so that scripts are loaded
+    measure(redis, store, scripts, asked)
+    redis.flushdb()
+    RedisRegistry(redis).put_models([ModelInfo(id=MODEL)])
+    empty = used_memory(redis)
+    print(f"{'waiting':>10} {'claim us':>9} {'with prefixes':>14} {'submit us':>10} {'bytes a job':>12}")
+    queued, length = 0, 1_000
+    while length <= up_to:
+        fill(scripts, asked, length - queued)
+        weight = (used_memory(redis) - empty) / length
+        plain, prefixed, submit = measure(redis, store, scripts, asked)
+        print(f"{length:>10,} {plain:>9.1f} {prefixed:>14.1f} {submit:>10.1f} {weight:>12.0f}", flush=True)
+        queued, length = length, length * 10
+
+
+def fill(scripts: Scripts, asked: Iterator[JobSpec], number: int) -> None:
+    """Submit so many jobs."""
+    for begin in range(0, number, BATCH):
+        calls = [jobs.submit(new_job_id(), next(asked), max_waiting=10**9) for _ in range(min(BATCH, number - begin))]
+        scripts.run_many(calls)
+
+
+def measure(redis: Redis, store: RedisJobs, scripts: Scripts, asked: Iterator[JobSpec]) -> tuple[float, float, float]:
+    """Microseconds of one claim, of one with prefixes held, and of one submit. The queue is as long afterwards."""
+    held = sorted({prefix for _ in range(16) for prefix in prefix_hashes(next(asked))})
+    costs = []
+    for prefixes in ((), held):
+        redis.config_resetstat()
+        taken = [
+            claim
+            for _ in range(SAMPLES // 2)
+            if (claim := store.claim((route_of(MODEL),), INSTANCE, NODE, lease_ms=600_000, prefixes=prefixes))
+        ]
+        costs.append(script_us(redis))
+        assert len(taken) == SAMPLES // 2
+        for claim in taken:
+            assert store.finish(claim.job_id, claim.epoch, Outcome(state=JobState.SUCCEEDED, text="done"))
+            redis.delete(f"pt:job:{claim.job_id}", f"pt:out:{claim.job_id}")
+    redis.config_resetstat()
+    fill(scripts, asked, SAMPLES)
+    return costs[0], costs[1], script_us(redis)
+
+
+def script_us(redis: Redis) -> float:
+    """What one script has cost since the statistics were reset."""
+    return float(redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+
+
+def used_memory(redis: Redis) -> int:
+    """Bytes."""
+    return int(redis.info("memory")["used_memory"])
+
+
+if __name__ == "__main__":
+    main()
