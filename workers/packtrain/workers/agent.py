@@ -29,6 +29,8 @@ from packtrain.broker.states import InstanceState, JobState
 from packtrain.workers import machine
 from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.core_dealer import CoreDealer
+from packtrain.workers.device_probe import DeviceWatch
+from packtrain.workers.devices import memories
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.memory_book import Readings
@@ -67,6 +69,7 @@ class Agent:
 
     Args:
         consumer: Sees whether commands arrive.
+        devices: Sees which GPUs there are; None: nobody looks.
         standing: Of this node in the fleet.
         version: Of Packtrain.
     """
@@ -79,6 +82,7 @@ class Agent:
         bells: Bells,
         catalog: NodeCatalog,
         consumer: ConsumerWatch,
+        devices: DeviceWatch | None,
         standing: NodeStanding,
         version: str,
     ) -> None:
@@ -103,6 +107,7 @@ class Agent:
         self._dealer = CoreDealer(standing.terms.cores, clock=time.monotonic)
         self._dealer.start()
         self._consumer = consumer
+        self._devices = devices
         self._deaf = ""  # why no command arrives
         self._waking = Wakefulness()
         self._waking.start()
@@ -129,6 +134,8 @@ class Agent:
                 changed = True
                 self._not_deterministic.clear()  # a file may be another one now
         changed |= self._catalog.poll()
+        if self._devices:
+            changed |= self._devices.poll(now)
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
@@ -151,6 +158,8 @@ class Agent:
                 self._report()
             time.sleep(TICK_S)
         self._report()
+        if self._devices:
+            self._devices.close()
 
     def facts(self) -> dict[str, object]:
         """What Flower shows on the agent's page."""
@@ -386,6 +395,7 @@ class Agent:
             memory_total=memory.total,
             memory_free=memory.available,
             memory_budget=terms.memory,
+            devices=memories(memory.total, memory.available, self._devices.found if self._devices else ()),
             models=tuple(sorted(self._catalog.models)),
             faults=self._catalog.faults,
             not_deterministic=dict(self._not_deterministic),

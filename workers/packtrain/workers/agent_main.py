@@ -36,6 +36,7 @@ from packtrain.workers import machine
 from packtrain.workers.agent import TICK_S, Agent
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.consumer_watch import ConsumerWatch
+from packtrain.workers.device_probe import DeviceWatch
 from packtrain.workers.instance_process import end_orphans
 from packtrain.workers.memory_book import MemoryBook
 from packtrain.workers.memory_prober import MemoryProber
@@ -67,10 +68,11 @@ def run(settings: Settings) -> None:
         if settings.scripted
         else GgufCatalog(settings, lambda: granted_bytes(standing), memory_book(settings), MemoryProber())
     )
+    devices = None if settings.scripted else DeviceWatch()
     hub, bell = HubBeat(), Doorbell(app)
     consumer = ConsumerWatch(lambda number: bell.echo(settings.node_id, number), lambda: hub.age_s, settings.stall_s)
     agent = Agent(
-        settings, RedisJobs(redis), registry, bell, catalog, consumer, standing, version("packtrain")
+        settings, RedisJobs(redis), registry, bell, catalog, consumer, devices, standing, version("packtrain")
     )  # fmt: skip
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
     with held_alone(agent.run_folder, settings.node):
