@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import InstanceId
 from packtrain.broker.node_wishes import NodeWish
-from packtrain.broker.settings import Settings
+from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
 from packtrain.workers import quarantine
 from packtrain.workers.consumer_watch import ConsumerWatch
@@ -44,6 +45,22 @@ def test_what_was_set_live_goes_before_what_the_node_was_started_with() -> None:
     found = terms(wish, memory=4 * GIB, cores=6, labels={"gpu": "yes", "os": "linux"})
 
     assert found == NodeTerms(2 * GIB, 3, {"os": "linux", "room": "attic"}, False)
+
+
+def test_a_budget_of_the_start_that_does_not_count_is_named_with_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
+    standing(NodeWish(memory=2 * GIB, cores=3))
+
+    assert "packtrain nodes set n1 --memory start" in caplog.text
+    assert "--cores" not in caplog.text  # it was started with none
+
+
+def test_labels_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACKTRAIN_LABELS", "gpu=yes, room=attic")
+    assert load_settings().labels == {"gpu": "yes", "room": "attic"}
+
+    monkeypatch.setenv("PACKTRAIN_LABELS", "gpu")
+    with pytest.raises(SetupError, match=r"PACKTRAIN_LABELS.*room=attic"):
+        load_settings()
 
 
 def test_nobody_can_be_given_more_than_there_is() -> None:

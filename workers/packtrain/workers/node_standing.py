@@ -36,6 +36,14 @@ class NodeStanding:
         self.quarantine = Quarantine()
         self._said = ""  # the last quarantine that was logged
         logger.info("Takes part with %s", self.terms, extra={"event": "node.terms"})
+        for name in ("memory", "cores"):
+            given, wished = getattr(settings, name), getattr(wish, name)
+            if given and wished and given != wished:
+                logger.warning(
+                    "It was started with %s %d, but `packtrain nodes set` asked for %d; to take that back: "
+                    "packtrain nodes set %s --%s start", name, given, wished, settings.node, name,
+                    extra={"event": "node.overruled"},
+                )  # fmt: skip
 
     def follow(self, wish: NodeWish, *, now_ms: int) -> bool:
         """Take over what operators want; True when the terms are others now."""

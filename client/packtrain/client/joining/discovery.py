@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ifaddr
-from zeroconf import InterfaceChoice, NonUniqueNameException, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+from zeroconf import Error, InterfaceChoice, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from packtrain.broker.errors import SetupError
 
@@ -52,22 +52,22 @@ def announced(name: str, addresses: Sequence[str], port: int) -> Iterator[None]:
     """Announce a fleet for the time of the block.
 
     Raises:
-        OSError: There is no network to do so.
+        OSError: There is no network to do so, or it does not take the name.
     """
     zeroconf = Zeroconf(interfaces=list(addresses))
     try:
-        info = ServiceInfo(
-            SERVICE,
-            f"{name}.{SERVICE}",
-            addresses=[socket.inet_pton(_family(a), a) for a in addresses],
-            port=port,
-            properties={"v": "1"},
-            server=f"{name}.local.",
-        )
         try:
+            info = ServiceInfo(
+                SERVICE,
+                f"{name}.{SERVICE}",
+                addresses=[socket.inet_pton(_family(a), a) for a in addresses],
+                port=port,
+                properties={"v": "1"},
+                server=f"{name}.local.",
+            )
             zeroconf.register_service(info, allow_name_change=True)
-        except NonUniqueNameException as error:
-            raise OSError(str(error)) from error
+        except Error as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
         yield
     finally:
         zeroconf.close()

@@ -28,6 +28,8 @@ logger = logging.getLogger(
     "packtrain.client.joining.service_main"
 )  # __name__ is __main__, of which only warnings are logged
 
+#: A label of DNS has 63 bytes, and another fleet of this name may take a few.
+MAX_NAME = 50
 #: Three signs may be lost before others think that it is gone.
 SIGN_S = keys.PAIRING_TTL_MS / 1000 / 4
 
@@ -49,24 +51,36 @@ def run(listen: str, port: int, name: str, url: str) -> None:
             f"cannot listen for joining machines on {listen} port {port} ({error.strerror}); choose another with "
             "`--join-port` (0 takes a free one)"
         ) from error
-    place = PairingPlace(name=name, addresses=own_addresses(listen), port=server.server_address[1], pid=os.getpid())
     threading.Thread(target=server.serve_forever, name="pairing", daemon=True).start()
+    port = server.server_address[1]
+    told: tuple[str, ...] | None = None
     with ExitStack() as stack:
-        try:
-            stack.enter_context(announced(name, place.addresses, place.port))
-        except OSError as error:
-            logger.warning(
-                "Cannot be found by mDNS (%s); machines join by `packtrain node --join TOKEN`", error,
-                extra={"event": "join.unannounced"},
-            )  # fmt: skip
-        logger.info("Machines may join at %s", place, extra={"event": "join.ready"})
         while True:
+            # A head may get another address while it runs, or its first one long after its start.
+            if (addresses := own_addresses(listen)) != told:
+                told = addresses
+                stack.close()
+                _be_found(stack, name, addresses, port)
             try:
-                invites.announce(place)
+                invites.announce(PairingPlace(name=name, addresses=addresses, port=port, pid=os.getpid()))
             except RedisError as error:
                 logger.warning("Broker is away: %s", error, extra={"event": "broker.away"})
             if ending.wait(SIGN_S):
                 return
+
+
+def _be_found(stack: ExitStack, name: str, addresses: tuple[str, ...], port: int) -> None:
+    where = ", ".join(addresses) or "no address yet"
+    logger.info("Machines may join at %s, port %d", where, port, extra={"event": "join.ready"})
+    if not addresses:
+        return
+    try:
+        stack.enter_context(announced(name, addresses, port))
+    except OSError as error:
+        logger.warning(
+            "Cannot be found by mDNS (%s); machines join by `packtrain node --join TOKEN`", error,
+            extra={"event": "join.unannounced"},
+        )  # fmt: skip
 
 
 def main() -> int:
@@ -74,7 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--name", default=default_node_id())
+    parser.add_argument("--name", default=default_node_id()[:MAX_NAME])
     asked = parser.parse_args()
     try:
         settings = load_settings()
