@@ -12,6 +12,7 @@ from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import Desired
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.offer_book import DIGEST
+from packtrain.broker.pulls import RUNNING_TTL_MS, PullStatus
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
 from packtrain.broker.states import InstanceState
 from tests.support.clock import FakeClock
@@ -46,6 +47,25 @@ class RegistryContract:
         registry.drop_node(NODE)
 
         assert registry.nodes() == []
+
+    def test_one_node_is_read_alone(self, registry: Registry) -> None:
+        registry.put_node(node_beat("n1"))
+        registry.put_node(node_beat("n2", files_url="http://127.0.0.1:1"))
+
+        assert registry.node(NodeId("n2")) == node_beat("n2", files_url="http://127.0.0.1:1")
+        assert registry.node(NodeId("n3")) is None
+
+    def test_all_who_ask_for_the_secret_get_the_same(self, registry: Registry) -> None:
+        assert registry.secret() == registry.secret()
+        assert len(registry.secret()) == 64
+
+    def test_a_pull_is_read_back_and_one_that_nobody_spoke_of_is_none(self, registry: Registry) -> None:
+        status = PullStatus(node="n1", file="a.gguf", done=1, total=2)
+
+        registry.put_pull("a" * 32, status)
+
+        assert registry.pull("a" * 32) == status
+        assert registry.pull("b" * 32) is None
 
     def test_each_node_has_its_own_word_about_a_model(self, registry: Registry) -> None:
         registry.put_node(node_beat())
@@ -144,6 +164,15 @@ class TestMemoryRegistry(RegistryContract):
 
         assert registry.nodes() == []
         assert registry.offers() == {}
+
+    def test_a_silent_pull_vanishes_and_one_that_has_ended_stays(self, registry: Registry, clock: FakeClock) -> None:
+        registry.put_pull("a" * 32, PullStatus())
+        registry.put_pull("b" * 32, PullStatus(state="done"))
+
+        clock.advance(RUNNING_TTL_MS)
+
+        assert registry.pull("a" * 32) is None
+        assert registry.pull("b" * 32) == PullStatus(state="done")
 
 
 class TestRedisRegistry(RegistryContract):

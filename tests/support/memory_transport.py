@@ -13,6 +13,7 @@ from packtrain.broker.jobs import Submitted
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
 from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
+from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import JobState
 from tests.support.factories import INSTANCE, MODEL, NODE, ROUTES
@@ -32,6 +33,7 @@ class MemoryTransport:
         self.registry = MemoryRegistry(_now_ms)
         self.submitted: list[JobId] = []
         self.desired: dict[ModelId, Desired] = {}
+        self.pulls: dict[str, PullStatus] = {}
         self.is_closed = False
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
@@ -72,6 +74,12 @@ class MemoryTransport:
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         self.desired[model] = Desired(replicas=replicas, unload_before_ms=int(unload))
         return self.desired[model]
+
+    def pull(self, node: NodeId, request: PullRequest) -> None:
+        self.pulls[request.id] = PullStatus(state="done", node=node, model=MODEL)
+
+    def pull_status(self, pull_id: str) -> PullStatus | None:
+        return self.pulls.get(pull_id)
 
     def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
         return changed(NodeWish(), change, now_ms=0)

@@ -102,6 +102,10 @@ def test_a_model_on_its_way_says_where_and_since_when() -> None:
 
     assert why(instances=[loading]).reason == "tiny is loading on n1, 7 s after it was asked for"
 
+    fetching = loading.model_copy(update={"state": InstanceState.FETCHING, "reason": "fetching 45 % of 98 MiB from n2"})
+    said = "tiny is fetching on n1 (fetching 45 % of 98 MiB from n2), 7 s after it was asked for"
+    assert why(instances=[fetching]).reason == said
+
 
 def test_a_job_meant_for_somebody_who_is_not_there_says_so() -> None:
     assert "only n9 may run it" in why(record(meant_for="n9")).reason

@@ -374,6 +374,7 @@ CODES = {
     "model_file_invalid": errors.ModelFileInvalid,
     "model_too_large": errors.ModelTooLarge,
     "not_deterministic": errors.NotDeterministic,
+    "model_fetch_failed": errors.ModelFetchFailed,
     "model_load_failed": errors.ModelLoadFailed,
     "model_gone": errors.ModelGone,
     "setup_error": errors.SetupError,

@@ -184,7 +184,7 @@ def test_a_model_is_loaded_only_where_the_labels_are_that_any_node_asks_for() ->
 def fetching(**other: Any) -> Snapshot:
     """n1 has a file of 1000 MiB and no room, n2 has room and no file."""
     info = {"file_bytes": 1000 * MIB, "fetchable": True, "required_bytes": 600 * MIB}
-    other = {"disk_free": 2000 * MIB, **other}
+    other = {"disk_free": 2024 * MIB, **other}
     nodes = [node_beat("n1", files_url="http://n1"), node_beat("n2", models=(), **other)]
     busy = instance_beat("busy", model="x", node="n1", slots_used=1, reserved_bytes=700 * MIB)
     return fleet("n1", said={"n1": info}, nodes=nodes, instances=[busy])
@@ -204,7 +204,7 @@ def test_a_file_is_fetched_to_a_node_with_room_when_no_node_that_has_it_has_room
 
 @pytest.mark.parametrize(
     "other",
-    [{"disk_free": 1099 * MIB}, {"memory_budget": 500 * MIB}, {"draining": True}, {"not_deterministic": {MODEL: "no"}}],
+    [{"disk_free": 2023 * MIB}, {"memory_budget": 500 * MIB}, {"draining": True}, {"not_deterministic": {MODEL: "no"}}],
 )
 def test_a_file_is_fetched_only_to_where_it_can_be_kept_and_used(other: dict[str, Any]) -> None:
     snapshot = fetching(**other)
@@ -212,6 +212,14 @@ def test_a_file_is_fetched_only_to_where_it_can_be_kept_and_used(other: dict[str
     result = plan(replace(snapshot, waiting=waiting))
 
     assert (loads(result), result.rejects) == ([], [])
+
+
+@pytest.mark.parametrize(("where", "fetches"), [("here", True), ("there", False), ("", False)])
+def test_a_file_served_on_loopback_is_fetched_by_nodes_of_that_machine_only(where: str, fetches: bool) -> None:
+    snapshot = fetching(loopback=where)
+    holder = node_beat("n1", files_url="http://127.0.0.1:5", loopback="here")
+
+    assert bool(loads(plan(replace(snapshot, nodes=[holder, snapshot.nodes[1]])))) is fetches
 
 
 @pytest.mark.parametrize("change", [{"fetchable": False}, {"file_bytes": 0}])

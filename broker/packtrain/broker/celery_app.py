@@ -19,11 +19,13 @@ from kombu.exceptions import OperationalError
 from packtrain.broker import keys
 from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import NodeCommand
+from packtrain.broker.pulls import PullRequest
 
 logger = logging.getLogger(__name__)
 
 RING: Final = "packtrain.ring"
 NODE_COMMAND: Final = "packtrain.node"
+NODE_PULL: Final = "packtrain.pull"
 #: An agent says something to itself, to see that it hears.
 ECHO: Final = "packtrain.echo"
 #: A job rings only while no more than this many wait: a slot that hears a bell serves jobs for a while, and rings again
@@ -108,6 +110,15 @@ class Doorbell:
         """
         payload = {"command": command.model_dump(mode="json")}
         self._send(NODE_COMMAND, payload, keys.node_queue(node), expires=COMMAND_EXPIRES_S)
+
+    def pull(self, node: NodeId, request: PullRequest) -> None:
+        """Ask a node's agent to pull a model file.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker is away.
+        """
+        payload = {"request": request.model_dump(mode="json")}
+        self._send(NODE_PULL, payload, keys.node_queue(node), expires=COMMAND_EXPIRES_S)
 
     def echo(self, node: NodeId, number: int) -> None:
         """Send an agent's message to itself. When the broker is away it is only not sent."""

@@ -23,6 +23,7 @@
     │   ├── ModelFileInvalid      the GGUF file is broken or hostile
     │   ├── ModelGone             no live node has offered it for a while
     │   ├── ModelTooLarge         no node could hold it even when empty
+    │   ├── ModelFetchFailed      its file could not be brought to a node
     │   └── ModelLoadFailed       the load was tried and failed
     └── SetupError                this machine needs a change first
 
@@ -329,6 +330,12 @@ class ModelLoadFailed(ModelError):
     """The load was tried and failed."""
 
     code = "model_load_failed"
+
+
+class ModelFetchFailed(ModelError):
+    """Its file could not be brought to a node."""
+
+    code = "model_fetch_failed"
 
 
 class NotDeterministic(ModelError):

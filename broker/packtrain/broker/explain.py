@@ -133,7 +133,8 @@ def _waiting(
     if not ready:
         first = min(serving, key=lambda i: i.requested_ms)
         age_s = max(0, now_ms - first.requested_ms) / 1000
-        return f"{first.model} is {first.state.lower()} on {first.node}, {age_s:.0f} s after it was asked for"
+        how_far = f" ({first.reason})" if first.state is InstanceState.FETCHING and first.reason else ""
+        return f"{first.model} is {first.state.lower()} on {first.node}{how_far}, {age_s:.0f} s after it was asked for"
     if status.attempts >= SUSPECT_ATTEMPTS:
         return f"it has lost {status.attempts} instances and so runs alone, on an instance that has nothing else to do"
     if place.first != status.id and place.first_attempts >= SUSPECT_ATTEMPTS:

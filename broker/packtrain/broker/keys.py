@@ -24,6 +24,8 @@
 | pt:offers:<node>       | hash   | 10 s from the last beat                    | models as it would load them, digest |
 | pt:inst:<id>           | hash   | 15 s from the beat, 10 min from the end    | `InstanceBeat` |
 | pt:instances           | zset   | permanent, pruned by the coordinator       | instance id → last beat, ms |
+| pt:secret              | string | 24 h from the last use                     | what nodes sign tokens with |
+| pt:pull:<id>           | string | 15 s from the last word, 1 h from the end  | `PullStatus` |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
 | pt:nodes:wishes        | hash   | permanent                                  | node id → `NodeWish` |
 | pt:invite:<id>         | hash   | as long as it was made for, at most a day  | code, secret, uses and tries left |
@@ -65,6 +67,7 @@ MODELS: Final = "pt:models"
 NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
+SECRET: Final = "pt:secret"  # noqa: S105
 NODE_WISHES: Final = "pt:nodes:wishes"
 INVITE: Final = "pt:invite"
 PAIRING: Final = "pt:pairing"
@@ -82,6 +85,7 @@ MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
+SECRET_TTL_MS: Final = 24 * 3600 * 1000
 WAITS_TTL_MS: Final = 10_000
 LEADER_TTL_MS: Final = 5_000
 PAIRING_TTL_MS: Final = 15_000
@@ -134,6 +138,11 @@ def offers(node_id: NodeId) -> str:
 def instance(instance_id: InstanceId) -> str:
     """The last beat of an instance."""
     return f"pt:inst:{instance_id}"
+
+
+def pull(pull_id: str) -> str:
+    """How far a pull is."""
+    return f"pt:pull:{pull_id}"
 
 
 def invite(invite_id: str) -> str:

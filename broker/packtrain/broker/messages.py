@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -544,7 +546,22 @@ class NodeBeat(_Report):
     labels: dict[str, str] = Field(default_factory=dict, description="what a model's selector may ask for")
     disk_free: int = Field(0, description="where its model files are")
     files_url: str = Field("", description="where other nodes may read its model files; empty: nowhere")
+    loopback: str = Field("", description="equal for nodes that reach each other at 127.0.0.1")
     version: str = ""
+
+    @cached_property
+    def files_scope(self) -> str | None:
+        """Who reaches its model files: "" everybody, else nodes with this `loopback`; None: nobody."""
+        if not self.files_url:
+            return None
+        host = urlsplit(self.files_url).hostname
+        if host and (host.startswith("127.") or host in ("::1", "localhost")):
+            return self.loopback or None
+        return "" if host else None
+
+    def serves_files_to(self, loopback: str) -> bool:
+        """Whether a node with this `loopback` reaches its model files."""
+        return self.files_scope in ("", loopback)
 
 
 class InstanceBeat(_Report):
@@ -555,7 +572,7 @@ class InstanceBeat(_Report):
     model: SafeId
     node: SafeId
     state: InstanceState
-    reason: str = Field("", description="why FAILED, LOST or DRAINING")
+    reason: str = Field("", description="why FAILED, LOST or DRAINING; how far a FETCHING one is")
     pid: int = 0
     n_slots: int = 0
     n_ctx: int = 0

@@ -8,6 +8,7 @@ coordinator while REQUESTED, the agent of its node from then on.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
@@ -20,6 +21,7 @@ from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
 from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
 from packtrain.broker.offer_book import DIGEST, OfferBook, Offers, to_offers
+from packtrain.broker.pulls import PullStatus, pull_ttl_ms
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,10 @@ class Registry(Protocol):
 
     def drop_node(self, node: NodeId) -> None:
         """A node leaves."""
+        ...
+
+    def node(self, node: NodeId) -> NodeBeat | None:
+        """One node, if it lives."""
         ...
 
     def nodes(self) -> list[NodeBeat]:
@@ -93,6 +99,18 @@ class Registry(Protocol):
         """What operators want of a node."""
         ...
 
+    def put_pull(self, pull_id: str, status: PullStatus) -> None:
+        """Report a pull; lives `RUNNING_TTL_MS`, or `ENDED_TTL_MS` once it has ended."""
+        ...
+
+    def pull(self, pull_id: str) -> PullStatus | None:
+        """How far a pull is; None: its node has not said, or says nothing any more."""
+        ...
+
+    def secret(self) -> str:
+        """The fleet's secret, 256 random bits that nodes know each other by; the first who asks makes it."""
+        ...
+
     def put_waits(self, waits: Mapping[Route, str]) -> None:
         """Say why routes must wait, all of them; lives `keys.WAITS_TTL_MS`."""
         ...
@@ -123,6 +141,10 @@ class RedisRegistry:
     def drop_node(self, node: NodeId) -> None:
         self._redis.zrem(keys.NODES, node)
         self._redis.delete(keys.node(node), keys.offers(node))
+
+    def node(self, node: NodeId) -> NodeBeat | None:
+        fields = cast(dict[str, str], self._redis.hgetall(keys.node(node)))
+        return load_fact(NodeBeat, node, fields) if fields else None
 
     def nodes(self) -> list[NodeBeat]:
         return self._all(keys.NODES, NodeBeat)
@@ -188,6 +210,20 @@ class RedisRegistry:
     def node_wish(self, node: NodeId) -> NodeWish:
         return _parse_wish(cast("str | None", self._redis.hget(keys.NODE_WISHES, node)))
 
+    def put_pull(self, pull_id: str, status: PullStatus) -> None:
+        self._redis.set(keys.pull(pull_id), status.model_dump_json(), px=pull_ttl_ms(status))
+
+    def pull(self, pull_id: str) -> PullStatus | None:
+        text = cast(str | None, self._redis.get(keys.pull(pull_id)))
+        return PullStatus.model_validate_json(text) if text else None
+
+    def secret(self) -> str:
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.set(keys.SECRET, secrets.token_hex(32), nx=True)
+        pipe.pexpire(keys.SECRET, keys.SECRET_TTL_MS)
+        pipe.get(keys.SECRET)
+        return str(pipe.execute()[-1])
+
     def put_waits(self, waits: Mapping[Route, str]) -> None:
         pipe = self._redis.pipeline(transaction=True)
         pipe.delete(keys.WAITS)
@@ -250,6 +286,8 @@ class MemoryRegistry:
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
         self._wishes: dict[NodeId, NodeWish] = {}
+        self._pulls: dict[str, tuple[int, PullStatus]] = {}
+        self._secret = secrets.token_hex(32)
         self._waits: tuple[int, dict[Route, str]] = (0, {})
         self._offers: dict[NodeId, tuple[int, dict[str, str]]] = {}
         self._book = OfferBook()
@@ -260,6 +298,9 @@ class MemoryRegistry:
     def drop_node(self, node: NodeId) -> None:
         self._facts["node"].pop(node, None)
         self._offers.pop(node, None)
+
+    def node(self, node: NodeId) -> NodeBeat | None:
+        return next((beat for beat in self.nodes() if beat.node == node), None)
 
     def nodes(self) -> list[NodeBeat]:
         return cast(list[NodeBeat], self._live("node"))
@@ -299,6 +340,16 @@ class MemoryRegistry:
 
     def node_wish(self, node: NodeId) -> NodeWish:
         return self._wishes.get(node, NodeWish())
+
+    def put_pull(self, pull_id: str, status: PullStatus) -> None:
+        self._pulls[pull_id] = (self.now_ms() + pull_ttl_ms(status), status)
+
+    def pull(self, pull_id: str) -> PullStatus | None:
+        until, status = self._pulls.get(pull_id, (0, None))
+        return status if until > self.now_ms() else None
+
+    def secret(self) -> str:
+        return self._secret
 
     def put_waits(self, waits: Mapping[Route, str]) -> None:
         self._waits = (self.now_ms() + keys.WAITS_TTL_MS, dict(waits))

@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -66,6 +67,15 @@ class Settings(BaseSettings):
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")
     drain_s: float = Field(30, ge=0, description="how long running jobs may finish when an instance drains, seconds")
     load_timeout_s: float = Field(600, gt=0, description="an instance that is not READY by then has failed, seconds")
+    files_address: str = Field(
+        "127.0.0.1:0",
+        description="address:port where other nodes may read this one's model files, port 0 is a free one; "
+        "empty: nowhere",
+    )
+    files_rate: int | None = Field(None, ge=1024, description="bytes per second that all of them may read together")
+    fetch_stall_s: float = Field(
+        60, gt=0, description="a fetch of a model file without a sign of life of its source fails after this, seconds"
+    )
     scripted: bool = Field(False, description="offer scripted models instead of GGUF files; for tests and benchmarks")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
@@ -93,6 +103,13 @@ class Settings(BaseSettings):
     def _safe_node(cls, value: str) -> str:
         if not is_safe_id(value):
             raise ValueError("use lower-case letters, digits, '-', '_' and '.', at most 80")
+        return value
+
+    @field_validator("files_address")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value:
+            split_address(value)
         return value
 
     @property
@@ -138,6 +155,25 @@ def _url_in(file: Path) -> str:
         return str(json.loads(file.read_text())["url"])
     except (OSError, ValueError, KeyError):
         return ""
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port`; an IPv6 address stands in brackets.
+
+    Raises:
+        ValueError: It is none.
+
+    >>> split_address("127.0.0.1:0"), split_address("[::1]:6391")
+    (('127.0.0.1', 0), ('::1', 6391))
+    """
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number, brackets that do not close
+        host = port = None
+    if host is None or port is None or parts.netloc != text or set(text) & set("@ \t\n"):
+        raise ValueError("write it like 192.168.1.5:6391, with a port; 0 is a free one")
+    return host, port
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -79,6 +79,8 @@ class AsyncPacktrain(Twin[Packtrain]):
     waiting = in_thread(Packtrain.waiting)
     load = in_thread(Packtrain.load)
     unload = in_thread(Packtrain.unload)
+    pull = in_thread(Packtrain.pull)
+    pull_status = in_thread(Packtrain.pull_status)
     set_node = in_thread(Packtrain.set_node)
     drain_node = in_thread(Packtrain.drain_node)
     resume_node = in_thread(Packtrain.resume_node)

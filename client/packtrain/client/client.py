@@ -22,6 +22,7 @@ from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route, is_safe_id
 from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, invalid
 from packtrain.broker.node_wishes import NodeChange, NodeWish
+from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.client.job import Job, TextStream
 from packtrain.client.reading import EMBED_IN_FLIGHT, Window
 from packtrain.client.redis_transport import open_transport
@@ -284,6 +285,24 @@ class Packtrain:
     def unload(self, model: str) -> None:
         """Ask the fleet to unload a model once its running jobs have ended."""
         self._transport.set_desired(ModelId(model), replicas=0, unload=True)
+
+    def pull(self, repo: str, file: str, *, node: str, revision: str = "main") -> str:
+        """Have a node pull a model file from Hugging Face; returns an id for `pull_status` at once.
+
+        Args:
+            repo: `owner/name`.
+            file: Path in it, of a GGUF file; of a split one all parts come.
+
+        Raises:
+            InvalidParameter: No such node, or a name that cannot be.
+        """
+        request = new_pull(repo, file, revision)
+        self._transport.pull(NodeId(node), request)
+        return request.id
+
+    def pull_status(self, pull_id: str) -> PullStatus | None:
+        """How far a pull is. None: its node has not said yet, or has not said anything for 15 s."""
+        return self._transport.pull_status(pull_id)
 
     def set_node(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys
@@ -13,12 +14,19 @@ from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
-from packtrain.broker.errors import AdapterUnavailable, SetupError, UnknownModel, UnknownNode
+from packtrain.broker.errors import (
+    AdapterUnavailable,
+    BrokerUnavailable,
+    SetupError,
+    UnknownModel,
+    UnknownNode,
+)
 from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.node_wishes import NodeChange, NodeWish
+from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import load_settings
@@ -113,6 +121,20 @@ class RedisTransport:
             desired = Desired(replicas=replicas, unload_before_ms=unload_before)
             self._registry.set_desired(real, desired)
             return desired
+
+    def pull(self, node: NodeId, request: PullRequest) -> None:
+        with self._reachable():
+            known = [beat.node for beat in self._registry.nodes()]
+        if node not in known:
+            raise UnknownNode(node=node, known=known)
+        try:
+            self._bell.pull(node, request)
+        except OperationalError as error:
+            raise BrokerUnavailable(url=self.url, reason=str(error)) from error
+
+    def pull_status(self, pull_id: str) -> PullStatus | None:
+        with self._reachable():
+            return self._registry.pull(pull_id)
 
     def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
         with self._reachable():

@@ -14,6 +14,7 @@ from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.node_wishes import NodeChange, NodeWish
+from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.states import JobState
 
 
@@ -68,6 +69,14 @@ class Transport(Protocol):
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         """Keep `replicas` of a model loaded; `unload`: those that are loaded now shall go."""
+        ...
+
+    def pull(self, node: NodeId, request: PullRequest) -> None:
+        """Have a node pull a model file."""
+        ...
+
+    def pull_status(self, pull_id: str) -> PullStatus | None:
+        """How far a pull is; None: its node has not said, or says nothing any more."""
         ...
 
     def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:

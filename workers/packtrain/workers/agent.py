@@ -31,6 +31,7 @@ from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.core_dealer import CoreDealer
 from packtrain.workers.device_probe import DeviceWatch
 from packtrain.workers.devices import memories
+from packtrain.workers.files.exchange import Exchange
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.memory_book import Readings
@@ -111,11 +112,12 @@ class Agent:
         self._deaf = ""  # why no command arrives
         self._waking = Wakefulness()
         self._waking.start()
+        self._exchange = Exchange(settings, registry, catalog, self._registry_ms)
 
     @property
     def run_folder(self) -> Path:
         """Where the identities of running instances are noted."""
-        return self._settings.home / "run" / self._node
+        return run_folder(self._settings)
 
     def command(self, command: NodeCommand) -> None:
         """Leave a command for the loop."""
@@ -130,12 +132,12 @@ class Agent:
             changed |= self._look_at(managed, now)
         if now >= self._next_scan:
             self._next_scan = now + SCAN_S
-            if self._catalog.scan():
-                changed = True
-                self._not_deterministic.clear()  # a file may be another one now
+            changed |= self._scan()
+            self._exchange.serve()
         changed |= self._catalog.poll()
         if self._devices:
             changed |= self._devices.poll(now)
+        changed |= self._look_at_fetches(now)
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
@@ -149,6 +151,9 @@ class Agent:
     def drain(self, keep_beating: Callable[[], bool]) -> None:
         """End every instance, politely first; returns when all are gone."""
         self._is_stopping = True
+        for beat in self._exchange.beats:
+            self._cancel_fetch(InstanceId(beat.instance), "the node stops")
+        self._exchange.close()
         for managed in self._instances.values():
             self._begin_drain(managed, "the node stops")
         while self._instances:
@@ -196,8 +201,8 @@ class Agent:
             if managed and not managed.is_draining:
                 self._begin_drain(managed, command.reason)
                 return True
-            return False
-        if instance in self._instances or self._is_stopping or self._standing.terms.is_draining:
+            return self._cancel_fetch(instance, command.reason)
+        if instance in self._instances or self._exchange.has(instance) or not self._takes_new:
             return False  # said before, or too late
         self._load(command, instance)
         return True
@@ -209,11 +214,12 @@ class Agent:
             reserved_bytes=command.reserved_bytes, requested_ms=self._registry_ms(),
         )  # fmt: skip
         entry = self._catalog.models.get(ModelId(command.model))
+        if entry is None and command.fetch_from:
+            self._exchange.begin(command, beat, time.monotonic())
+            return
         if entry is None:
             reason = f"{self._node} has no file for {command.model!r} (any more)"
-            ended = {"state": InstanceState.FAILED, "reason": reason, "ended_ms": self._registry_ms()}
-            beat = beat.model_copy(update=ended)
-            self._ended[instance] = (beat, Cause(instance=instance, reason=reason))
+            self._end(beat, InstanceState.FAILED, reason)
             return
         info, path = entry
         index = self._free_index(info)
@@ -235,6 +241,34 @@ class Agent:
         self._dealer.add(instance, process, config.n_threads)
         beat = beat.model_copy(update={"pid": process.pid})
         self._instances[instance] = _Managed(beat, process, config, index, state_since=time.monotonic())
+
+    def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:
+        """One that never had a process."""
+        beat = beat.model_copy(update={"state": state, "reason": reason, "ended_ms": self._registry_ms()})
+        self._ended[InstanceId(beat.instance)] = (beat, Cause(instance=beat.instance, reason=reason))
+
+    def _scan(self) -> bool:
+        if not self._catalog.scan():
+            return False
+        self._not_deterministic.clear()  # a file may be another one now
+        return True
+
+    def _look_at_fetches(self, now: float) -> bool:
+        news = self._exchange.poll(now)
+        for beat in news.failed:
+            self._end(beat, InstanceState.FAILED, beat.reason)
+        if news.arrived:
+            self._scan()
+        for command in news.arrived:
+            self._load(command.model_copy(update={"fetch_from": ""}), InstanceId(command.instance))
+        return news.is_news
+
+    def _cancel_fetch(self, instance: InstanceId, reason: str) -> bool:
+        beat = self._exchange.cancel(instance)
+        if beat is None:
+            return False
+        self._end(beat, InstanceState.STOPPED, reason)
+        return True
 
     def _begin_drain(self, managed: _Managed, reason: str) -> None:
         managed.is_draining = True
@@ -351,6 +385,8 @@ class Agent:
                 self.give_back(cause)
                 self._registry.put_instance(beat)
                 del self._ended[instance]
+            for beat in self._exchange.beats:
+                self._registry.put_instance(beat)
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
@@ -399,19 +435,28 @@ class Agent:
             models=tuple(sorted(self._catalog.models)),
             faults=self._catalog.faults,
             not_deterministic=dict(self._not_deterministic),
-            instances=tuple(sorted(self._instances)),
+            instances=tuple(sorted([*self._instances, *(beat.instance for beat in self._exchange.beats)])),
             term_seen=self._term_seen,
-            draining=self._is_stopping or terms.is_draining,
+            draining=not self._takes_new,
             quarantine=self._standing.quarantine.reason(self._registry_ms()) or self._deaf,
             labels=terms.labels,
+            disk_free=self._exchange.disk_free,
+            files_url=self._exchange.url,
+            loopback=self._exchange.loopback,
             version=self._version,
         )
 
+    @property
+    def _takes_new(self) -> bool:
+        return not self._is_stopping and not self._standing.terms.is_draining
+
     def _keep_to_terms(self) -> bool:
         """Let go of instances that the node has no room for any more. True: some leave."""
-        leaving = self._standing.must_leave([m.beat for m in self._instances.values() if not m.is_draining])
+        staying = [managed.beat for managed in self._instances.values() if not managed.is_draining]
+        leaving = self._standing.must_leave([*staying, *self._exchange.beats])
         for instance, reason in leaving:
-            self._begin_drain(self._instances[instance], reason)
+            if not self._cancel_fetch(instance, reason):
+                self._begin_drain(self._instances[instance], reason)
         return bool(leaving)
 
     def _wake_up(self) -> None:
@@ -435,6 +480,11 @@ class Agent:
     def _registry_ms(self) -> int:
         """The broker's clock, by its last known distance from ours: beats must be written while it is away, too."""
         return _local_ms() + self._clock_skew_ms
+
+
+def run_folder(settings: Settings) -> Path:
+    """Of this node's agent."""
+    return settings.home / "run" / settings.node
 
 
 def _local_ms() -> int:

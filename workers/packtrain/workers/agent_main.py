@@ -24,19 +24,21 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys, lifeline, logs
-from packtrain.broker.celery_app import ECHO, NODE_COMMAND, Doorbell, make_app
+from packtrain.broker.celery_app import ECHO, NODE_COMMAND, NODE_PULL, Doorbell, make_app
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.messages import Cause, NodeCommand
+from packtrain.broker.pulls import PullRequest
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers import machine
-from packtrain.workers.agent import TICK_S, Agent
+from packtrain.workers.agent import TICK_S, Agent, run_folder
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.device_probe import DeviceWatch
+from packtrain.workers.files.pulls import Pulls
 from packtrain.workers.instance_process import end_orphans
 from packtrain.workers.memory_book import MemoryBook
 from packtrain.workers.memory_prober import MemoryProber
@@ -71,11 +73,12 @@ def run(settings: Settings) -> None:
     devices = None if settings.scripted else DeviceWatch()
     hub, bell = HubBeat(), Doorbell(app)
     consumer = ConsumerWatch(lambda number: bell.echo(settings.node_id, number), lambda: hub.age_s, settings.stall_s)
-    agent = Agent(
-        settings, RedisJobs(redis), registry, bell, catalog, consumer, devices, standing, version("packtrain")
-    )  # fmt: skip
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
-    with held_alone(agent.run_folder, settings.node):
+    with held_alone(run_folder(settings), settings.node):
+        # Not before: the agent that is being left may still hold the address of its files.
+        agent = Agent(
+            settings, RedisJobs(redis), registry, bell, catalog, consumer, devices, standing, version("packtrain")
+        )  # fmt: skip
         _run(settings, agent, app, registry, catalog, hub, consumer)
 
 
@@ -122,6 +125,12 @@ def _run(
     def echo(number: int) -> None:
         consumer.heard(number)
 
+    pulls = Pulls(settings.node, registry.put_pull)
+
+    @app.task(name=NODE_PULL)  # type: ignore[untyped-decorator]
+    def pull(request: dict[str, Any]) -> None:
+        pulls.start(PullRequest.model_validate(request))
+
     def parent_is_gone() -> None:
         is_orphaned.set()
         os.kill(os.getpid(), 15)
@@ -142,6 +151,7 @@ def _run(
             on_stopping=lambda: None,
         )
     finally:
+        pulls.close()
         stopping.set()
         looping.join()
         catalog.close()

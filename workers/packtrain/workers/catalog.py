@@ -247,7 +247,8 @@ class _Building:
             max_replicas=options.replicas.max or 0,
             nodes=options.nodes,
             file_bytes=sum(part.size for part in files.parts),
-            fetchable=len(files.parts) == 1,
+            # A node that fetches the model has not its adapters, and would fail the jobs that name one.
+            fetchable=not adapters,
         )
 
 

@@ -12,8 +12,9 @@ from typing import Literal, Protocol
 from packtrain.broker.ids import ModelId
 from packtrain.broker.messages import ModelFault, ModelInfo, ModelMemory
 from packtrain.broker.settings import Settings
+from packtrain.workers import model_files
 from packtrain.workers.adapters import AdapterFile
-from packtrain.workers.backends.scripted_files import scripted_models
+from packtrain.workers.backends import scripted_files
 from packtrain.workers.catalog import Catalog, CatalogEntry, CatalogScanner
 from packtrain.workers.catalog_config import load_catalog_config
 from packtrain.workers.instance_messages import InstanceConfig
@@ -30,6 +31,7 @@ class NodeCatalog(Protocol):
     """Models by id, looked for again on each `scan`."""
 
     backend: Literal["llama_cpp", "scripted"]
+    suffix: str  # of its files
     models: Mapping[ModelId, tuple[ModelInfo, Path]]
     faults: tuple[ModelFault, ...]
 
@@ -75,6 +77,7 @@ class GgufCatalog:
     """
 
     backend: Literal["llama_cpp", "scripted"] = "llama_cpp"
+    suffix = model_files.SUFFIX
 
     def __init__(
         self, settings: Settings, granted_bytes: Callable[[], int], book: MemoryBook, prober: MemoryProber | None = None
@@ -174,6 +177,7 @@ class ScriptedCatalog:
     """Scripted models, see `backends.scripted_files`."""
 
     backend: Literal["llama_cpp", "scripted"] = "scripted"
+    suffix = scripted_files.SUFFIX
 
     def __init__(self, settings: Settings) -> None:
         self._folders = settings.model_folders
@@ -181,7 +185,7 @@ class ScriptedCatalog:
         self.faults: tuple[ModelFault, ...] = ()
 
     def scan(self) -> bool:
-        before, self.models = self.models, scripted_models(self._folders)
+        before, self.models = self.models, scripted_files.scripted_models(self._folders)
         return before != self.models
 
     def poll(self) -> bool:

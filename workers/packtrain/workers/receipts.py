@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,8 @@ from packtrain.workers.adapters import AdapterFile, AdapterSet
 from packtrain.workers.model_files import parts_of
 
 logger = logging.getLogger(__name__)
+
+READ_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def model_sha256(path: Path, cache: Path) -> str:
         cache: JSON file that remembers hashes by path, size and times of change.
     """
     parts = parts_of(path)
-    hashes = [_file_sha256(part, cache) for part in parts]
+    hashes = [file_sha256(part, cache) for part in parts]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -134,18 +136,44 @@ def adapter_sha256(files: Iterable[AdapterFile], cache: Path) -> dict[str, str]:
     return found
 
 
-def _file_sha256(path: Path, cache: Path) -> str:
+def file_sha256(path: Path, cache: Path, on_read: Callable[[int], None] = lambda _: None) -> str:
+    """Of one file; arguments as of `model_sha256`.
+
+    Args:
+        on_read: Told of every piece of bytes, from this thread.
+    """
+    if known := known_sha256(path, cache):
+        return known
     status = path.stat()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(READ_BYTES)
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            on_read(count)
+    note_sha256(path, cache, digest.hexdigest(), status)
+    return digest.hexdigest()
+
+
+def known_sha256(path: Path, cache: Path) -> str:
+    """The hash of a file that was hashed before and has not changed; else empty."""
+    entry = _read(cache).get(str(path))
+    is_same = isinstance(entry, list) and len(entry) == 4 and entry[:3] == _identity(path.stat())
+    return str(entry[3]) if isinstance(entry, list) and is_same else ""
+
+
+def note_sha256(path: Path, cache: Path, sha256: str, status: os.stat_result | None = None) -> None:
+    """Remember what the hash of a file is.
+
+    Args:
+        status: Of the file when its hash was found; None: now.
+    """
+    _write(cache, {**_read(cache), str(path): [*_identity(status or path.stat()), sha256]})
+
+
+def _identity(status: os.stat_result) -> list[int]:
     # Tools that copy may keep the time of change; nobody can keep the time of the inode's.
-    identity = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    known = _read(cache)
-    entry = known.get(str(path))
-    if isinstance(entry, list) and len(entry) == 4 and entry[:3] == identity:
-        return str(entry[3])
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    _write(cache, {**_read(cache), str(path): [*identity, digest]})
-    return digest
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _read(cache: Path) -> dict[str, object]:

@@ -18,11 +18,12 @@ from packtrain.broker.placement.rooms import Eviction, Room
 from packtrain.broker.placement.snapshot import Candidate
 from packtrain.broker.placement.view import View
 from packtrain.broker.placement.worth import fetch_s
+from packtrain.broker.pulls import with_headroom
 
-#: Of a disk that a fetched file must leave free, as a part of the file.
-DISK_HEADROOM = 0.1
 #: Candidates that a decision names in the journal.
 MAX_CANDIDATES = 6
+#: Nodes with a file that are asked whether others reach it.
+MAX_SOURCES = 64
 
 #: A node that has a model's file, and how it would load it.
 Holder = tuple[Room, ModelInfo]
@@ -133,11 +134,7 @@ class Choice:
 
     def fetch(self) -> tuple[Place, float] | None:
         """A node with room to which the file could be fetched, and the seconds that costs."""
-        source = self._source()
-        if source is None:
-            return None
-        holder, offer = source
-        for room in self._fetchers(offer):
+        for holder, room, offer in self._fetchers():
             need = self._need(room, offer)
             if need <= room.free:
                 return Place(room, offer, need, fetch_from=holder.name), fetch_s(offer.file_bytes)
@@ -145,8 +142,7 @@ class Choice:
 
     def may_fetch(self) -> bool:
         """True when some node could fetch the file and hold the model, now or once it has room."""
-        source = self._source()
-        return source is not None and next(self._fetchers(source[1]), None) is not None
+        return next(self._fetchers(), None) is not None
 
     def candidates(self, chosen: Room, verdict: str) -> tuple[Candidate, ...]:
         """What the journal says of the nodes: the chosen one, then those with most free memory."""
@@ -155,20 +151,35 @@ class Choice:
         offer = self._offers.get(chosen.name)
         return (Candidate(chosen.name, chosen.free, offer.required_bytes if offer else 0, verdict), *told)
 
-    def _source(self) -> Holder | None:
-        """A node that would give the file away."""
-        if not self._rules.is_fetchable:
-            return None
-        return next(((r, o) for r, o in self.holders() if o.fetchable and o.file_bytes and r.node.files_url), None)
+    def _sources(self) -> dict[str, Holder]:
+        """Nodes that would give the file away, by who reaches them (`NodeBeat.files_scope`)."""
+        found: dict[str, Holder] = {}
+        if not self._rules.is_fetchable or all(room.name in self._offers for room in self._rooms):
+            return found
+        for room, offer in islice(self.holders(), MAX_SOURCES):
+            scope = room.node.files_scope
+            if scope is not None and offer.fetchable and offer.file_bytes:
+                found.setdefault(scope, (room, offer))
+                if not scope:  # everybody's
+                    break
+        return found
 
-    def _fetchers(self, offer: ModelInfo) -> Iterator[Room]:
-        """Nodes without the file that have the disk and the budget for it, most free memory first."""
+    def _fetchers(self) -> Iterator[tuple[Room, Room, ModelInfo]]:
+        """Who could send the file, nodes without it that reach that one and have the disk and the budget for it, and
+        the model as the sender loads it. Most free memory first."""
+        sources = self._sources()
+        if not sources:
+            return
         for room in reversed(self._rooms):
             node = room.node
-            if room.name in self._offers or node.disk_free < offer.file_bytes * (1 + DISK_HEADROOM):
+            source = sources.get("") or sources.get(node.loopback)
+            if source is None or room.name in self._offers:
                 continue
-            if offer.required_bytes <= node.memory_budget and self._is_ready(room):
-                yield room
+            holder, offer = source
+            if node.disk_free < with_headroom(offer.file_bytes) or offer.required_bytes > node.memory_budget:
+                continue
+            if self._is_ready(room):
+                yield holder, room, offer
 
     def _need(self, room: Room, offer: ModelInfo) -> int:
         return self._failures.need(offer.required_bytes, room.node.memory_budget)

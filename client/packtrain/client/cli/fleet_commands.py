@@ -25,7 +25,7 @@ from packtrain.client.cli import doctor as doctor_
 from packtrain.client.cli import views
 from packtrain.client.cli.join_commands import CODE, FLEET, JOIN, join_fleet, need_joining
 from packtrain.client.cli.node_commands import labels_of
-from packtrain.client.cli.options import CORES, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
+from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 
 #: `load` and `unload` look this often, seconds.
@@ -58,6 +58,7 @@ def up(
     node: NODE = None,
     memory: MEMORY = None,
     cores: CORES = None,
+    files_address: FILES_ADDRESS = None,
     label: LABEL = None,
     drain: Annotated[
         float | None, typer.Option(min=0, max=86_400, help="Seconds that running jobs may take at the end; default 30.")
@@ -89,7 +90,7 @@ def up(
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
         maxmemory=broker_memory,
-        env=_limits(memory, cores, label),
+        env={**_limits(memory, cores, label), **_files(files_address)},
         quiet=quiet,
     )
     raise typer.Exit(run_up(options, Console(stderr=as_json), as_json=as_json))
@@ -106,6 +107,7 @@ def node(
     models: MODELS = None,
     memory: MEMORY = None,
     cores: CORES = None,
+    files_address: FILES_ADDRESS = None,
     label: LABEL = None,
     join: JOIN = None,
     code: CODE = None,
@@ -127,6 +129,7 @@ def node(
         "PACKTRAIN_NODE": settings.node,
         "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
         **_limits(memory, cores, label),
+        **_files(files_address),
     }
     # The client may not import the workers; the agent becomes this process.
     os.execve(sys.executable, [sys.executable, "-m", "packtrain.workers.agent_main"], env)  # noqa: S606
@@ -256,6 +259,10 @@ def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> 
     if labels:
         env["PACKTRAIN_LABELS"] = ",".join(f"{key}={value}" for key, value in labels_of(labels).items())
     return env
+
+
+def _files(address: str | None) -> dict[str, str]:
+    return {} if address is None else {"PACKTRAIN_FILES_ADDRESS": load_settings(files_address=address).files_address}
 
 
 def _need_worker() -> None:

@@ -11,7 +11,14 @@ import sys
 import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
-from packtrain.client.cli import fleet_commands, job_commands, join_commands, model_commands, node_commands
+from packtrain.client.cli import (
+    fleet_commands,
+    job_commands,
+    join_commands,
+    model_commands,
+    node_commands,
+    pull_commands,
+)
 
 app = typer.Typer(
     name="packtrain",
@@ -30,6 +37,7 @@ fleet_commands.add_to(app)
 node_commands.add_to(app)
 join_commands.add_to(app)
 model_commands.add_to(app)
+pull_commands.add_to(app)
 job_commands.add_to(app)
 
 

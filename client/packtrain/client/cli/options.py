@@ -28,6 +28,14 @@ MEMORY = Annotated[
     str | None,
     typer.Option("--memory", metavar="SIZE", help="Memory that models may use, such as 12GB; default: 80 %."),
 ]
+FILES_ADDRESS = Annotated[
+    str | None,
+    typer.Option(
+        "--files-address",
+        metavar="ADDRESS:PORT",
+        help="Where other nodes may fetch this one's model files; default: on this machine only.",
+    ),
+]
 CORES = Annotated[int | None, typer.Option("--cores", min=1, help="Cores that models may use; default: all.")]
 LABEL = Annotated[
     list[str] | None,

@@ -72,7 +72,7 @@ def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, P
                 max_replicas=script.max_replicas,
                 nodes=script.nodes,
                 file_bytes=path.stat().st_size,
-                fetchable=True,
+                fetchable=not script.adapters,
                 adapters=tuple(AdapterInfo(name=name, scale=scale) for name, scale in script.adapters.items()),
             )
             found[model] = (info, path)
