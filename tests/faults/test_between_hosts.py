@@ -71,6 +71,19 @@ def test_a_short_cut_moves_no_job(fleet: HostFleet) -> None:
     assert_undisturbed(load)
 
 
+def test_jobs_of_a_node_whose_cable_is_cut_go_on_elsewhere_and_its_late_writes_are_refused(fleet: HostFleet) -> None:
+    load, cut_off = start(fleet)
+
+    with inject("node's cable cut both ways", load, NODE_TTL_S + 2 * TICK_S + LOAD_S):
+        cut_off.host.cut()
+        eventually(lambda: fleet.instances(node=cut_off.host.name, state=InstanceState.LOST), "the loss", 30)
+    cut_off.host.heal()
+
+    eventually(lambda: all(cut_off.said(f"{job.id} was lost to epoch 1") for job in load.jobs), "the refusals", 60)
+    eventually(lambda: len(fleet.alive()) == 2, "the node to take part again")
+    assert load.doubled() == 0
+
+
 def test_a_node_that_hears_nothing_loses_its_jobs(fleet: HostFleet) -> None:
     load, node = start(fleet)
 
