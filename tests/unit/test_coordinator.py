@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker import keys
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.coordinator import MAX_RERING, Coordinator
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
@@ -135,6 +136,32 @@ def test_a_load_whose_command_was_lost_is_planned_anew() -> None:
     fleet.tick()
 
     assert fleet.verbs == [("load", "tiny-1"), ("load", "tiny-2")]
+
+
+def test_a_model_of_a_node_that_reports_no_more_is_lost_and_loaded_elsewhere() -> None:
+    fleet = Fleet()
+    fleet.registry.put_instance(instance_beat("old"))
+    fleet.submit()
+    fleet.clock.advance(keys.NODE_TTL_MS - 1)
+    fleet.registry.put_instance(instance_beat("old"))  # its beat outlives that of its node
+    fleet.clock.advance(1)
+    fleet.registry.put_node(node_beat("n2"))
+
+    fleet.tick()
+
+    assert [(node, command.verb) for node, command in fleet.bells.commands] == [("n2", "load")]
+    lost = {i.instance: i for i in fleet.registry.instances()}["old"]
+    assert (lost.state, lost.reason) == (InstanceState.LOST, "its node n1 reports no more")
+
+
+def test_nothing_is_lost_while_the_broker_has_just_come_back() -> None:
+    fleet = Fleet()
+    fleet.clock.advance(keys.NODE_TTL_MS)
+    fleet.registry.put_instance(instance_beat())
+
+    fleet.tick(reap=False)
+
+    assert [i.state for i in fleet.registry.instances()] == [InstanceState.READY]
 
 
 def test_nothing_is_loaded_for_nobody() -> None:

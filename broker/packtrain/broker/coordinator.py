@@ -18,6 +18,7 @@ from packtrain.broker.celery_app import MAX_BELLS
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, new_instance_id
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.journal import Entry, Journal, decisions_of
+from packtrain.broker.losses import find_lost
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
 from packtrain.broker.placement import Load, Plan, Snapshot, Unload
 from packtrain.broker.registry import Registry
@@ -92,6 +93,8 @@ class Coordinator:
         self._registry.prune()
         if reap:
             self.reap()
+        if reap:
+            self._note_losses()
         snapshot = self._look(term)
         if reap:
             self._strand(snapshot)
@@ -111,6 +114,14 @@ class Coordinator:
             )  # fmt: skip
             if reaped.state is JobState.QUEUED:
                 self._bells.ring(reaped.route)
+
+    def _note_losses(self) -> None:
+        """Tell what a vanished node had as LOST, so that the plan of this tick counts on it no more."""
+        for lost in find_lost(self._registry.instances(), {node.node for node in self._registry.nodes()}):
+            self._registry.put_instance(lost)
+            logger.warning(
+                "%s is LOST: %s", lost.instance, lost.reason, extra={"event": "instance.lost", "node": lost.node}
+            )
 
     def _look(self, term: int) -> Snapshot:
         snapshot = Snapshot(
