@@ -18,6 +18,7 @@ from packtrain.client.cli import (
     journal_commands,
     model_commands,
     node_commands,
+    plan_commands,
     pull_commands,
 )
 
@@ -41,6 +42,7 @@ model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
 journal_commands.add_to(app)
+plan_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:
