@@ -25,6 +25,9 @@ from packtrain.client.cli.fleet_file import read_fleet, to_snapshot
 from packtrain.client.cli.options import JSON
 from packtrain.client.redis_transport import reachable
 
+#: Models in the table, those with the longest waits; JSON has all.
+MAX_ROWS = 40
+
 FILE = Annotated[Path, typer.Argument(help="A fleet file, see docs/fleet-file.md.")]
 
 
@@ -129,7 +132,8 @@ def _result_table(result: SimResult) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("MODEL", "JOBS", "LOADS", "WAIT: MEDIAN", "90 %", "99 %", "LONGEST", "SLOTS AT WORK"):
         table.add_column(column, justify="left" if column == "MODEL" else "right")
-    for row in result.models:
+    slowest = sorted(result.models, key=lambda row: -row.waits.p99)[:MAX_ROWS]
+    for row in (row for row in result.models if row in slowest):
         table.add_row(row.model, f"{row.jobs:,}", str(row.loads), *_told(row.waits), f"{row.work:.0%}")
     table.add_row("all", f"{result.jobs:,}", str(result.loads), *_told(result.waits), f"{result.work:.0%}")
     return table
