@@ -12,6 +12,7 @@ from packtrain.broker import keys
 from packtrain.broker.election import Election
 from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import Desired
+from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.offer_book import DIGEST
 from packtrain.broker.pulls import RUNNING_TTL_MS, PullStatus
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
@@ -110,6 +111,24 @@ class RegistryContract:
         registry.set_desired(MODEL, Desired(replicas=1))
 
         assert registry.desired() == {MODEL: Desired(replicas=1)}
+
+    def test_wishes_for_a_node_add_up_and_are_kept(self, registry: Registry) -> None:
+        registry.change_node(NODE, NodeChange(memory=2 * 1024**3, labels={"room": "attic", "gpu": "yes"}))
+        registry.change_node(NODE, NodeChange(cores=2, labels={"gpu": None}))
+        after = registry.change_node(NODE, NodeChange(draining=True))
+
+        assert after == NodeWish(memory=2 * 1024**3, cores=2, labels={"room": "attic", "gpu": None}, draining=True)
+        assert registry.node_wish(NODE) == after
+
+    def test_of_a_node_nothing_is_wanted_at_first(self, registry: Registry) -> None:
+        assert registry.node_wish(NODE) == NodeWish()
+
+    def test_the_moment_of_a_resume_is_the_registrys(self, registry: Registry) -> None:
+        before = registry.now_ms()
+
+        wish = registry.change_node(NODE, NodeChange(resume=True, draining=False))
+
+        assert before <= wish.resumed_ms <= registry.now_ms()
 
     def test_why_routes_wait_is_that_of_the_last_plan(self, registry: Registry) -> None:
         assert registry.waits() is None

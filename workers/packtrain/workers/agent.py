@@ -27,14 +27,20 @@ from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.workers import machine
+from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.core_dealer import CoreDealer
+from packtrain.workers.device_probe import DeviceWatch
+from packtrain.workers.devices import memories
 from packtrain.workers.files.exchange import Exchange
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.memory_book import Readings
 from packtrain.workers.node_catalog import NodeCatalog
+from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.own_memory import own_memory
+from packtrain.workers.quarantine import SETTLED_S
 from packtrain.workers.supervision import Limits, Observed, is_out_of_memory, verdict
+from packtrain.workers.waking import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +69,23 @@ class Agent:
     """The agent's loop. `command` may be called from any thread; all else belongs to the loop's thread.
 
     Args:
+        consumer: Sees whether commands arrive.
+        devices: Sees which GPUs there are; None: nobody looks.
+        standing: Of this node in the fleet.
         version: Of Packtrain.
     """
 
     def __init__(
-        self, settings: Settings, store: JobStore, registry: Registry, bells: Bells, catalog: NodeCatalog, version: str
+        self,
+        settings: Settings,
+        store: JobStore,
+        registry: Registry,
+        bells: Bells,
+        catalog: NodeCatalog,
+        consumer: ConsumerWatch,
+        devices: DeviceWatch | None,
+        standing: NodeStanding,
+        version: str,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -82,13 +100,18 @@ class Agent:
         self._ended: dict[InstanceId, tuple[InstanceBeat, Cause]] = {}  # waiting to be reported
         self._not_deterministic: dict[str, str] = {}
         self._term_seen = 0
-        self._is_draining = False
+        self._is_stopping = False
         self._reachable_since: float | None = time.monotonic()  # None: the broker is away
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
-        self._total_memory = machine.memory().total
-        self._dealer = CoreDealer(self._cores(), clock=time.monotonic)
+        self._standing = standing
+        self._dealer = CoreDealer(standing.terms.cores, clock=time.monotonic)
         self._dealer.start()
+        self._consumer = consumer
+        self._devices = devices
+        self._deaf = ""  # why no command arrives
+        self._waking = Wakefulness()
+        self._waking.start()
         self._exchange = Exchange(settings, registry, catalog, self._registry_ms)
 
     @property
@@ -103,7 +126,8 @@ class Agent:
     def tick(self) -> None:
         """Read commands, look at every process, report."""
         now = time.monotonic()
-        changed = self._read_inbox()
+        self._wake_up()
+        changed = self._read_inbox() | self._keep_to_terms()
         for managed in list(self._instances.values()):
             changed |= self._look_at(managed, now)
         if now >= self._next_scan:
@@ -111,14 +135,22 @@ class Agent:
             changed |= self._scan()
             self._exchange.serve()
         changed |= self._catalog.poll()
+        if self._devices:
+            changed |= self._devices.poll(now)
         changed |= self._look_at_fetches(now)
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
+        self._deaf = self._consumer.look(time.monotonic(), broker_reachable_s=self._reachable_s(time.monotonic()))
+
+    @property
+    def deaf_s(self) -> float:
+        """For how long commands have not arrived, though the broker answers."""
+        return self._consumer.deaf_s(time.monotonic())
 
     def drain(self, keep_beating: Callable[[], bool]) -> None:
         """End every instance, politely first; returns when all are gone."""
-        self._is_draining = True
+        self._is_stopping = True
         for beat in self._exchange.beats:
             self._cancel_fetch(InstanceId(beat.instance), "the node stops")
         self._exchange.close()
@@ -131,6 +163,8 @@ class Agent:
                 self._report()
             time.sleep(TICK_S)
         self._report()
+        if self._devices:
+            self._devices.close()
 
     def facts(self) -> dict[str, object]:
         """What Flower shows on the agent's page."""
@@ -139,7 +173,7 @@ class Agent:
         return {
             "node": self._node,
             "memory_free_mib": memory.available // mib,
-            "memory_budget_mib": self._budget() // mib,
+            "memory_budget_mib": self._standing.terms.memory // mib,
             "models": ", ".join(sorted(self._catalog.models)) or "none",
             "instances": ", ".join(f"{m.beat.instance} {m.beat.state}" for m in tuple(self._instances.values())) or "-",
         }
@@ -177,7 +211,7 @@ class Agent:
                 self._begin_drain(managed, command.reason)
                 return True
             return self._cancel_fetch(instance, command.reason)
-        if instance in self._instances or self._exchange.has(instance) or self._is_draining:
+        if instance in self._instances or self._exchange.has(instance) or not self._takes_new:
             return False  # said before, or too late
         self._load(command, instance)
         return True
@@ -267,7 +301,8 @@ class Agent:
                 is_busy=bool(report and report.is_busy),
                 step_age_s=report.step_age_s if report else 0,
                 hub_age_s=report.hub_age_s if report else 0,
-                broker_reachable_s=0 if self._reachable_since is None else now - self._reachable_since,
+                broker_reachable_s=self._reachable_s(now),
+                awake_s=self._waking.look(),
             ),
             self._limits,
         )
@@ -275,6 +310,8 @@ class Agent:
             managed.kill_reason = reason
             logger.error("Killing %s: it %s", managed.beat.instance, reason, extra={"event": "instance.kill"})
             managed.process.kill()
+        elif managed.beat.state is InstanceState.READY and now - managed.state_since > SETTLED_S:
+            self._standing.quarantine.settled(managed.beat.model)
         return changed
 
     def _take_report(self, managed: _Managed, now: float) -> bool:
@@ -337,6 +374,8 @@ class Agent:
                 "out_of_memory": state is InstanceState.FAILED and is_out_of_memory(cause, managed.kill_reason),
             }
         )
+        if state is InstanceState.FAILED:
+            self._standing.failed(beat, now_ms=self._registry_ms())
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
         self._dealer.remove(instance)
@@ -361,6 +400,8 @@ class Agent:
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
                 self._registry.put_instance(managed.beat)
+            if self._standing.follow(self._registry.node_wish(self._node), now_ms=self._registry_ms()):
+                self._dealer.set_budget(self._standing.terms.cores)
             offered = self._catalog.offered()
             self._registry.put_models(offered)
             self._registry.put_offers(self._node, [info for info in offered if not info.alias_of])
@@ -392,31 +433,54 @@ class Agent:
         return now.resident if needed is None else now.private + min(now.mapped, needed)
 
     def _node_beat(self) -> NodeBeat:
-        memory = machine.memory()
+        memory, terms = machine.memory(), self._standing.terms
         return NodeBeat(
             node=self._node,
             pid=psutil.Process().pid,
-            cores=self._cores(),
+            cores=terms.cores,
             memory_total=memory.total,
             memory_free=memory.available,
-            memory_budget=self._budget(),
+            memory_budget=terms.memory,
+            devices=memories(memory.total, memory.available, self._devices.found if self._devices else ()),
             models=tuple(sorted(self._catalog.models)),
             faults=self._catalog.faults,
             not_deterministic=dict(self._not_deterministic),
             instances=tuple(sorted([*self._instances, *(beat.instance for beat in self._exchange.beats)])),
             term_seen=self._term_seen,
-            draining=self._is_draining,
+            draining=not self._takes_new,
+            quarantine=self._standing.quarantine.reason(self._registry_ms()) or self._deaf,
+            labels=terms.labels,
             disk_free=self._exchange.disk_free,
             files_url=self._exchange.url,
             loopback=self._exchange.loopback,
             version=self._version,
         )
 
-    def _budget(self) -> int:
-        return memory_budget(self._settings, self._total_memory)
+    @property
+    def _takes_new(self) -> bool:
+        return not self._is_stopping and not self._standing.terms.is_draining
 
-    def _cores(self) -> int:
-        return self._settings.cores or machine.cores()
+    def _keep_to_terms(self) -> bool:
+        """Let go of instances that the node has no room for any more. True: some leave."""
+        staying = [managed.beat for managed in self._instances.values() if not managed.is_draining]
+        leaving = self._standing.must_leave([*staying, *self._exchange.beats])
+        for instance, reason in leaving:
+            if not self._cancel_fetch(instance, reason):
+                self._begin_drain(self._instances[instance], reason)
+        return bool(leaving)
+
+    def _wake_up(self) -> None:
+        """After a sleep nobody is late: move the deadlines by it."""
+        slept_s = self._waking.take_slept_s()
+        if slept_s is None:
+            return
+        for managed in self._instances.values():
+            managed.state_since += slept_s
+        logger.info("Awake again", extra={"event": "node.awake"})
+
+    def _reachable_s(self, now: float) -> float:
+        """For how long the broker has answered, since waking at most; 0 while it is away."""
+        return 0.0 if self._reachable_since is None else min(now - self._reachable_since, self._waking.look())
 
     def _free_index(self, info: ModelInfo) -> int:
         """The lowest replica number of this model that is free here, so that worker names come again."""
@@ -431,11 +495,6 @@ class Agent:
 def run_folder(settings: Settings) -> Path:
     """Of this node's agent."""
     return settings.home / "run" / settings.node
-
-
-def memory_budget(settings: Settings, total_bytes: int) -> int:
-    """Bytes that instances of this node may use together: the setting, else four fifths of the memory."""
-    return settings.memory or total_bytes * 4 // 5
 
 
 def _local_ms() -> int:

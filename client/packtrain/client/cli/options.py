@@ -37,6 +37,10 @@ FILES_ADDRESS = Annotated[
     ),
 ]
 CORES = Annotated[int | None, typer.Option("--cores", min=1, help="Cores that models may use; default: all.")]
+LABEL = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="A label of this node; may be given several times."),
+]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 

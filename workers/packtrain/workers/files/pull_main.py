@@ -24,7 +24,7 @@ def run(request: PullRequest, settings: Settings, say: _Say) -> PullStatus:
     hub = Hub()
     if not request.file:
         from packtrain.workers import machine
-        from packtrain.workers.agent import memory_budget  # a second of imports that a pull need not wait for
+        from packtrain.workers.node_terms import memory_budget
 
         budget = memory_budget(settings, machine.memory().total)
         return PullStatus(state="done", found=tuple(models_in(hub.look(request.repo, request.revision), budget)))
