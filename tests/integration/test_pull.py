@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from redis import Redis
 from typer.testing import CliRunner
 
-from packtrain.broker.errors import InvalidParameter, ModelFetchFailed
+from packtrain.broker.errors import InvalidParameter, ModelFetchFailed, UnknownNode
 from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.server import BrokerServer
@@ -235,7 +235,7 @@ def test_the_command_pulls_here_and_to_a_node_where_the_model_is_offered_at_once
         listing = packtrain(REPO, "--node", "n1", "--json")
         with pytest.raises(ModelFetchFailed, match="it has no such file"):
             packtrain(f"{REPO}/other.gguf", "--node", "n1")
-        with pytest.raises(InvalidParameter, match="no node 'n9' is up; up: n1"):
+        with pytest.raises(UnknownNode, match="no node 'n9' is up; those that are: n1"):
             packtrain(f"{REPO}/tiny.gguf", "--node", "n9")
         eventually(lambda: fleet.beat("n1").models == ("tiny",), "the model to be offered")
 
