@@ -18,7 +18,6 @@ from packtrain.client.cli import (
     journal_commands,
     model_commands,
     node_commands,
-    plan_commands,
     pull_commands,
 )
 
@@ -42,7 +41,6 @@ model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
 journal_commands.add_to(app)
-plan_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:
