@@ -121,6 +121,16 @@ def test_jobs_fail_with_the_cause_of_each_node_once_all_are_given_up() -> None:
     assert "9 tries" in str(reject.error)
 
 
+def test_what_failed_before_an_operator_asked_for_it_counts_no_more() -> None:
+    tries = [failed("n1", ended_ms=LONG_AGO - n) for n in range(MAX_LOAD_FAILURES)]
+
+    def asked(at_ms: int) -> Plan:
+        return plan(fleet("n1", instances=tries, desired={MODEL: Desired(replicas=1, asked_ms=at_ms)}))
+
+    assert loads(asked(LONG_AGO + 1)) == [(MODEL, "n1")]
+    assert asked(0).rejects
+
+
 def test_jobs_wait_for_the_replica_that_is_up_though_a_second_one_cannot_be_loaded() -> None:
     tries = [failed("n2", ended_ms=LONG_AGO - n) for n in range(MAX_LOAD_FAILURES)]
     instances = [ready("n1", slots_used=4), *tries]
