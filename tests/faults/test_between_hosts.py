@@ -14,8 +14,8 @@ from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.ids import NodeId
 from packtrain.broker.messages import NodeCommand
 from packtrain.broker.states import InstanceState
-from packtrain.client import Job
-from tests.support.fault_table import LOAD_S, Load, answer, inject, start_load, watch
+from packtrain.client import Job, JobState
+from tests.support.fault_table import LOAD_S, Load, answer, inject, start_load, until_on_file, watch
 from tests.support.fleets import eventually, until_first_text
 from tests.support.host_fleet import LEASE_MS, HostFleet, Node, host_fleet
 
@@ -69,6 +69,19 @@ def test_a_short_cut_moves_no_job(fleet: HostFleet) -> None:
         fault.is_over(load)
 
     assert_undisturbed(load)
+
+
+def test_jobs_of_a_node_whose_cable_is_cut_go_on_elsewhere_and_its_late_writes_are_refused(fleet: HostFleet) -> None:
+    load, cut_off = start(fleet)
+
+    with inject("node's cable cut both ways", load, NODE_TTL_S + 2 * TICK_S + LOAD_S):
+        cut_off.host.cut()
+        eventually(lambda: fleet.instances(node=cut_off.host.name, state=InstanceState.LOST), "the loss", 30)
+    cut_off.host.heal()
+
+    eventually(lambda: all(cut_off.said(f"{job.id} was lost to epoch 1") for job in load.jobs), "the refusals", 60)
+    eventually(lambda: len(fleet.alive()) == 2, "the node to take part again")
+    assert load.doubled() == 0
 
 
 def test_a_node_that_hears_nothing_loses_its_jobs(fleet: HostFleet) -> None:
@@ -145,6 +158,7 @@ def test_a_broker_killed_on_its_host_loses_nothing(fleet: HostFleet) -> None:
     load, _ = start(fleet)
     assert fleet.broker is not None
     instance = fleet.ready("steady")
+    until_on_file(fleet.redis)
 
     with inject("kill -9 of the broker, started again after 3 s", load, LEASE_S + 2 * RETRY_S) as fault:
         fleet.broker.kill()
@@ -219,3 +233,16 @@ def test_an_agent_that_is_killed_gives_its_jobs_back(fleet: HostFleet) -> None:
         node.start()
 
     eventually(lambda: node.host.name in fleet.alive(), "the new agent")
+
+
+def test_a_poison_job_amid_a_full_batch_ends_alone(fleet: HostFleet) -> None:
+    eventually(lambda: len(fleet.alive()) == 2, "both nodes")
+    load = start_load(fleet.client, fleet.redis, count=7, num_tokens=40)
+
+    # Two crashes hit the whole batch. Then each of it is a suspect and runs alone, 1.2 s, and so does the poison.
+    with inject("poison job amid a full batch", load, 3 * (LOAD_S + TICK_S) + 8 * 1.2):
+        poison = fleet.client.submit("steady", "!crash")
+
+    eventually(lambda: poison.status().state.is_terminal, "the poison's end", 60)
+    assert poison.status().state is JobState.DEAD
+    assert all(job.status().attempts <= 2 for job in load.jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -83,6 +82,15 @@ def memory_limit(pid: int, size: str) -> Iterator[Callable[[int], None]]:
     try:
         yield confine
     finally:
+        eventually(lambda: _end(group), "the group to be empty")
+
+
+def _end(group: Path) -> bool:
+    """Let go of a group's processes; the kernel takes a moment to see that it is empty."""
+    try:
         for process in (group / "cgroup.procs").read_text().split():
             (group.parent / "cgroup.procs").write_text(process)
-        os.rmdir(group)
+        group.rmdir()
+    except OSError:
+        return False
+    return True

@@ -23,7 +23,7 @@ from packtrain.broker.messages import NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.client import JobState
 from tests.support.factories import spec
-from tests.support.fault_table import LOAD_S, PROMPT, answer, inject, start_load
+from tests.support.fault_table import LOAD_S, PROMPT, answer, inject, start_load, until_on_file
 from tests.support.fleets import LEASE_MS, Fleet, eventually, scripted_fleet, until_first_text
 
 pytestmark = pytest.mark.integration
@@ -94,6 +94,8 @@ def test_late_writes_of_a_frozen_instance_are_refused(fleet: Fleet, redis: Redis
 def test_a_broker_killed_and_restarted_loses_nothing(fleet: Fleet, redis: Redis) -> None:
     load = start_load(fleet.client, redis)
     waiting = [fleet.client.submit("steady", f"waiting {i}") for i in range(20)]
+
+    until_on_file(redis)
 
     with inject("kill -9 of the broker", load, BROKER_S):
         broker_process(redis).kill()

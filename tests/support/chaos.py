@@ -22,7 +22,7 @@ from packtrain.broker import keys
 from packtrain.broker.states import InstanceState
 from packtrain.client import Job, SetupError, TryLater
 from tests.conftest import immortal_keys
-from tests.support.fault_table import ROWS, Load, Row, answer, start_load, watch
+from tests.support.fault_table import ROWS, Load, Row, answer, start_load, until_on_file, watch
 from tests.support.fleets import eventually
 from tests.support.host_fleet import HostFleet, Node
 from tests.support.hosts import Host
@@ -30,6 +30,8 @@ from tests.support.hosts import Host
 #: From the last repair until every job has ended: leases and a node's beat lapse, models are loaded again, three jobs
 #: of each slot are computed.
 BOUND_S = 45.0
+#: Jobs that are submitted during the faults of a round.
+NUM_LATE = 3
 
 Undo = Callable[[], object]
 
@@ -80,7 +82,9 @@ class Round:
         load = start_load(self._fleet.client, self._fleet.redis, count=5, num_tokens=self._random.randint(60, 150))
         at = f"token {min(load.progress())} of {len(load.expected[0])}"
         late: list[Job] = []
-        submitting = threading.Thread(target=self._submit, args=(late,), daemon=True)
+        submitting = threading.Thread(
+            target=lambda: late.extend(self._submit_late(number) for number in range(NUM_LATE)), daemon=True
+        )
         undo: list[Undo] = []
         try:
             for name in self.names:
@@ -97,23 +101,23 @@ class Round:
         submitting.join(BOUND_S)
         assert not submitting.is_alive(), f"nobody would take a job {BOUND_S} s after {self}"
         load.wait(BOUND_S)
-        after = watch(self._fleet.redis, late, [answer(f"late {n} !long", 60) for n in range(len(late))])
+        # Sent again: a broker that is killed may take what it acknowledged a moment before.
+        late = [self._submit_late(number) for number in range(NUM_LATE)]
+        after = watch(self._fleet.redis, late, [answer(f"late {number} !long", 60) for number in range(NUM_LATE)])
         after.wait(max(5.0, mended + BOUND_S - time.monotonic()))
         return self._check(load, after, at, time.monotonic() - mended)
 
     def __str__(self) -> str:
         return f"{self._name} ({', '.join(self.names)})"
 
-    def _submit(self, late: list[Job]) -> None:
-        """Jobs of somebody who does not give up, each with a key that makes it one job however often it is sent."""
-        for number in range(3):
-            prompt, key = f"late {number} !long", f"{self._name}, job {number}"
-            while True:
-                # A broker whose memory is full is the operator's business, SetupError; here one is about to see to it.
-                with suppress(TryLater, SetupError):
-                    late.append(self._fleet.client.submit("steady", prompt, max_tokens=60, idempotency_key=key))
-                    break
-                time.sleep(0.2)
+    def _submit_late(self, number: int) -> Job:
+        """A job of somebody who does not give up, with a key that makes it one job however often it is sent."""
+        prompt, key = f"late {number} !long", f"{self._name}, job {number}"
+        while True:
+            # A broker whose memory is full is the operator's business, SetupError; here one is about to see to it.
+            with suppress(TryLater, SetupError):
+                return self._fleet.client.submit("steady", prompt, max_tokens=60, idempotency_key=key)
+            time.sleep(0.2)
 
     def _check(self, load: Load, after: Load, at: str, recovered_s: float) -> Row:
         lost, doubled = load.lost() + after.lost(), load.doubled() + after.doubled()
@@ -168,6 +172,7 @@ class Round:
     def _kill_broker(self) -> Undo:
         broker = self._fleet.broker
         assert broker is not None
+        until_on_file(self._fleet.redis)
         broker.kill()
         broker.wait()
         return self._fleet.start_broker
