@@ -513,6 +513,16 @@ class ModelFault(_Report):
     reason: str
 
 
+class DeviceMemory(_Report):
+    """One memory of a node, bytes."""
+
+    kind: Literal["ram", "gpu"]
+    name: str
+    total: int = 0
+    free: int = 0
+    unified: bool = Field(False, description="machine and GPU share it")
+
+
 class NodeBeat(_Report):
     """What an agent says of its node every 2 s. Sizes in bytes."""
 
@@ -523,6 +533,7 @@ class NodeBeat(_Report):
     memory_total: int = 0
     memory_free: int = 0
     memory_budget: int = Field(0, description="what instances may use together")
+    devices: tuple[DeviceMemory, ...] = Field((), description="the machine's memory first, then each GPU's own")
     models: tuple[str, ...] = ()
     faults: tuple[ModelFault, ...] = ()
     not_deterministic: dict[str, str] = Field(
