@@ -98,6 +98,12 @@ def test_a_load_that_failed_goes_to_the_next_node_at_once() -> None:
     assert loads(result) == [(MODEL, "n1")]
 
 
+def test_a_node_whose_wait_is_over_is_tried_after_those_that_never_failed() -> None:
+    nodes = [node_beat("n1"), node_beat("n2", memory_budget=1200 * MIB)]
+
+    assert loads(plan(fleet("n1", "n2", nodes=nodes, instances=[failed("n2")]))) == [(MODEL, "n1")]
+
+
 def test_a_node_is_tried_again_after_a_wait_that_doubles_with_its_own_failures() -> None:
     def after(milliseconds: int) -> Plan:
         given_up = [failed("n1", ended_ms=LONG_AGO - n) for n in range(MAX_LOAD_FAILURES)]

@@ -53,9 +53,13 @@ class Failures:
     def __bool__(self) -> bool:
         return bool(self._by_node)
 
+    def count(self, node: str) -> int:
+        """Loads that failed on a node."""
+        return len(self._by_node.get(node, ()))
+
     def is_given_up(self, node: str) -> bool:
         """True when a node has used up its tries."""
-        return len(self._by_node.get(node, ())) >= MAX_LOAD_FAILURES
+        return self.count(node) >= MAX_LOAD_FAILURES
 
     def may_try(self, node: str) -> bool:
         """True when a node has tries left and need not wait for the next."""
