@@ -5,7 +5,7 @@ claimed, ended and submitted again, in rounds of 1,000; the cost is the server's
 (`INFO commandstats`), the median of the rounds: no network, no client. On a machine that has other things
 to do it says little: they empty the processor's caches. The memory is `used_memory`, less that of the empty broker.
 
-    python benchmarks/claim.py                  # up to 1,000,000 jobs: 3 minutes, 2 GB
+    python benchmarks/claim.py                  # up to 1,000,000 jobs: 10 minutes on two busy cores, 2 GB
     python benchmarks/claim.py --up-to 100000
 """
 
