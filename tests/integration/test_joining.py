@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from packtrain.client.cli.join_commands import join_fleet
 from packtrain.client.cli.main import app
 from packtrain.client.cli.up import UpOptions, running_fleet
 from tests.support.fleets import eventually
-from tests.support.lan import Host, two_hosts
+from tests.support.hosts import Host, hosts, why_not
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +59,9 @@ def test_a_machine_finds_the_fleet_on_its_lan_and_joins_by_the_code(tmp_path: Pa
         processes.append(process)
         return log
 
-    with two_hosts() as (head, other):
+    if reason := why_not():
+        pytest.skip(reason)
+    with hosts("head", "other") as (head, other):
         try:
             up = start(head, at_head, "up", "--listen", "0.0.0.0", "--node", "head", "--drain", "1")
             eventually(lambda: "The fleet is up" in up.read_text(), "the fleet")
@@ -70,15 +71,17 @@ def test_a_machine_finds_the_fleet_on_its_lan_and_joins_by_the_code(tmp_path: Pa
             eventually(lambda: "Taking commands" in log.read_text(), "the node")
             answer = run(other, at_other, "run", "two", "hello", "--json")  # its clients know the fleet, too
             assert json.loads(answer.stdout)["node"] == "other"
+            for beat in json.loads(run(head, at_head, "nodes", "--json").stdout):  # files may be fetched both ways
+                assert {"head": head, "other": other}[beat["node"]].address in beat["files_url"]
             joined = at_other / "joined.json"
             assert stat.S_IMODE(joined.stat().st_mode) == 0o600
             assert head.address in json.loads(joined.read_text())["url"]
             secret = json.loads((at_head / "fleet.json").read_text())["url"].split("@")[0].split(":")[-1]
             assert secret not in log.read_text() + up.read_text()
         finally:
-            for process in reversed(processes):
-                process.send_signal(signal.SIGTERM)
-                process.wait(30)
+            for process in processes:  # what they have started ends with the hosts
+                process.kill()
+                process.wait(10)
 
 
 def test_a_fleet_that_listens_lets_others_in_by_a_token(tmp_path: Path) -> None:

@@ -294,7 +294,8 @@ class Packtrain:
             file: Path in it, of a GGUF file; of a split one all parts come.
 
         Raises:
-            InvalidParameter: No such node, or a name that cannot be.
+            UnknownNode
+            InvalidParameter: A name cannot be.
         """
         request = new_pull(repo, file, revision)
         self._transport.pull(NodeId(node), request)

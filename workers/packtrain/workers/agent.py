@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -34,12 +32,11 @@ from packtrain.workers.devices import memories
 from packtrain.workers.files.exchange import Exchange
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
-from packtrain.workers.memory_book import Readings
+from packtrain.workers.managed import Managed
 from packtrain.workers.node_catalog import NodeCatalog
 from packtrain.workers.node_standing import NodeStanding
-from packtrain.workers.own_memory import own_memory
 from packtrain.workers.quarantine import SETTLED_S
-from packtrain.workers.supervision import Limits, Observed, is_out_of_memory, verdict
+from packtrain.workers.supervision import Limits, verdict
 from packtrain.workers.waking import Wakefulness
 
 logger = logging.getLogger(__name__)
@@ -48,21 +45,6 @@ TICK_S = 0.25
 #: Beats go out this often, and at every change.
 BEAT_S = 2.0
 SCAN_S = 5.0
-
-
-@dataclass(slots=True)
-class _Managed:
-    """An instance as the agent knows it."""
-
-    beat: InstanceBeat
-    process: InstanceProcess
-    config: InstanceConfig
-    index: int  # among the instances of its model here
-    state_since: float  # monotonic seconds
-    kill_reason: str = ""
-    tokens_before: tuple[float, int] = (0.0, 0)  # for the rate
-    is_draining: bool = False
-    most_private: int = 0  # bytes of its own memory, the most that was seen
 
 
 class Agent:
@@ -96,7 +78,7 @@ class Agent:
         self._node = settings.node_id
         self._limits = Limits(settings.load_timeout_s, settings.drain_s, settings.stall_s)
         self._inbox: SimpleQueue[NodeCommand] = SimpleQueue()
-        self._instances: dict[InstanceId, _Managed] = {}
+        self._instances: dict[InstanceId, Managed] = {}
         self._ended: dict[InstanceId, tuple[InstanceBeat, Cause]] = {}  # waiting to be reported
         self._not_deterministic: dict[str, str] = {}
         self._term_seen = 0
@@ -155,7 +137,7 @@ class Agent:
             self._cancel_fetch(InstanceId(beat.instance), "the node stops")
         self._exchange.close()
         for managed in self._instances.values():
-            self._begin_drain(managed, "the node stops")
+            managed.begin_drain("the node stops")
         while self._instances:
             for managed in list(self._instances.values()):
                 self._look_at(managed, time.monotonic())
@@ -208,7 +190,7 @@ class Agent:
         if command.verb == "unload":
             managed = self._instances.get(instance)
             if managed and not managed.is_draining:
-                self._begin_drain(managed, command.reason)
+                managed.begin_drain(command.reason)
                 return True
             return self._cancel_fetch(instance, command.reason)
         if instance in self._instances or self._exchange.has(instance) or not self._takes_new:
@@ -250,7 +232,7 @@ class Agent:
         )
         self._dealer.add(instance, process, config.n_threads)
         beat = beat.model_copy(update={"pid": process.pid, "reserved_slots": reserved})
-        self._instances[instance] = _Managed(beat, process, config, index, state_since=time.monotonic())
+        self._instances[instance] = Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:
         """One that never had a process."""
@@ -261,6 +243,7 @@ class Agent:
         if not self._catalog.scan():
             return False
         self._not_deterministic.clear()  # a file may be another one now
+        self._standing.quarantine.other_files()
         return True
 
     def _look_at_fetches(self, now: float) -> bool:
@@ -280,102 +263,33 @@ class Agent:
         self._end(beat, InstanceState.STOPPED, reason)
         return True
 
-    def _begin_drain(self, managed: _Managed, reason: str) -> None:
-        managed.is_draining = True
-        managed.beat = managed.beat.model_copy(update={"state": InstanceState.DRAINING, "reason": reason})
-        managed.state_since = time.monotonic()
-        managed.process.drain()
-        logger.info("Draining %s: %s", managed.beat.instance, reason, extra={"event": "instance.drain"})
-
-    def _look_at(self, managed: _Managed, now: float) -> bool:
+    def _look_at(self, managed: Managed, now: float) -> bool:
         if managed.process.exit_code() is not None:
             self._bury(managed)
             return True
-        changed = self._take_report(managed, now)
-        report = managed.process.last_report
-        reason = managed.kill_reason or verdict(
-            Observed(
-                state=managed.beat.state,
-                state_age_s=now - managed.state_since,
-                report_age_s=now - managed.process.last_report_at,
-                is_busy=bool(report and report.is_busy),
-                step_age_s=report.step_age_s if report else 0,
-                hub_age_s=report.hub_age_s if report else 0,
-                broker_reachable_s=self._reachable_s(now),
-                awake_s=self._waking.look(),
-            ),
-            self._limits,
-        )
+        changed = managed.take_report(now, self._registry_ms())
+        seen = managed.observed(now, broker_reachable_s=self._reachable_s(now), awake_s=self._waking.look())
+        reason = managed.kill_reason or verdict(seen, self._limits)
         if reason and not managed.kill_reason:
-            managed.kill_reason = reason
-            logger.error("Killing %s: it %s", managed.beat.instance, reason, extra={"event": "instance.kill"})
-            managed.process.kill()
+            managed.kill(reason)
         elif managed.beat.state is InstanceState.READY and now - managed.state_since > SETTLED_S:
             self._standing.quarantine.settled(managed.beat.model)
         return changed
 
-    def _take_report(self, managed: _Managed, now: float) -> bool:
-        report = managed.process.last_report
-        if report is None:
-            return False
-        before = managed.beat
-        # Once it was told to drain it stays DRAINING, whatever it said just before it heard. And it has not ended, with
-        # its memory free, before the process is seen gone.
-        state = before.state if managed.is_draining or report.state.is_terminal else report.state
-        update: dict[str, object] = {
-            "state": state,
-            "recipe": report.recipe,
-            "numerics_class": report.numerics_class,
-            "slots_used": report.slots_used,
-            "steps": report.steps,
-            "batch_peak": report.batch_peak,
-            "tokens_out": report.tokens_out,
-            "job_s": report.job_s,
-            "threads": report.threads,
-        }
-        if report.steps != before.steps or report.slots_used:
-            update["last_used_ms"] = self._registry_ms()
-        if state is InstanceState.READY and not before.ready_ms:
-            update["ready_ms"] = update["last_used_ms"] = self._registry_ms()
-            seconds = now - managed.process.started_at
-            logger.info("%s is ready after %.1f s", before.instance, seconds, extra={"event": "instance.ready"})
-        since, tokens = managed.tokens_before
-        if now - since >= BEAT_S:
-            rate = (report.tokens_out - tokens) / (now - since) if since else 0.0
-            update["tokens_per_s"] = round(rate, 1)
-            managed.tokens_before = (now, report.tokens_out)
-        managed.beat = before.model_copy(update=update)
-        if state is not before.state:
-            managed.state_since = now
-            return True
-        return False
-
-    def _bury(self, managed: _Managed) -> None:
+    def _bury(self, managed: Managed) -> None:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
         cause = managed.process.reap(managed.kill_reason)
         report = managed.process.last_report
         if report and report.not_deterministic:
             self._not_deterministic[managed.beat.model] = report.not_deterministic
-        instance = InstanceId(managed.beat.instance)
-        # While it loads nothing handles the signal yet, so it ends by it.
-        stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)
-        state = InstanceState.STOPPED if stopped else InstanceState.FAILED
-        reason = managed.beat.reason if stopped else str(cause)
-        log = logger.info if stopped else logger.error
-        log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
-        beat = managed.beat.model_copy(
-            update={
-                "state": state,
-                "reason": reason,
-                "slots_used": 0,
-                "resident_bytes": 0,
-                "tokens_per_s": 0.0,
-                "ended_ms": self._registry_ms(),
-                "out_of_memory": state is InstanceState.FAILED and is_out_of_memory(cause, managed.kill_reason),
-            }
-        )
-        if state is InstanceState.FAILED:
-            self._standing.failed(beat, now_ms=self._registry_ms())
+        was, now_ms = managed.beat, self._registry_ms()
+        beat = managed.ended(cause, now_ms)
+        instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
+        log = logger.error if has_failed else logger.info
+        log("%s is %s: %s", instance, beat.state, beat.reason, extra={"event": "instance.ended", "state": beat.state})
+        if has_failed:
+            others = [other.beat for other in self._instances.values()]
+            self._standing.failed(was, cause, kill_reason=managed.kill_reason, others=others, now_ms=now_ms)
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
         self._dealer.remove(instance)
@@ -398,7 +312,7 @@ class Agent:
             for beat in self._exchange.beats:
                 self._registry.put_instance(beat)
             for managed in self._instances.values():
-                managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
+                managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.resident_bytes(self._catalog)})
                 self._registry.put_instance(managed.beat)
             if self._standing.follow(self._registry.node_wish(self._node), now_ms=self._registry_ms()):
                 self._dealer.set_budget(self._standing.terms.cores)
@@ -414,23 +328,6 @@ class Agent:
         if self._reachable_since is None:
             logger.info("Broker is back", extra={"event": "broker.back"})
             self._reachable_since = time.monotonic()
-
-    def _resident_bytes(self, managed: _Managed) -> int:
-        """What an instance holds; and let the catalog know, for the next estimate.
-
-        Of a model file that was copied into another order the pages stay mapped, and need not: they do not count.
-        """
-        try:
-            now = own_memory(managed.process.pid)
-        except psutil.Error:  # it is gone, and will be buried
-            return 0
-        report = managed.process.last_report
-        if managed.beat.state is not InstanceState.READY or not report or not report.before_load or not report.loaded:
-            return now.resident
-        managed.most_private = max(managed.most_private, now.private)
-        readings = Readings(report.before_load, report.loaded, managed.most_private)
-        needed = self._catalog.note_readings(managed.config, readings)
-        return now.resident if needed is None else now.private + min(now.mapped, needed)
 
     def _node_beat(self) -> NodeBeat:
         memory, terms = machine.memory(), self._standing.terms
@@ -466,7 +363,7 @@ class Agent:
         leaving = self._standing.must_leave([*staying, *self._exchange.beats])
         for instance, reason in leaving:
             if not self._cancel_fetch(instance, reason):
-                self._begin_drain(self._instances[instance], reason)
+                self._instances[instance].begin_drain(reason)
         return bool(leaving)
 
     def _wake_up(self) -> None:
@@ -476,6 +373,7 @@ class Agent:
             return
         for managed in self._instances.values():
             managed.state_since += slept_s
+        self._exchange.forgive(slept_s)
         logger.info("Awake again", extra={"event": "node.awake"})
 
     def _reachable_s(self, now: float) -> float:

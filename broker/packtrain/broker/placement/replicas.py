@@ -37,9 +37,6 @@ def another(route: Route, up: Sequence[InstanceBeat], view: View) -> Another | N
     waiting = view.now.waiting.get(route, 0)
     if not waiting or not up or any(i.state is not InstanceState.READY for i in up):
         return None
-    most = view.rules(model_of(route)).max_replicas
-    if most and len(up) >= most:
-        return None
     slots = sum(i.slots_used for i in up)
     measured = [i.job_s for i in up if i.job_s > 0]
     if 2 * slots < sum(i.n_slots for i in up) or not slots or not measured:
@@ -47,6 +44,9 @@ def another(route: Route, up: Sequence[InstanceBeat], view: View) -> Another | N
     job_s = sum(measured) / len(measured)
     backlog_s, another_s = waiting * job_s / slots, max(load_s(i) for i in up)
     if backlog_s <= BACKLOG_PER_LOAD * another_s + BACKLOG_MARGIN_S:
+        return None
+    most = view.rules(model_of(route)).max_replicas
+    if most and len(up) >= most:
         return None
     return Another(
         f"{waiting} jobs of {job_s:.1f} s wait for {slots} slots at work, which takes {backlog_s:.0f} s; "

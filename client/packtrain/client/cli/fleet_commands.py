@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -90,7 +91,7 @@ def up(
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
         maxmemory=broker_memory,
-        env={**_limits(memory, cores, label), **_files(files_address)},
+        env={**_limits(memory, cores, label), **_files(settings, files_address, listen)},
         quiet=quiet,
     )
     raise typer.Exit(run_up(options, Console(stderr=as_json), as_json=as_json))
@@ -129,7 +130,8 @@ def node(
         "PACKTRAIN_NODE": settings.node,
         "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
         **_limits(memory, cores, label),
-        **_files(files_address),
+        # Everywhere: the address by which we reach the broker may change, as on a laptop.
+        **_files(settings, files_address, "0.0.0.0" if _is_elsewhere(settings.broker_url()) else ""),  # noqa: S104
     }
     # The client may not import the workers; the agent becomes this process.
     os.execve(sys.executable, [sys.executable, "-m", "packtrain.workers.agent_main"], env)  # noqa: S606
@@ -169,10 +171,14 @@ def load(
 ) -> None:
     """Load a model and keep it loaded until it is unloaded. Prints its instances, as `ps` does."""
     with Packtrain() as fleet:
+        ended = {i.instance for i in fleet.instances() if i.state.is_terminal}
         fleet.load(model, replicas=replicas)
         info = _real_model(fleet, model)
 
         def is_ready(mine: list[InstanceBeat]) -> bool:
+            mine = [
+                i for i in mine if i.instance not in ended
+            ]  # what failed before was mended, or it would not be asked
             failed = [i for i in mine if i.state is InstanceState.FAILED]
             nodes = [node for node in fleet.nodes() if info.id in node.models]
             # What failed on one node is tried on the next.
@@ -261,8 +267,22 @@ def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> 
     return env
 
 
-def _files(address: str | None) -> dict[str, str]:
+def _files(settings: Settings, address: str | None, reached_at: str) -> dict[str, str]:
+    """Where this node's model files may be fetched: as said, else wherever other machines take part at all.
+
+    Args:
+        address: The option.
+        reached_at: Address that other machines may reach us at; empty: there are none.
+    """
+    if address is None and reached_at and "files_address" not in settings.model_fields_set:
+        address = f"[{reached_at}]:0" if ":" in reached_at else f"{reached_at}:0"
     return {} if address is None else {"PACKTRAIN_FILES_ADDRESS": load_settings(files_address=address).files_address}
+
+
+def _is_elsewhere(url: str) -> bool:
+    """True when the broker is on another machine, as far as its address tells."""
+    host = urlsplit(url).hostname or "localhost"
+    return host not in ("localhost", "::1") and not host.startswith("127.")
 
 
 def _need_worker() -> None:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from packtrain.broker.errors import SetupError
+import psutil
 
 
 def files_url(host: str, port: int, broker_url: str) -> str:
     """What to tell other nodes about a server that listens at `host` and `port`.
 
     Of one that listens everywhere it has the address by which this machine reaches the broker, or, where the broker
-    is on this machine, by which it reaches the world.
-
-    Raises:
-        SetupError: There is no such address.
+    is on this machine, by which it reaches the world, or any that it has. A machine without a network has loopback.
     """
     host = _reachable_host(host, broker_url)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_everywhere(host: str) -> bool:
+    """Whether a server at `host` listens at all addresses, so that `files_url` may change."""
+    return host in ("0.0.0.0", "::")  # noqa: S104
 
 
 def loopback_id() -> str:
@@ -36,7 +39,7 @@ def loopback_id() -> str:
 
 
 def _reachable_host(host: str, broker_url: str) -> str:
-    if host not in ("0.0.0.0", "::"):  # noqa: S104
+    if not is_everywhere(host):
         return host
     broker = urlsplit(broker_url)
     for target in ((broker.hostname or "127.0.0.1", broker.port or 6379), ("192.0.2.1", 9)):
@@ -49,6 +52,12 @@ def _reachable_host(host: str, broker_url: str) -> str:
             continue
         if not address.startswith("127."):
             return address
-    raise SetupError(
-        f"{host} in PACKTRAIN_FILES_ADDRESS leaves open where other nodes reach this one; name an address of it"
-    )
+    return next(_own_addresses(), "127.0.0.1")
+
+
+def _own_addresses() -> Iterator[str]:
+    """IPv4 addresses of this machine that others may reach: on a LAN that leads nowhere no way to the world has one."""
+    for addresses in psutil.net_if_addrs().values():
+        for each in addresses:
+            if each.family == socket.AF_INET and not each.address.startswith(("127.", "169.254.")):
+                yield str(each.address)
