@@ -149,12 +149,21 @@ def test_failures_of_another_model_do_not_matter() -> None:
     assert loads(plan(fleet(instances=others))) == [(MODEL, NODE)]
 
 
-@pytest.mark.parametrize("nodes", [[], [node_beat(models=())], [node_beat(draining=True)]])
+@pytest.mark.parametrize("nodes", [[], [node_beat(models=())]])
 def test_a_model_whose_file_no_live_node_has_waits(nodes: list[NodeBeat]) -> None:
     result = plan(fleet(nodes=nodes))
 
     assert result.waits == {ROUTE: "no live node has its file; its jobs fail in 600 s"}
     assert result.rejects == []
+
+
+def test_who_waits_for_a_node_that_drains_hears_of_it() -> None:
+    snapshot = fleet(nodes=[node_beat("n1", draining=True), node_beat("n2", models=("other",))])
+
+    fails = plan(replace(snapshot, missing_since={MODEL: NOW - OFFER_WAIT_MS}))
+
+    assert plan(snapshot).waits == {ROUTE: "n1 has its file, and drains; its jobs fail in 600 s"}
+    assert "offered now: other. n1 has its file, and drains: `packtrain nodes resume`" in str(fails.rejects[0].error)
 
 
 def test_jobs_wait_for_a_node_with_their_model_only_so_long() -> None:

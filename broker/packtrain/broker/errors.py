@@ -309,11 +309,14 @@ class ModelGone(ModelError):
 
     code = "model_gone"
 
-    def __init__(self, *, model: str, waited_s: float, known: list[str]) -> None:
+    def __init__(self, *, model: str, waited_s: float, known: list[str], held: str = "") -> None:
         offered = ", ".join(sorted(known)[:12]) or "none"
+        remedy = "Start the node that has its GGUF file, or put the file into a model folder of a node"
+        if held:  # by a node that takes no work, and why
+            remedy = f"{held}: `packtrain nodes resume` lets it take work again. Do that"
         super().__init__(
-            f"no live node has offered the model {model!r} for {waited_s:.0f} s; offered now: {offered}. Start the "
-            "node that has its GGUF file, or put the file into a model folder of a node, and submit again",
+            f"no live node has offered the model {model!r} for {waited_s:.0f} s; offered now: {offered}. {remedy}, "
+            "and submit again",
             model=model,
             waited_s=waited_s,
             known=sorted(known),

@@ -13,13 +13,15 @@ def no_offer(model: ModelId, view: View) -> ModelGone | str:
     """No live node may load it: how long its jobs wait yet, or that they have waited long enough."""
     now = view.now
     missing_ms = now.now_ms - now.missing_since.get(model, now.now_ms)
+    closed = next((n for n in now.nodes if (n.quarantine or n.draining) and model in n.models), None)
+    why = "is in quarantine: " + closed.quarantine if closed and closed.quarantine else "drains"
+    held = f"{closed.node} has its file, and {why}" if closed else ""
     if missing_ms >= now.offer_wait_ms:
-        known = sorted({known for node in now.nodes for known in node.models})
-        return ModelGone(model=model, waited_s=missing_ms / 1000, known=known)
+        known = sorted({known for node in view.open_nodes.values() for known in node.models})
+        return ModelGone(model=model, waited_s=missing_ms / 1000, known=known, held=held)
     left = f"its jobs fail in {(now.offer_wait_ms - missing_ms) / 1000:.0f} s"
-    closed = next((n for n in now.nodes if n.quarantine and model in n.models), None)
-    if closed:
-        return f"{closed.node} has its file, and is in quarantine: {closed.quarantine}; {left}"
+    if held:
+        return f"{held}; {left}"
     if labels := view.rules(model).labels:
         wanted = ", ".join(f"{name}={value}" for name, value in labels)
         return f"no live node has its file and the labels {wanted}; {left}"
