@@ -11,7 +11,7 @@ import sys
 import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
-from packtrain.client.cli import fleet_commands, job_commands, model_commands, pull_commands
+from packtrain.client.cli import fleet_commands, job_commands, model_commands, pull_commands, simulation_commands
 
 app = typer.Typer(
     name="packtrain",
@@ -30,6 +30,7 @@ fleet_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
+simulation_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:
