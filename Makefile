@@ -19,10 +19,10 @@ WITH_MODEL = models="$$($(PY) deploy/demo_model.py)" && \
 	export PACKTRAIN_MODELS="$$models$${PACKTRAIN_MODELS:+:$$PACKTRAIN_MODELS}" &&
 # Quick to slow. `tiers` finds tests that no tier would run.
 STEPS = lint type tiers unit contract integration e2e
-TIERS = unit or contract or integration or e2e
+TIERS = unit or contract or integration or e2e or faults or chaos
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check lint format type unit contract integration e2e bench clean tiers install model
+.PHONY: help setup demo up test check lint format type unit contract integration e2e faults chaos bench clean tiers install model
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -112,6 +112,16 @@ integration: setup ## Tests with a real broker, real workers, a scripted model
 
 e2e: setup ## Tests of the whole fleet with the demo model
 	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m e2e $(ARGS)
+
+# Not part of `test`: it takes ten minutes.
+faults: setup ## All tests of faults, with what each cost, into build/faults.md; many need root and iproute2
+	@mkdir -p build
+	@$(PY) -m pytest --quiet --no-header -m 'integration or faults' --fault-table build/faults.md \
+		tests/integration/test_*faults.py tests/faults $(ARGS)
+
+chaos: setup ## 20 rounds of random faults under load; ARGS='--chaos-seed 4 --chaos-rounds 100'
+	@mkdir -p build
+	@$(PY) -m pytest --quiet --no-header -m chaos --fault-table build/chaos.md tests/faults $(ARGS)
 
 # pytest's exit code 5: nothing was collected, which is what we want here.
 tiers: setup

@@ -1,10 +1,11 @@
 """What a claim and a submit cost the broker, and what a waiting job weighs, from a short queue to a very long one.
 
-A broker of its own is filled with jobs of many users, each with a prompt of about 200 tokens. At each length 1,000 jobs
-are claimed, ended and submitted again; the cost is the server's own account of its time in the scripts (`INFO
-commandstats`), so it holds no network and no client. The memory is `used_memory`, less that of the empty broker.
+A broker of its own is filled with jobs of many users, each with a prompt of about 200 tokens. At each length jobs are
+claimed, ended and submitted again, in rounds of 1,000; the cost is the server's own account of its time in the scripts
+(`INFO commandstats`), the median of the rounds: no network, no client. On a machine that has other things
+to do it says little: they empty the processor's caches. The memory is `used_memory`, less that of the empty broker.
 
-    python benchmarks/claim.py                  # up to 1,000,000 jobs: 5 minutes, 2 GB
+    python benchmarks/claim.py                  # up to 1,000,000 jobs: 3 minutes, 2 GB
     python benchmarks/claim.py --up-to 100000
 """
 
@@ -18,37 +19,42 @@ sys.path[0] = str(ROOT)
 
 import argparse
 import random
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from itertools import count
+from dataclasses import replace
+from itertools import cycle, islice
 
 from redis import Redis
 
-from packtrain.broker import jobs
+from packtrain.broker import jobs, keys
 from packtrain.broker.connection import connect
-from packtrain.broker.ids import InstanceId, ModelId, NodeId, new_job_id, route_of
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, new_job_id, route_of
+from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import JobSpec, ModelInfo, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.scripts import Scripts
+from packtrain.broker.scripts import Call, Scripts
 from packtrain.broker.server import BrokerServer
 from packtrain.broker.states import JobState
 
 MODEL, INSTANCE, NODE = ModelId("bench"), InstanceId("bench-1"), NodeId("bench")
 USERS = 100
-SAMPLES = 1_000
+SAMPLES = 1_000  # of a round
+ROUNDS = 5
 #: Submits in one round trip while the queue is filled.
 BATCH = 500
+DIFFERENT = 2_000  # prompts
 PROMPT_CHARS = 800  # about 200 tokens
 WORDS = ["llama", "alpaca", "packs", "carries", "over", "the", "high", "pass", "again", "tonight", "slowly", "north"]
 
 
 def specs() -> Iterator[JobSpec]:
-    """Jobs without end, as users would ask: each prompt another one, half of them begin alike."""
+    """Jobs as users would ask: each prompt another one, half of them begin alike."""
     draw = random.Random(7)
-    for number in count():
+    for number in range(DIFFERENT):
         begin = "You are a careful guide. Answer in one short paragraph. " * 5 if number % 2 else ""
         text = begin + " ".join(draw.choices(WORDS, k=PROMPT_CHARS // 5))
         yield JobSpec(
@@ -58,6 +64,14 @@ def specs() -> Iterator[JobSpec]:
             user=f"user-{draw.randrange(USERS)}",
             lane="bulk",
         )
+
+
+def submits() -> Iterator[Call[Submitted]]:
+    """Submits of these without end, each under an id of its own: the client is to cost little here."""
+    made = [jobs.submit(JobId(""), spec, max_waiting=10**9) for spec in specs()]
+    for call in cycle(made):
+        job_id = new_job_id()
+        yield replace(call, keys=(keys.job(job_id), *call.keys[1:]), args=(job_id, *call.args[1:]))
 
 
 def main() -> None:
@@ -82,32 +96,35 @@ def main() -> None:
 def run(redis: Redis, up_to: int) -> None:
     """Fill, measure at each power of ten, print."""
     RedisRegistry(redis).put_models([ModelInfo(id=MODEL)])
-    store, scripts, asked = RedisJobs(redis), Scripts(redis), specs()
-    fill(scripts, asked, SAMPLES)  # so that scripts are loaded
-    measure(redis, store, scripts, asked)
+    store, scripts, ready = RedisJobs(redis), Scripts(redis), submits()
+    fill(scripts, ready, SAMPLES)  # so that scripts are loaded
+    measure(redis, store, scripts, ready)
     redis.flushdb()
+    redis.config_set("auto-aof-rewrite-percentage", 0)
     RedisRegistry(redis).put_models([ModelInfo(id=MODEL)])
     empty = used_memory(redis)
     print(f"{'waiting':>10} {'claim us':>9} {'with prefixes':>14} {'submit us':>10} {'bytes a job':>12}")
     queued, length = 0, 1_000
     while length <= up_to:
-        fill(scripts, asked, length - queued)
+        fill(scripts, ready, length - queued)
         weight = (used_memory(redis) - empty) / length
-        plain, prefixed, submit = measure(redis, store, scripts, asked)
+        rounds = [measure(redis, store, scripts, ready) for _ in range(ROUNDS)]
+        plain, prefixed, submit = (statistics.median(costs) for costs in zip(*rounds, strict=True))
         print(f"{length:>10,} {plain:>9.1f} {prefixed:>14.1f} {submit:>10.1f} {weight:>12.0f}", flush=True)
         queued, length = length, length * 10
 
 
-def fill(scripts: Scripts, asked: Iterator[JobSpec], number: int) -> None:
+def fill(scripts: Scripts, ready: Iterator[Call[Submitted]], number: int) -> None:
     """Submit so many jobs."""
     for begin in range(0, number, BATCH):
-        calls = [jobs.submit(new_job_id(), next(asked), max_waiting=10**9) for _ in range(min(BATCH, number - begin))]
-        scripts.run_many(calls)
+        scripts.run_many(list(islice(ready, min(BATCH, number - begin))))
 
 
-def measure(redis: Redis, store: RedisJobs, scripts: Scripts, asked: Iterator[JobSpec]) -> tuple[float, float, float]:
+def measure(
+    redis: Redis, store: RedisJobs, scripts: Scripts, ready: Iterator[Call[Submitted]]
+) -> tuple[float, float, float]:
     """Microseconds of one claim, of one with prefixes held, and of one submit. The queue is as long afterwards."""
-    held = sorted({prefix for _ in range(16) for prefix in prefix_hashes(next(asked))})
+    held = sorted({prefix for spec in islice(specs(), 16) for prefix in prefix_hashes(spec)})
     costs = []
     for prefixes in ((), held):
         redis.config_resetstat()
@@ -120,14 +137,14 @@ def measure(redis: Redis, store: RedisJobs, scripts: Scripts, asked: Iterator[Jo
         assert len(taken) == SAMPLES // 2
         for claim in taken:
             assert store.finish(claim.job_id, claim.epoch, Outcome(state=JobState.SUCCEEDED, text="done"))
-            redis.delete(f"pt:job:{claim.job_id}", f"pt:out:{claim.job_id}")
+            redis.delete(keys.job(claim.job_id), keys.out(claim.job_id))
     redis.config_resetstat()
-    fill(scripts, asked, SAMPLES)
+    fill(scripts, ready, SAMPLES)
     return costs[0], costs[1], script_us(redis)
 
 
 def script_us(redis: Redis) -> float:
-    """What one script has cost since the statistics were reset."""
+    """What one script has taken since the statistics were reset."""
     return float(redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
 
 

@@ -1,11 +1,11 @@
 """What parking brings: how long an interactive job waits for its first token while bulk jobs fill every slot.
 
 Three ways to lay out the same instance of 4 slots, each with a fleet of its own: nothing is done, one slot is reserved
-for interactive jobs, bulk jobs are parked for them. Bulk jobs of 128 tokens each lie in the queue; from when all slots
+for interactive jobs, bulk jobs are parked for them. Bulk jobs of 96 tokens each lie in the queue; from when all slots
 are at work until the last of them ends, one interactive job after the other is asked, with a pause between them. What
 the bulk jobs lose shows in their tokens per second, beside those of a first lot without interactive jobs.
 
-    python benchmarks/parking.py --bulk 12
+    python benchmarks/parking.py --threads 1
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.common import MODEL, arguments_parser, bench_fleet
 from packtrain.client import Job, JobState, Packtrain
 
 SLOTS, CONTEXT = 4, 512
-BULK_TOKENS, TALK_TOKENS = 128, 16
+BULK_TOKENS, TALK_TOKENS = 96, 16
 PAUSE_S = 1.0
 WAYS = {
     "nothing": "reserved_slots = 0\nparking = false",
@@ -64,7 +64,7 @@ def rate(jobs: list[Job], begin: float) -> float:
 def main() -> None:
     """Entry point."""
     parser = arguments_parser(__doc__)
-    parser.add_argument("--bulk", type=int, default=12, help="bulk jobs of each lot")
+    parser.add_argument("--bulk", type=int, default=8, help="bulk jobs of each lot")
     arguments = parser.parse_args()
     print("| | idle: first token, ms | beside bulk: median | most | asked | bulk alone, tokens/s | beside | of alone |")
     print("|---|---|---|---|---|---|---|---|")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.offer_book import NodeOffers
 from packtrain.broker.placement import MIB, Snapshot, missing_since, plan, unserved_since
 from packtrain.broker.states import InstanceState
 
@@ -45,7 +46,7 @@ def make_fleet(num_nodes: int, num_models: int, seed: int) -> Snapshot:
     ]
     # As they come from the registry: equal offers are one object; what a node has measured, a tenth, is its own.
     offers = {
-        name: {NodeId(node.node): info.model_copy() if rng.random() < 0.1 else info for node in nodes}
+        name: NodeOffers({NodeId(node.node): info.model_copy() if rng.random() < 0.1 else info for node in nodes})
         for name, info in models.items()
     }
     return Snapshot(now_ms=NOW, nodes=nodes, models=models, offers=offers)

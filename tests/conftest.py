@@ -14,6 +14,7 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.connection import connect
 from packtrain.broker.server import BrokerServer
+from tests.support.fault_table import pytest_addoption, pytest_terminal_summary  # noqa: F401  (hooks)
 
 # A busy machine is no defect: hypothesis would fail what took 200 ms once, or what was slow to make.
 settings.register_profile("packtrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])

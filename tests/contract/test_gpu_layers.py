@@ -17,6 +17,7 @@ from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_fit import most_that_fit, with_fitting_layers
+from packtrain.workers.devices import GPU, FoundDevice, memories
 from packtrain.workers.load_options import LoadOptions
 from tests.support.rpc_device import N_CTX, N_SLOTS
 from tests.support.tiny_model import write_tiny_model
@@ -76,3 +77,15 @@ def test_the_search_finds_the_largest_count_with_few_looks(room: int, most: int)
 
     assert most_that_fit(fits, most) == min(room, most)
     assert len(looks) <= 7
+
+
+def test_a_device_is_seen_with_its_own_memory(device: str) -> None:
+    command = [sys.executable, "-m", "tests.support.rpc_device", "list", device]
+
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = [FoundDevice.model_validate(entry) for entry in json.loads(told.splitlines()[-1])]
+
+    (gpu,) = [each for each in found if each.type == GPU]
+    assert gpu.name.startswith("RPC")
+    assert gpu.total >= gpu.free > 0
+    assert [each.kind for each in memories(1, 1, found)] == ["ram"]  # that of another machine is not ours

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 
+from packtrain.broker.ids import JobId
 from packtrain.broker.messages import Recipe, SamplingParams
 from packtrain.broker.structured import JsonSchema
 from packtrain.workers.backends import llama_cpp_states
 from packtrain.workers.backends.base import DecodeFailed, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.machine import MachineMemory
 from tests.support.forgetful_models import write_recurrent_model, write_sliding_window_model
@@ -108,6 +112,72 @@ def test_the_logits_of_a_parked_sequence_are_those_of_one_that_stayed(backend: L
     assert sequence.logits == stayed.logits
     assert sequence.tokens == stayed.tokens
     backend.close(target)
+
+
+class Asked:
+    """A request of an engine, and what came of it."""
+
+    def __init__(
+        self, backend: LlamaCppBackend, name: str, params: SamplingParams, *, length: int, is_bulk: bool = True
+    ) -> None:
+        self.told: list[tuple[int, float]] = []
+        self.ends: list[Ended] = []
+        backend.prepare(params)
+        prompt = tuple(10 + (7 * i + len(name)) % 90 for i in range(length))
+        self.request = SequenceRequest(
+            JobId(name), prompt, params, 3, 40, self._on_tokens, self.ends.append, is_bulk=is_bulk
+        )
+
+    def _on_tokens(self, tokens: Tokens) -> None:
+        self.told += [(entry.token, entry.logprob) for entry in tokens.logprobs]
+
+
+def _bulk(backend: LlamaCppBackend) -> list[Asked]:
+    words = {"type": "array", "items": {"enum": ["one", "two", "three"]}, "minItems": 8, "maxItems": 9}
+    kinds: dict[str, dict[str, Any]] = {
+        "drawn": {"temperature": 0.9, "repeat_penalty": 1.2},
+        "greedy": {"temperature": 0, "logit_bias": dict.fromkeys(range(70, 74), 6.0)},
+        "in a form": {"temperature": 1, "response_format": JsonSchema(words)},
+        "scored prompt": {"temperature": 0.9, "prompt_logprobs": 1},
+    }
+    return [
+        Asked(
+            backend, name, SamplingParams(**fields, logprobs=0, ignore_eos=name != "in a form"), length=20 + 3 * place
+        )
+        for place, (name, fields) in enumerate(kinds.items())
+    ]
+
+
+@pytest.mark.parametrize("backend", ["batched", "serial"], indirect=True)
+@pytest.mark.parametrize("begins", [2, 9])
+def test_parked_jobs_of_every_kind_end_with_the_same_bits_as_alone(backend: LlamaCppBackend, begins: int) -> None:
+    alone = []
+    for number in range(4):
+        asked = _bulk(backend)[number]
+        engine = Engine(backend, clock=lambda: 0, speculation="prompt-lookup")
+        engine.submit(asked.request)
+        while engine.is_busy:
+            engine.step()
+        alone.append(asked)
+    bulk = _bulk(backend)
+    engine = Engine(backend, clock=lambda: 0, speculation="prompt-lookup")
+    for asked in bulk:
+        engine.submit(asked.request)
+    for _ in range(begins):
+        engine.step()
+    talk = [Asked(backend, f"talk {n}", GREEDY, length=5 + n, is_bulk=False) for n in range(3)]
+    for asked in talk:
+        engine.submit(asked.request)
+    while engine.is_busy:
+        engine.step()
+
+    assert engine.stats.parkings >= 2
+    assert all(asked.ends for asked in talk)
+    for mine, its in zip(bulk, alone, strict=True):
+        assert mine.told
+        assert mine.told == its.told
+        assert mine.ends[0].end is its.ends[0].end
+        assert mine.ends[0].prompt_logprobs == its.ends[0].prompt_logprobs
 
 
 def test_a_parked_sequence_keeps_to_its_form(tiny: LlamaCppBackend) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from redis import Redis
 
 from packtrain.broker import keys
+from packtrain.broker.election import Election
 from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.messages import Desired
+from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.offer_book import DIGEST
 from packtrain.broker.pulls import RUNNING_TTL_MS, PullStatus
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
@@ -109,6 +112,24 @@ class RegistryContract:
 
         assert registry.desired() == {MODEL: Desired(replicas=1)}
 
+    def test_wishes_for_a_node_add_up_and_are_kept(self, registry: Registry) -> None:
+        registry.change_node(NODE, NodeChange(memory=2 * 1024**3, labels={"room": "attic", "gpu": "yes"}))
+        registry.change_node(NODE, NodeChange(cores=2, labels={"gpu": None}))
+        after = registry.change_node(NODE, NodeChange(draining=True))
+
+        assert after == NodeWish(memory=2 * 1024**3, cores=2, labels={"room": "attic", "gpu": None}, draining=True)
+        assert registry.node_wish(NODE) == after
+
+    def test_of_a_node_nothing_is_wanted_at_first(self, registry: Registry) -> None:
+        assert registry.node_wish(NODE) == NodeWish()
+
+    def test_the_moment_of_a_resume_is_the_registrys(self, registry: Registry) -> None:
+        before = registry.now_ms()
+
+        wish = registry.change_node(NODE, NodeChange(resume=True, draining=False))
+
+        assert before <= wish.resumed_ms <= registry.now_ms()
+
     def test_why_routes_wait_is_that_of_the_last_plan(self, registry: Registry) -> None:
         assert registry.waits() is None
 
@@ -127,6 +148,13 @@ class RegistryContract:
 
         assert len(registry.nodes()) == len(registry.instances()) == 1
 
+    def test_the_term_is_that_of_the_latest_leadership(self, registry: Registry, elect: Callable[[], object]) -> None:
+        assert registry.term() == 0
+
+        elect()
+
+        assert registry.term() == 1
+
 
 class TestMemoryRegistry(RegistryContract):
     @pytest.fixture
@@ -134,8 +162,16 @@ class TestMemoryRegistry(RegistryContract):
         return FakeClock()
 
     @pytest.fixture
-    def registry(self, clock: FakeClock) -> Registry:
-        return MemoryRegistry(clock)
+    def leaders(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def elect(self, leaders: list[str]) -> Callable[[], object]:
+        return lambda: leaders.append("me")
+
+    @pytest.fixture
+    def registry(self, clock: FakeClock, leaders: list[str]) -> Registry:
+        return MemoryRegistry(clock, leaders.__len__)
 
     def test_a_silent_node_vanishes(self, registry: Registry, clock: FakeClock) -> None:
         registry.put_node(node_beat())
@@ -157,6 +193,10 @@ class TestMemoryRegistry(RegistryContract):
 
 
 class TestRedisRegistry(RegistryContract):
+    @pytest.fixture
+    def elect(self, redis: Redis) -> Callable[[], object]:
+        return Election(redis, "me").lead
+
     @pytest.fixture
     def registry(self, redis: Redis) -> Registry:
         return RedisRegistry(redis)

@@ -108,12 +108,13 @@ def test_load_and_unload_print_the_instances_as_ps_does(shell: UpShell) -> None:
 
 
 def test_explain_says_where_a_job_is_in_words_and_as_json(shell: UpShell) -> None:
-    job_id = shell.json("run", "m", "hello")["job_id"]
+    job_id = shell.json("run", "m", "hello", "--lane", "bulk", "--user", "ann", "--max-run", "60")["job_id"]
 
     found = shell.json("explain", job_id)
     said = shell.run("explain", job_id)
 
     assert (found["state"], found["model"], found["position"]) == ("SUCCEEDED", "m", None)
+    assert (found["lane"], found["user"]) == ("bulk", "ann")
     assert "SUCCEEDED since" in said.stdout
     assert "it ended as SUCCEEDED" in said.stdout
 

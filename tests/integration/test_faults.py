@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,21 +17,23 @@ from redis import Redis
 
 from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
-from packtrain.broker.chunks import Event
 from packtrain.broker.connection import connect
-from packtrain.broker.ids import JobId, NodeId, Route, new_job_id
+from packtrain.broker.ids import NodeId, Route, new_job_id
 from packtrain.broker.messages import NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
-from packtrain.client import Job, JobState
+from packtrain.client import JobState
 from tests.support.factories import spec
+from tests.support.fault_table import LOAD_S, PROMPT, answer, inject, start_load, until_on_file
 from tests.support.fleets import LEASE_MS, Fleet, eventually, scripted_fleet, until_first_text
 
 pytestmark = pytest.mark.integration
 
 #: 30 ms a step: an answer of 100 tokens takes 3 s, long enough for a fault to hit the middle of it.
 MODELS: dict[str, dict[str, Any]] = {"steady": {"n_slots": 8, "n_ctx": 512, "step_ms": 30}}
-PROMPT = "abcdefghi !long"
-ANSWER = (PROMPT[::-1] * 40)[:100]
+ANSWER = answer(PROMPT, 100)
+#: An agent sees an exit within 0.25 s, a coordinator plans each second, a broker takes 2 s to come back.
+SEEN_S, TICK_S, BROKER_S = 0.25, 1.0, 5.0
+LEASE_S = LEASE_MS / 1000
 
 
 @pytest.fixture
@@ -49,47 +50,13 @@ def redis(fleet: Fleet) -> Iterator[Redis]:
     client.close()
 
 
-def start_jobs(fleet: Fleet, count: int = 4) -> tuple[list[Job], list[str]]:
-    """Jobs in mid-generation, and what readers of their streams have seen; a reader ends with its job."""
-    jobs = [fleet.client.submit("steady", PROMPT, max_tokens=100) for _ in range(count)]
-    seen = [""] * count
-
-    def read(number: int) -> None:
-        for text in jobs[number].stream():
-            seen[number] += text
-
-    for number, job in enumerate(jobs):
-        threading.Thread(target=read, args=(number,), daemon=True).start()
-        until_first_text(job)
-    return jobs, seen
-
-
-def assert_each_finished_once(redis: Redis, jobs: list[Job], seen: list[str]) -> None:
-    for job in jobs:
-        assert job.result(timeout=60).text == ANSWER
-    eventually(lambda: all(text == ANSWER for text in seen), f"all readers to have seen the answer, not {seen}")
-    for job in jobs:
-        events = every_event(redis, job)
-        ends = [event for event in events if event.end]
-        tokens = [index for event in events for index in range(event.index, event.index + len(event.tokens))]
-        assert len(ends) == 1
-        assert tokens == list(range(100))
-
-
-def every_event(redis: Redis, job: Job) -> list[Event]:
-    events: list[Event] = []
-    while more := RedisJobs(redis).events({JobId(job.id): events[-1].id if events else "0"}):
-        events += more
-    return events
-
-
 def test_killing_an_instance_in_mid_generation_costs_time_but_no_token(fleet: Fleet, redis: Redis) -> None:
-    jobs, seen = start_jobs(fleet)
+    load = start_load(fleet.client, redis)
 
-    fleet.kill(fleet.instance("steady").pid)
+    with inject("kill -9 of an instance", load, SEEN_S + 2 * TICK_S + LOAD_S):
+        fleet.kill(fleet.instance("steady").pid)
 
-    assert_each_finished_once(redis, jobs, seen)
-    assert {job.status().attempts for job in jobs} == {1}
+    assert {job.status().attempts for job in load.jobs} == {1}
 
 
 def test_killing_an_instance_in_mid_generation_costs_no_logprob(fleet: Fleet) -> None:
@@ -110,30 +77,29 @@ def test_killing_an_instance_in_mid_generation_costs_no_logprob(fleet: Fleet) ->
 
 
 def test_late_writes_of_a_frozen_instance_are_refused(fleet: Fleet, redis: Redis) -> None:
-    jobs, seen = start_jobs(fleet)
-    frozen = fleet.instance("steady")
+    load = start_load(fleet.client, redis)
+    frozen, jobs = fleet.instance("steady"), load.jobs
 
-    fleet.kill(frozen.pid, signal.SIGSTOP)
-    eventually(
-        lambda: all(j.status().state is JobState.QUEUED for j in jobs), "the leases to lapse", LEASE_MS / 1000 + 10
-    )
-    # It wakes up in the middle of a step and writes what it has.
-    fleet.kill(frozen.pid, signal.SIGCONT)
+    with inject("instance frozen, and awake again", load, LEASE_S + 2 * TICK_S):
+        fleet.kill(frozen.pid, signal.SIGSTOP)
+        eventually(lambda: all(j.status().state is JobState.QUEUED for j in jobs), "the leases to lapse", LEASE_S + 10)
+        # It wakes up in the middle of a step and writes what it has.
+        fleet.kill(frozen.pid, signal.SIGCONT)
 
     log = fleet.running.home / "logs" / "agent.log"
     eventually(lambda: all(f"{job.id} was lost to epoch 1" in log.read_text() for job in jobs), "the refusals")
-    assert_each_finished_once(redis, jobs, seen)
     assert all(job.status().epoch > 1 for job in jobs)
 
 
 def test_a_broker_killed_and_restarted_loses_nothing(fleet: Fleet, redis: Redis) -> None:
-    jobs, seen = start_jobs(fleet)
+    load = start_load(fleet.client, redis)
     waiting = [fleet.client.submit("steady", f"waiting {i}") for i in range(20)]
-    broker = broker_process(redis)
 
-    broker.kill()
+    until_on_file(redis)
 
-    assert_each_finished_once(redis, jobs, seen)
+    with inject("kill -9 of the broker", load, BROKER_S):
+        broker_process(redis).kill()
+
     assert [job.result(timeout=60).text for job in waiting] == [f"waiting {i}"[::-1] for i in range(20)]
 
 
@@ -163,37 +129,38 @@ def test_spare_doorbells_do_no_harm(fleet: Fleet) -> None:
 
 
 def test_connections_cut_by_the_broker_run_no_job_twice(fleet: Fleet, redis: Redis) -> None:
-    jobs, seen = start_jobs(fleet)
+    load = start_load(fleet.client, redis)
 
-    redis.client_kill_filter(_type="normal", skipme=True)
+    with inject("all connections cut by the broker", load, 2 * TICK_S):
+        redis.client_kill_filter(_type="normal", skipme=True)
 
-    assert_each_finished_once(redis, jobs, seen)
-    assert {job.status().epoch for job in jobs} == {1}
+    assert {job.status().epoch for job in load.jobs} == {1}
 
 
 def test_killing_the_agent_costs_time_but_no_token(fleet: Fleet, redis: Redis) -> None:
-    jobs, seen = start_jobs(fleet)
+    load = start_load(fleet.client, redis)
     instance = fleet.instance("steady")
 
-    fleet.kill(fleet.running.pids["agent"])
+    # Its instances drain, 5 s here, and finish what they can in that time.
+    with inject("kill -9 of an agent", load, 2 * TICK_S + LOAD_S):
+        fleet.kill(fleet.running.pids["agent"])
 
-    assert_each_finished_once(redis, jobs, seen)
     eventually(lambda: not psutil.pid_exists(instance.pid), "the orphaned instance to end")
     assert fleet.client.generate("steady", "again", timeout=60).text == "niaga"
 
 
 def test_killing_the_coordinator_disturbs_no_running_job(fleet: Fleet, redis: Redis) -> None:
-    jobs, seen = start_jobs(fleet)
+    load = start_load(fleet.client, redis)
     term = int(str(redis.get(keys.TERM)))
 
-    fleet.kill(fleet.running.pids["coordinator"])
-
-    assert_each_finished_once(redis, jobs, seen)
-    eventually(lambda: int(str(redis.get(keys.TERM))) > term, "another leadership")
+    # The restarted one is another candidate: the leadership of the dead one has to lapse, 5 s.
+    with inject("kill -9 of the coordinator", load, 6.5, until=lambda: int(str(redis.get(keys.TERM))) > term):
+        fleet.kill(fleet.running.pids["coordinator"])
 
 
 def test_a_busy_instance_outlives_neither_its_agent_nor_its_broker(fleet: Fleet, redis: Redis) -> None:
-    start_jobs(fleet)
+    load = [fleet.client.submit("steady", PROMPT, max_tokens=100) for _ in range(4)]
+    until_first_text(load[0])
     instance = psutil.Process(fleet.instance("steady").pid)
     broker, up = broker_process(redis), fleet.running.supervisor
 
@@ -248,12 +215,12 @@ def test_unloading_a_busy_instance_gives_its_jobs_back_with_their_tokens(tmp_pat
     with scripted_fleet(tmp_path, MODELS, PACKTRAIN_DRAIN_S="0.2") as fleet:
         redis = connect(fleet.url, name="test")
         fleet.client.generate("steady", "warm up")
-        jobs, seen = start_jobs(fleet)
+        load = start_load(fleet.client, redis)
 
-        fleet.client.unload("steady")
+        with inject("busy instance unloaded", load, 0.2 + 2 * TICK_S + LOAD_S):
+            fleet.client.unload("steady")
 
-        assert_each_finished_once(redis, jobs, seen)
-        assert {job.status().attempts for job in jobs} == {0}
+        assert {job.status().attempts for job in load.jobs} == {0}
         redis.close()
 
 

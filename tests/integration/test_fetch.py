@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -21,7 +22,7 @@ from packtrain.workers.files.fetch import Fetch
 from packtrain.workers.files.part_file import ABANDONED_S, PartFile, remove_abandoned
 from packtrain.workers.files.secret import FleetSecret
 from packtrain.workers.files.server import MAX_CONNECTIONS, FileServer
-from packtrain.workers.files.source import NodeSource
+from packtrain.workers.files.source import NodeSource, RemotePart, SourceAway
 from packtrain.workers.files.tokens import sign
 from tests.support.factories import node_beat
 from tests.support.fleets import eventually
@@ -68,12 +69,13 @@ class Nodes:
         server = self.server
         return node_beat("n1", files_url=f"http://127.0.0.1:{server.port}", loopback="us") if server else None
 
-    def fetch(self, model: str = TINY) -> Fetch:
-        source = NodeSource(
-            "n1", self.beat, secret=FleetSecret(lambda: self.known or self.secret), loopback="us", clock_s=time.time
-        )
+    def source(self) -> NodeSource:
+        secret = FleetSecret(lambda: self.known or self.secret)
+        return NodeSource("n1", self.beat, secret=secret, loopback="us", clock_s=time.time)
+
+    def fetch(self, model: str = TINY, source: NodeSource | None = None) -> Fetch:
         return Fetch(
-            ModelId(model), source, self.here, suffix=".gguf", hashes=self.here / "hashes.json",
+            ModelId(model), source or self.source(), self.here, suffix=".gguf", hashes=self.here / "hashes.json",
             space=lambda folder, fetch: self.free,
         )  # fmt: skip
 
@@ -243,25 +245,18 @@ def test_a_fetch_goes_on_where_an_earlier_one_ended(nodes: Nodes) -> None:
     nodes.serve()
     part_path(nodes).write_bytes(CONTENT[:700_000])
 
-    fetch = nodes.fetch()
-    asked = _offsets(fetch)
+    source, asked = nodes.source(), list[int]()
+    read = source.read
 
-    assert finish(fetch).failure == ""
+    def noting(model: ModelId, number: int, start: int, part: RemotePart) -> AbstractContextManager[HTTPResponse]:
+        asked.append(start)
+        return read(model, number, start, part)
+
+    source.read = noting  # type: ignore[method-assign, assignment]
+
+    assert finish(nodes.fetch(source=source)).failure == ""
     assert asked == [700_000]
     assert (nodes.here / "tiny.gguf").read_bytes() == CONTENT
-
-
-def _offsets(fetch: Fetch) -> list[int]:
-    """Where reads of the source begin, from now on."""
-    offsets: list[int] = []
-    read = fetch.source.read
-
-    def noting(model: ModelId, number: int, start: int, part: object) -> object:
-        offsets.append(start)
-        return read(model, number, start, part)  # type: ignore[arg-type]
-
-    fetch.source.read = noting  # type: ignore[method-assign, assignment]
-    return offsets
 
 
 def test_a_fetch_outlives_its_source(nodes: Nodes) -> None:
@@ -280,6 +275,29 @@ def test_a_fetch_outlives_its_source(nodes: Nodes) -> None:
     assert finish(fetch).failure == ""
     assert came > 400_000
     assert (nodes.here / "tiny.gguf").read_bytes() == CONTENT
+
+
+def test_a_source_that_answers_but_gives_no_byte_shows_no_sign_of_life(nodes: Nodes) -> None:
+    nodes.offer()
+    nodes.serve()
+    part_path(nodes).write_bytes(CONTENT[:500_000])
+    tries = 0
+
+    def cut_off(*_: object) -> object:
+        nonlocal tries
+        tries += 1
+        raise SourceAway("n1 has cut the transfer off")
+
+    source = nodes.source()
+    source.read = cut_off  # type: ignore[method-assign, assignment]
+    fetch = nodes.fetch(source=source)
+    eventually(lambda: tries >= 2, "two tries")
+    signs, tries = fetch.signs, 0
+    eventually(lambda: tries >= 3, "three more")
+
+    assert fetch.signs == signs
+    fetch.cancel()
+    finish(fetch)
 
 
 def test_a_flipped_byte_is_refused_and_does_not_stay(nodes: Nodes) -> None:

@@ -73,7 +73,7 @@ def test_an_interactive_job_has_a_slot_while_bulk_jobs_fill_the_others(fleet: Fl
 
     waits = [job.explain() for job in bulk[3:]]
     assert [found.position for found in waits] == [1, 2, 3]
-    assert "3 of 4 slots are at work" in waits[1].reason
+    assert "3 of 4 slots are at work, 1 are left to interactive jobs" in waits[1].reason
     assert "runs on n1" in bulk[0].explain().reason
 
     assert [fleet.client.generate("lanes", f"{n}", max_tokens=1).text for n in range(3)] == ["0", "1", "2"]
@@ -87,8 +87,8 @@ def test_an_interactive_job_has_a_slot_while_bulk_jobs_fill_the_others(fleet: Fl
 
 
 def test_interactive_jobs_end_long_before_the_bulk_jobs_that_filled_all_slots_and_these_end_right(fleet: Fleet) -> None:
-    prompts = [f"!long bulk job {number} " for number in range(6)]
-    bulk = [fleet.client.submit("parking", prompt, lane="bulk", max_tokens=700) for prompt in prompts]
+    lengths = {f"!long bulk job {number} ": 700 if number < 4 else 20 for number in range(6)}
+    bulk = [fleet.client.submit("parking", p, lane="bulk", max_tokens=length) for p, length in lengths.items()]
     eventually(lambda: fleet.instance("parking").slots_used == 4, "four slots at work")
     running = [job for job in bulk if job.status().state is JobState.RUNNING]
 
@@ -98,8 +98,8 @@ def test_interactive_jobs_end_long_before_the_bulk_jobs_that_filled_all_slots_an
     assert len(running) == 4
     assert max(answered) < min(finished(job) for job in bulk)
     assert [job.result().text for job in talk] == [f"{n} olleh" for n in range(6)]
-    for job, prompt in zip(bulk, prompts, strict=True):
-        whole = (prompt[::-1] * 700)[:700]
+    for job, (prompt, length) in zip(bulk, lengths.items(), strict=True):
+        whole = (prompt[::-1] * 700)[:length]
         assert (job.result().text, job.status().attempts) == (whole, 0)
         assert "".join(job.stream()) == whole  # as readers had it
     assert min(started(job.status()) for job in bulk if job not in running) >= min(finished(job) for job in running)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,15 @@ from huggingface_hub import constants
 from redis import Redis
 from typer.testing import CliRunner
 
-from packtrain.broker.errors import InvalidParameter, ModelFetchFailed
+from packtrain.broker.errors import InvalidParameter, ModelFetchFailed, UnknownNode
 from packtrain.broker.pulls import PullStatus, new_pull
+from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.server import BrokerServer
 from packtrain.client.cli.main import app
 from packtrain.workers.files import pull as pull_module
 from packtrain.workers.files.hub import Hub
 from packtrain.workers.files.pull import models_in, pull
+from packtrain.workers.files.pulls import MAX_PULLS, Pulls
 from tests.support.agents import agents
 from tests.support.fleets import eventually
 from tests.support.hub_server import REPO, FakeHub, fake_hub
@@ -175,6 +178,43 @@ def test_a_repository_needs_an_owner_and_a_name(repo: str) -> None:
         new_pull(repo, "x.gguf", "main")
 
 
+def following(*lines: str, then: str = "") -> tuple[Pulls, MemoryRegistry]:
+    """A node whose pulls say these lines, whatever they are asked for."""
+    said = "".join(f"print({line!r}, flush=True)\n" for line in lines)
+    registry = MemoryRegistry(lambda: int(time.time() * 1000))
+    return Pulls("n1", registry.put_pull, (sys.executable, "-c", said + then)), registry
+
+
+def test_what_the_process_of_a_pull_says_is_passed_on_until_its_end() -> None:
+    request = new_pull(REPO, "a.gguf", "main")
+    half = PullStatus(file="a.gguf", done=1, total=2).model_dump_json()
+    pulls, registry = following(half, "no JSON", then="input()")  # stdin is empty: it ends without a last word
+    pulls.start(request)
+
+    end = eventually(lambda: _ended(registry, request.id), "the end of the pull")
+
+    assert (end.node, end.state) == ("n1", "failed")
+    assert "ended with code 1; pull again" in str(end.error)
+
+
+def test_a_node_pulls_some_at_once_and_says_so_to_the_next() -> None:
+    requests = [new_pull(REPO, "a.gguf", "main") for _ in range(MAX_PULLS + 1)]
+    pulls, registry = following(PullStatus(file="a.gguf").model_dump_json(), then="import time; time.sleep(60)")
+    for request in requests:
+        pulls.start(request)
+        pulls.start(request)  # said twice
+    eventually(lambda: all(registry.pull(request.id) for request in requests), "all to be told of")
+
+    assert [_ended(registry, request.id) is None for request in requests] == [True] * MAX_PULLS + [False]
+    pulls.close()
+    eventually(lambda: all(_ended(registry, request.id) for request in requests), "all to end")
+
+
+def _ended(registry: MemoryRegistry, pull_id: str) -> PullStatus | None:
+    status = registry.pull(pull_id)
+    return status if status and status.state != "running" else None
+
+
 def test_the_command_pulls_here_and_to_a_node_where_the_model_is_offered_at_once(
     broker: BrokerServer, redis: Redis, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +235,7 @@ def test_the_command_pulls_here_and_to_a_node_where_the_model_is_offered_at_once
         listing = packtrain(REPO, "--node", "n1", "--json")
         with pytest.raises(ModelFetchFailed, match="it has no such file"):
             packtrain(f"{REPO}/other.gguf", "--node", "n1")
-        with pytest.raises(InvalidParameter, match="no node 'n9' is up; up: n1"):
+        with pytest.raises(UnknownNode, match="no node 'n9' is up; those that are: n1"):
             packtrain(f"{REPO}/tiny.gguf", "--node", "n9")
         eventually(lambda: fleet.beat("n1").models == ("tiny",), "the model to be offered")
 

@@ -12,6 +12,7 @@ from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
+from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import JobState
@@ -79,6 +80,9 @@ class MemoryTransport:
 
     def pull_status(self, pull_id: str) -> PullStatus | None:
         return self.pulls.get(pull_id)
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        return changed(NodeWish(), change, now_ms=0)
 
     def close(self) -> None:
         self.is_closed = True

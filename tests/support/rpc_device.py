@@ -1,6 +1,7 @@
 """A GPU for tests: llama.cpp's RPC backend offers the CPU of another process as a device of type GPU.
 
     python -m tests.support.rpc_device serve PORT
+    python -m tests.support.rpc_device list PORT                 what our side sees of it
     python -m tests.support.rpc_device fit PORT MODEL LAYERS     free on the device: room for that many layers
 
 Both are processes of their own: a device stays registered until its process ends.
@@ -19,6 +20,7 @@ import llama_cpp
 from packtrain.broker.messages import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
+from packtrain.workers.backends.llama_cpp_devices import found_devices
 from packtrain.workers.backends.llama_cpp_fit import SPARE_BYTES, free_on_gpus, with_fitting_layers
 from packtrain.workers.backends.llama_cpp_layout import ggml, laid_out
 from packtrain.workers.load_options import LoadOptions
@@ -38,11 +40,21 @@ def serve(port: str) -> None:
     start(f"127.0.0.1:{port}".encode(), None, 1, 1, devices)
 
 
-def fit(port: str, model: str, layers: str) -> None:
-    """Print what fits and the tokens that it computes."""
+def _add(port: str) -> None:
     add = _rpc().ggml_backend_rpc_add_server
     add.restype, add.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     ggml("ggml_backend_register", None)(add(f"127.0.0.1:{port}".encode()))
+
+
+def list_devices(port: str) -> None:
+    """Print all devices."""
+    _add(port)
+    sys.stdout.write(json.dumps([device.model_dump() for device in found_devices()]) + "\n")
+
+
+def fit(port: str, model: str, layers: str) -> None:
+    """Print what fits and the tokens that it computes."""
+    _add(port)
     path, wanted = Path(model), int(layers)
     (device,) = free_on_gpus()
     with laid_out(path, LoadOptions(gpu_layers=wanted), n_ctx=N_CTX, n_slots=N_SLOTS) as layout:
@@ -66,5 +78,7 @@ def _fitting(path: Path, options: LoadOptions, room: Mapping[int, int]) -> LoadO
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2])
+    elif sys.argv[1] == "list":
+        list_devices(sys.argv[2])
     else:
         fit(*sys.argv[2:])

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker import keys
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.coordinator import MAX_RERING, Coordinator
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
+from packtrain.broker.journal import MemoryJournal, replay
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.messages import Desired, NodeCommand
 from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB, OFFER_WAIT_MS
@@ -63,6 +65,7 @@ class Fleet:
         self.registry.put_models([model_info(), model_info("little", alias_of=MODEL)])
         self.bells = RecordingBells(self.registry)
         self.bells_waiting = 0
+        self.journal = MemoryJournal()
         numbers = itertools.count(1)
         self.coordinator = Coordinator(
             self.jobs,
@@ -70,6 +73,7 @@ class Fleet:
             self.bells,
             lambda model: self.bells_waiting,
             lambda model: InstanceId(f"{model}-{next(numbers)}"),
+            journal=self.journal,
         )
 
     def submit(self, count: int = 1, model: str = MODEL) -> list[JobId]:
@@ -132,6 +136,32 @@ def test_a_load_whose_command_was_lost_is_planned_anew() -> None:
     fleet.tick()
 
     assert fleet.verbs == [("load", "tiny-1"), ("load", "tiny-2")]
+
+
+def test_a_model_of_a_node_that_reports_no_more_is_lost_and_loaded_elsewhere() -> None:
+    fleet = Fleet()
+    fleet.registry.put_instance(instance_beat("old"))
+    fleet.submit()
+    fleet.clock.advance(keys.NODE_TTL_MS - 1)
+    fleet.registry.put_instance(instance_beat("old"))  # its beat outlives that of its node
+    fleet.clock.advance(1)
+    fleet.registry.put_node(node_beat("n2"))
+
+    fleet.tick()
+
+    assert [(node, command.verb) for node, command in fleet.bells.commands] == [("n2", "load")]
+    lost = {i.instance: i for i in fleet.registry.instances()}["old"]
+    assert (lost.state, lost.reason) == (InstanceState.LOST, "its node n1 reports no more")
+
+
+def test_nothing_is_lost_while_the_broker_has_just_come_back() -> None:
+    fleet = Fleet()
+    fleet.clock.advance(keys.NODE_TTL_MS)
+    fleet.registry.put_instance(instance_beat())
+
+    fleet.tick(reap=False)
+
+    assert [i.state for i in fleet.registry.instances()] == [InstanceState.READY]
 
 
 def test_nothing_is_loaded_for_nobody() -> None:
@@ -406,3 +436,37 @@ def test_a_job_meant_for_a_node_waits_while_its_model_is_loaded_nowhere() -> Non
 
     assert fleet.jobs.waiting() == {ROUTE: 1}
     assert [command.verb for _, command in fleet.bells.commands] == ["load"]
+
+
+def test_what_was_decided_stands_in_the_journal_with_what_it_was_planned_from() -> None:
+    fleet = Fleet()
+    fleet.submit()
+    fleet.tick(3)
+
+    (entry,) = fleet.journal.read(10, with_snapshots=True)
+    (decision,) = entry.decisions
+    assert (entry.term, decision.verb, decision.instance, decision.node) == (TERM, "load", "tiny-1", NODE)
+    assert "1 jobs wait" in decision.reason
+    assert replay(entry) == ([], [])
+
+
+def test_jobs_that_were_told_an_error_stand_in_the_journal_with_their_number() -> None:
+    fleet = Fleet(memory_budget=50 * MIB)
+    fleet.submit(3)
+    fleet.tick(3)
+
+    (entry,) = fleet.journal.read(10, with_snapshots=True)
+    (decision,) = entry.decisions
+    assert (decision.verb, decision.code, decision.jobs) == ("reject", "model_too_large", 3)
+    assert replay(entry) == ([], [])
+
+
+def test_a_load_takes_what_its_own_node_says_of_the_model() -> None:
+    fleet = Fleet()
+    fleet.registry.put_offers(NODE, [model_info(n_slots=16, n_ctx=64, required_bytes=7 * MIB)])
+    fleet.submit()
+    fleet.tick()
+
+    ((_, command),) = fleet.bells.commands
+    assert (command.n_slots, command.n_ctx, command.reserved_bytes) == (16, 64, 7 * MIB)
+    assert fleet.bells.reserved_at_command == [7 * MIB]

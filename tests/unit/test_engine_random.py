@@ -336,7 +336,7 @@ def test_every_answer_is_that_of_the_job_alone_whatever_happens_beside_it(
         )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     n_slots=st.integers(1, 4),

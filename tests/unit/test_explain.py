@@ -74,6 +74,15 @@ def test_the_next_job_begins_at_once_where_a_slot_is_free() -> None:
     assert found.eta_s == 0
 
 
+def test_a_bulk_job_does_not_count_on_slots_that_are_left_to_interactive_ones() -> None:
+    busy = instance_beat(n_slots=4, reserved_slots=1, slots_used=3)
+
+    assert why(record(lane="bulk"), instances=[busy]).reason == (
+        "3 of 4 slots are at work, 1 are left to interactive jobs; it is next"
+    )
+    assert why(instances=[busy]).eta_s == 0
+
+
 def test_without_a_measured_rate_nothing_is_guessed() -> None:
     found = why(where=place(ahead=3, waiting=4), rate=None)
 

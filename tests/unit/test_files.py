@@ -103,6 +103,8 @@ def test_a_source_is_silent_since_its_last_sign_of_life() -> None:
     progress.note(0, 0, signs=1, now=7)
 
     assert progress.silent_s(now=9) == 4
+    progress.forgive(3)
+    assert progress.silent_s(now=9) == 1
     assert progress.said("n1", "n1 is hashing its file") == "fetching its file from n1, n1 is hashing its file"
 
 

@@ -25,6 +25,7 @@ from packtrain.broker.placement import (
     missing_since,
     plan,
 )
+from packtrain.broker.placement.packing import pack, unpack
 from packtrain.broker.states import InstanceState
 from tests.support.factories import DETERMINISTIC, MODEL, NODE, ROUTE, instance_beat, model_info, node_beat
 
@@ -574,6 +575,21 @@ def test_unloading_comes_to_an_end_and_never_exceeds_what_is_needed(snapshot: Sn
     again = plan(replace(snapshot, instances=[*draining, *loaded]))
 
     assert unloads(again) == []
+
+
+@settings(deadline=None)
+@given(snapshot=snapshots())
+def test_a_snapshot_that_was_packed_gives_the_same_plan(snapshot: Snapshot) -> None:
+    there, again = plan(snapshot), plan(unpack(pack(snapshot)))
+
+    assert (again.loads, again.unloads, again.waits) == (there.loads, there.unloads, there.waits)
+    assert [(r.route, str(r.error)) for r in again.rejects] == [(r.route, str(r.error)) for r in there.rejects]
+
+
+@pytest.mark.parametrize("text", ["", "?", "no base 85 \u00fc", pack(fleet())[:-9], "a" * 40])
+def test_a_text_that_is_no_packed_snapshot_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="snapshot"):
+        unpack(text)
 
 
 def test_a_deterministic_job_loads_a_deterministic_instance_beside_a_busy_fast_one() -> None:

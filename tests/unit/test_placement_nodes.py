@@ -20,6 +20,7 @@ from packtrain.broker.placement import (
     missing_since,
     plan,
 )
+from packtrain.broker.placement.packing import pack, unpack
 from packtrain.broker.states import InstanceState
 from tests.support.factories import DETERMINISTIC, MODEL, ROUTE, instance_beat, model_info, node_beat
 
@@ -202,6 +203,10 @@ def test_a_file_is_fetched_to_a_node_with_room_when_no_node_that_has_it_has_room
     assert (load.node, load.fetch_from, load.reserved_bytes) == ("n2", "n1", 600 * MIB)
 
 
+def test_a_snapshot_that_was_packed_gives_the_same_fetch() -> None:
+    assert plan(unpack(pack(fetching()))) == plan(fetching())
+
+
 @pytest.mark.parametrize(
     "other",
     [{"disk_free": 2023 * MIB}, {"memory_budget": 500 * MIB}, {"draining": True}, {"not_deterministic": {MODEL: "no"}}],
@@ -292,14 +297,20 @@ def test_a_replica_is_added_when_the_backlog_outlasts_a_load_by_far() -> None:
     result = plan(backlog(31))
 
     assert loads(result) in ([(MODEL, "n2")], [(MODEL, "n3")])
-    assert "31 jobs of 2.0 s wait for 4 slots" in result.loads[0].reason
+    assert "31 jobs of 2.0 s wait for 4 slots at work" in result.loads[0].reason
+
+
+def test_a_backlog_of_bulk_jobs_that_leave_a_slot_to_others_counts_too() -> None:
+    there = ready("n1", slots_used=3, n_slots=4, job_s=2.0)
+
+    assert len(plan(backlog(31, instances=[there])).loads) == 1
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"instances": [ready("n1", slots_used=4, job_s=0)]},  # nothing is known of its jobs
-        {"instances": [ready("n1", slots_used=3, job_s=9)]},  # a slot is free
+        {"instances": [ready("n1", slots_used=1, job_s=9)]},  # most slots are free
         {"instances": [ready("n1", slots_used=4, job_s=9), ready("n2", state=InstanceState.LOADING, ready_ms=0)]},
         {"instances": [ready(f"n{n}", slots_used=4, job_s=9) for n in (1, 2, 3)]},  # each node has one
         {"offers": {MODEL: {NodeId(n): model_info(max_replicas=1) for n in ("n1", "n2", "n3")}}},

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 RING: Final = "packtrain.ring"
 NODE_COMMAND: Final = "packtrain.node"
 NODE_PULL: Final = "packtrain.pull"
+#: An agent says something to itself, to see that it hears.
+ECHO: Final = "packtrain.echo"
 #: A job rings only while no more than this many wait: a slot that hears a bell serves jobs for a while, and rings again
 #: itself when some are left. So a million jobs lie in Redis without a million messages beside them.
 MAX_BELLS = 256
@@ -45,6 +47,7 @@ def make_app(url: str, *, name: str, events: bool = False) -> Celery:
     if url.startswith("rediss://") and "ssl_" not in url:  # kombu alone would not look at the certificate
         app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
     app.conf.update(
+        broker_transport="packtrain.broker.lasting_transport:LastingTransport",
         result_backend=None,
         task_ignore_result=True,
         task_acks_late=True,
@@ -117,6 +120,13 @@ class Doorbell:
         """
         payload = {"request": request.model_dump(mode="json")}
         self._send(NODE_PULL, payload, keys.node_queue(node), expires=COMMAND_EXPIRES_S)
+
+    def echo(self, node: NodeId, number: int) -> None:
+        """Send an agent's message to itself. When the broker is away it is only not sent."""
+        try:
+            self._send(ECHO, {"number": number}, keys.node_queue(node), expires=COMMAND_EXPIRES_S)
+        except OperationalError as error:
+            logger.debug("Could not send an echo: %s", error, extra={"event": "echo.failed"})
 
     def close(self) -> None:
         """Free the connections."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Protocol
 
 from packtrain.broker import placement
 from packtrain.broker.celery_app import MAX_BELLS
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, new_instance_id
 from packtrain.broker.jobs import JobStore
+from packtrain.broker.journal import Entry, Journal, decisions_of
+from packtrain.broker.losses import find_lost
 from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
 from packtrain.broker.placement import Load, Plan, Snapshot, Unload
 from packtrain.broker.registry import Registry
@@ -51,6 +54,7 @@ class Coordinator:
         offer_wait_ms: How long jobs wait for a model that no live node offers.
         max_wait_ms: How long jobs wait for a place that models with work of their own hold.
         min_residency_ms: How long an instance stays at least.
+        journal: Where decisions are kept; None: nowhere.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Coordinator:
         offer_wait_ms: int = placement.OFFER_WAIT_MS,
         max_wait_ms: int = placement.MAX_WAIT_MS,
         min_residency_ms: int = placement.MIN_RESIDENCY_MS,
+        journal: Journal | None = None,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
@@ -72,6 +77,7 @@ class Coordinator:
         self._offer_wait_ms = offer_wait_ms
         self._max_wait_ms = max_wait_ms
         self._min_residency_ms = min_residency_ms
+        self._journal = journal
         self._short_before: dict[Route, int] = {}
         self._term = 0
         self._missing_since: dict[ModelId, int] = {}
@@ -87,6 +93,8 @@ class Coordinator:
         self._registry.prune()
         if reap:
             self.reap()
+        if reap:
+            self._note_losses()
         snapshot = self._look(term)
         if reap:
             self._strand(snapshot)
@@ -106,6 +114,14 @@ class Coordinator:
             )  # fmt: skip
             if reaped.state is JobState.QUEUED:
                 self._bells.ring(reaped.route)
+
+    def _note_losses(self) -> None:
+        """Tell what a vanished node had as LOST, so that the plan of this tick counts on it no more."""
+        for lost in find_lost(self._registry.instances(), {node.node for node in self._registry.nodes()}):
+            self._registry.put_instance(lost)
+            logger.warning(
+                "%s is LOST: %s", lost.instance, lost.reason, extra={"event": "instance.lost", "node": lost.node}
+            )
 
     def _look(self, term: int) -> Snapshot:
         snapshot = Snapshot(
@@ -172,17 +188,25 @@ class Coordinator:
         self._short_before = short
 
     def _carry_out(self, plan: Plan, snapshot: Snapshot, term: int) -> None:
+        told: dict[Route, int] = {}
         for reject in plan.rejects:
             if failed := self._jobs.reject(reject.route, reject.error):
+                told[reject.route] = failed
                 logger.warning(
                     "Failed %d jobs for %s: %s", failed, reject.route, reject.error, extra={"event": "jobs.rejected"}
                 )
-        for load in plan.loads:
-            self._load(load, snapshot.now_ms, term)
+        names = [self._load(load, snapshot.now_ms, term) for load in plan.loads]
         for unload in plan.unloads:
             self._unload(unload, term)
+        if self._journal and (plan.loads or plan.unloads or told):
+            decisions = [
+                made.model_copy(update={"instance": name} if name else {"jobs": told.get(Route(made.route), 0)})
+                for made, name in zip_longest(decisions_of(plan), names)
+            ]
+            entry = Entry(at_ms=snapshot.now_ms, term=term, decisions=tuple(decisions), waits=dict(plan.waits))
+            self._journal.write(entry, snapshot)
 
-    def _load(self, load: Load, now_ms: int, term: int) -> None:
+    def _load(self, load: Load, now_ms: int, term: int) -> InstanceId:
         instance = self._new_instance_id(load.model)
         # The record comes first: it reserves the memory. If the command is lost, the record expires and we plan anew.
         self._registry.put_instance(
@@ -203,6 +227,7 @@ class Coordinator:
                 fetch_from=load.fetch_from, reason=load.reason,
             ),
         )  # fmt: skip
+        return instance
 
     def _unload(self, unload: Unload, term: int) -> None:
         logger.info(

@@ -21,6 +21,7 @@ from packtrain.broker.coordinator import Coordinator
 from packtrain.broker.election import Election
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import Route
+from packtrain.broker.journal import RedisJournal
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
@@ -49,6 +50,7 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
         offer_wait_ms=int(settings.offer_wait_s * 1000),
         max_wait_ms=int(settings.max_wait_s * 1000),
         min_residency_ms=int(settings.min_residency_s * 1000),
+        journal=RedisJournal(redis),
     )
     logger.info("Coordinator %s stands for election at %s", me, masked(url), extra={"event": "coordinator.start"})
 

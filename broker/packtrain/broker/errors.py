@@ -151,6 +151,16 @@ class UnknownJob(InvalidRequest):
         )
 
 
+class UnknownNode(InvalidRequest):
+    """No node of this name is up."""
+
+    code = "unknown_node"
+
+    def __init__(self, *, node: str, known: list[str]) -> None:
+        names = ", ".join(sorted(known)[:20]) or "none"
+        super().__init__(f"no node {node!r} is up; those that are: {names}", node=node, known=sorted(known))
+
+
 class IdempotencyConflict(InvalidRequest):
     """The key was used before with another request."""
 

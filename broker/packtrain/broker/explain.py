@@ -91,7 +91,8 @@ def explain(
     serving = [i for i in instances if _serves(i, route) and not i.state.is_terminal]
     ready = [i for i in serving if i.state is InstanceState.READY]
     ahead = place.ahead + place.interactive_ahead
-    is_next = not ahead and any(i.slots_used < i.n_slots for i in ready)
+    left = {i.instance: i.reserved_slots if status.lane == "bulk" else 0 for i in ready}
+    is_next = not ahead and any(i.slots_used < i.n_slots - left[i.instance] for i in ready)
     reason = _waiting(status, place, route, serving, ready, waits, now_ms, is_next=is_next)
     eta_s = None
     if ready and (is_next or rate):
@@ -143,13 +144,13 @@ def _waiting(
         )
     if is_next:
         return "it is next, and a slot is free"
-    return _turn(place, ready)
+    return _turn(place, ready, left=sum(i.reserved_slots for i in ready) if status.lane == "bulk" else 0)
 
 
-def _turn(place: Place, ready: Sequence[InstanceBeat]) -> str:
+def _turn(place: Place, ready: Sequence[InstanceBeat], *, left: int) -> str:
     used, slots = sum(i.slots_used for i in ready), sum(i.n_slots for i in ready)
     ahead = place.ahead + place.interactive_ahead
-    parts = [f"{used} of {slots} slots are at work"]
+    parts = [f"{used} of {slots} slots are at work{f', {left} are left to interactive jobs' if left else ''}"]
     if ahead:
         interactive = f", {place.interactive_ahead} of them interactive" if place.interactive_ahead else ""
         parts.append(f"{ahead} {'job is' if ahead == 1 else 'jobs are'} ahead of it{interactive}")

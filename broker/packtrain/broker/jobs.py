@@ -305,7 +305,7 @@ def claim(
 def unring(route: Route) -> Call[bool]:
     """Call of unring.lua."""
     names = (keys.ready(route, "interactive"), keys.ready(route, "bulk"), keys.model_queue(route))
-    return Call("unring", names, (), lambda reply: reply == 1)
+    return Call("unring", names, (1,), lambda reply: reply == 1)
 
 
 def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:

@@ -27,6 +27,12 @@
 | pt:secret              | string | 24 h from the last use                     | what nodes sign tokens with |
 | pt:pull:<id>           | string | 15 s from the last word, 1 h from the end  | `PullStatus` |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
+| pt:journal             | stream | 7 d from the last entry, 10,000 of them    | placement decisions: journal.py |
+| pt:snapshots           | stream | 24 h from the last one, 300 of them        | what the latest were planned from |
+| pt:nodes:wishes        | hash   | permanent                                  | node id → `NodeWish` |
+| pt:invite:<id>         | hash   | as long as it was made for, at most a day  | code, secret, uses and tries left |
+| pt:invite              | string | as the invitation                          | id of the one whose code is asked for |
+| pt:pairing             | string | 15 s from the last sign of it              | `PairingPlace`: where machines join |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -64,7 +70,12 @@ NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
 SECRET: Final = "pt:secret"  # noqa: S105
+NODE_WISHES: Final = "pt:nodes:wishes"
+INVITE: Final = "pt:invite"
+PAIRING: Final = "pt:pairing"
 WAITS: Final = "pt:waits"
+JOURNAL: Final = "pt:journal"
+SNAPSHOTS: Final = "pt:snapshots"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -80,11 +91,16 @@ INSTANCE_TTL_MS: Final = 15_000
 INSTANCE_ENDED_TTL_MS: Final = 600_000
 SECRET_TTL_MS: Final = 24 * 3600 * 1000
 WAITS_TTL_MS: Final = 10_000
+JOURNAL_TTL_MS: Final = 7 * 24 * 3600 * 1000
+JOURNAL_MAX: Final = 10_000
+SNAPSHOTS_TTL_MS: Final = 24 * 3600 * 1000
+SNAPSHOTS_MAX: Final = 300
 LEADER_TTL_MS: Final = 5_000
+PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000
 
 #: Keys that may stand without a TTL. Tests check that nothing else does.
-PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, TERM, SCHEMA})
+PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, NODE_WISHES, TERM, SCHEMA})
 
 
 def job(job_id: JobId) -> str:
@@ -135,6 +151,11 @@ def instance(instance_id: InstanceId) -> str:
 def pull(pull_id: str) -> str:
     """How far a pull is."""
     return f"pt:pull:{pull_id}"
+
+
+def invite(invite_id: str) -> str:
+    """An invitation to join."""
+    return f"{INVITE}:{invite_id}"
 
 
 def model_queue(route: Route) -> str:

@@ -513,6 +513,16 @@ class ModelFault(_Report):
     reason: str
 
 
+class DeviceMemory(_Report):
+    """One memory of a node, bytes."""
+
+    kind: Literal["ram", "gpu"]
+    name: str
+    total: int = 0
+    free: int = 0
+    unified: bool = Field(False, description="machine and GPU share it")
+
+
 class NodeBeat(_Report):
     """What an agent says of its node every 2 s. Sizes in bytes."""
 
@@ -523,6 +533,7 @@ class NodeBeat(_Report):
     memory_total: int = 0
     memory_free: int = 0
     memory_budget: int = Field(0, description="what instances may use together")
+    devices: tuple[DeviceMemory, ...] = Field((), description="the machine's memory first, then each GPU's own")
     models: tuple[str, ...] = ()
     faults: tuple[ModelFault, ...] = ()
     not_deterministic: dict[str, str] = Field(
@@ -564,6 +575,7 @@ class InstanceBeat(_Report):
     reason: str = Field("", description="why FAILED, LOST or DRAINING; how far a FETCHING one is")
     pid: int = 0
     n_slots: int = 0
+    reserved_slots: int = Field(0, description="of these, that bulk jobs leave to interactive ones")
     n_ctx: int = 0
     numerics: Numerics = "fast"
     recipe: Recipe | None = Field(None, description="what it does for its numerics; null: not loaded yet")

@@ -28,11 +28,32 @@ def to_offers(models: Sequence[ModelInfo]) -> dict[str, str]:
     return {**said, DIGEST: digest}
 
 
+class NodeOffers(dict[NodeId, ModelInfo]):
+    """What nodes say of one model. Whoever changes it says so by `changed`."""
+
+    __slots__ = ("_distinct",)
+    _distinct: tuple[ModelInfo, ...] | None
+
+    def __init__(self, said: Mapping[NodeId, ModelInfo] | None = None) -> None:
+        super().__init__(said or {})
+        self._distinct = None
+
+    def changed(self) -> None:
+        """Forget what was found out."""
+        self._distinct = None
+
+    def distinct(self) -> tuple[ModelInfo, ...]:
+        """Each object once: what all nodes together say of a model is found without asking a thousand of them."""
+        if self._distinct is None:
+            self._distinct = tuple({id(info): info for info in self.values()}.values())
+        return self._distinct
+
+
 class OfferBook:
     """What was read so far. For one thread."""
 
     def __init__(self) -> None:
-        self.by_model: dict[ModelId, dict[NodeId, ModelInfo]] = {}
+        self.by_model: dict[ModelId, NodeOffers] = {}
         self._digests: dict[NodeId, str] = {}
         self._models: dict[NodeId, tuple[ModelId, ...]] = {}
         self._texts: dict[str, ModelInfo] = {}
@@ -60,7 +81,9 @@ class OfferBook:
                 )
                 continue
             self._texts[text] = info
-            self.by_model.setdefault(ModelId(name), {})[node] = info
+            offers = self.by_model.setdefault(ModelId(name), NodeOffers())
+            offers[node] = info
+            offers.changed()
             found.append(ModelId(name))
         self._digests[node], self._models[node] = said[DIGEST], tuple(found)
         if len(self._texts) > 2 * sum(map(len, self._models.values())) + 1000:  # of what was said once
@@ -69,6 +92,8 @@ class OfferBook:
     def _forget(self, node: NodeId) -> None:
         self._digests.pop(node, None)
         for model in self._models.pop(node, ()):
-            del self.by_model[model][node]
-            if not self.by_model[model]:
+            offers = self.by_model[model]
+            del offers[node]
+            offers.changed()
+            if not offers:
                 del self.by_model[model]

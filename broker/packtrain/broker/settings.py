@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId, default_node_id, is_safe_id
+from packtrain.broker.node_wishes import parse_label
 
 
 def _default_home() -> Path:
@@ -37,6 +38,9 @@ class Settings(BaseSettings):
         None, ge=1, description="bytes that instances may use together; unset: 80 % of the total"
     )
     cores: int | None = Field(None, ge=1, description="cores that instances may use together; unset: all it may")
+    labels: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="of this node, for selectors: key=value, separated by ','"
+    )
     lease_ms: int = Field(15_000, ge=500, description="how long a job stays with a silent instance, ms")
     max_waiting: int = Field(100_000, ge=1, description="jobs that may wait for one model before QueueFull")
     max_waiting_user: int | None = Field(
@@ -82,6 +86,13 @@ class Settings(BaseSettings):
             return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
         return value
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        if isinstance(value, str):
+            return dict(parse_label(part) for part in value.split(",") if part.strip())
+        return value
+
     @field_validator("home")
     @classmethod
     def _expand_home(cls, value: Path) -> Path:
@@ -112,25 +123,38 @@ class Settings(BaseSettings):
         return self.home / "fleet.json"
 
     @property
+    def joined_file(self) -> Path:
+        """Where a machine that joined a fleet keeps the URL (mode 0600: it holds the password)."""
+        return self.home / "joined.json"
+
+    @property
     def model_folders(self) -> tuple[Path, ...]:
         """Every folder the catalog searches."""
         return (self.home / "models", *self.models)
 
     def broker_url(self) -> str:
-        """The fleet's URL: `PACKTRAIN_URL`, else the fleet that runs from this home.
+        """The fleet's URL: `PACKTRAIN_URL`, else of the fleet that runs from this home, else of the one it joined.
 
         Raises:
-            SetupError: Neither is there.
+            SetupError: None of them is there.
         """
-        if self.url:
-            return self.url
-        try:
-            return str(json.loads(self.fleet_file.read_text())["url"])
-        except (OSError, ValueError, KeyError):
-            raise SetupError(
-                f"no fleet is known here: PACKTRAIN_URL is not set and nothing runs from {self.home}; "
-                "start one with `packtrain up`, or set PACKTRAIN_URL"
-            ) from None
+        if url := self.known_url():
+            return url
+        raise SetupError(
+            f"no fleet is known here: PACKTRAIN_URL is not set, nothing runs from {self.home}, and it joined none; "
+            "start one with `packtrain up`, join one with `packtrain node`, or set PACKTRAIN_URL"
+        )
+
+    def known_url(self) -> str:
+        """The same; empty when there is none."""
+        return self.url or _url_in(self.fleet_file) or _url_in(self.joined_file)
+
+
+def _url_in(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["url"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def split_address(text: str) -> tuple[str, int]:

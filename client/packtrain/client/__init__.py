@@ -34,6 +34,7 @@ from packtrain.broker.errors import (
     TryLater,
     UnknownJob,
     UnknownModel,
+    UnknownNode,
 )
 from packtrain.broker.explain import Explanation
 from packtrain.broker.messages import (
@@ -47,6 +48,7 @@ from packtrain.broker.messages import (
     Timings,
     Usage,
 )
+from packtrain.broker.node_wishes import NodeWish
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.aio_job import AsyncJob, AsyncTextStream
@@ -88,6 +90,7 @@ __all__ = [
     "ModelLoadFailed",
     "ModelTooLarge",
     "NodeBeat",
+    "NodeWish",
     "NotDeterministic",
     "Packtrain",
     "PacktrainError",
@@ -106,6 +109,7 @@ __all__ = [
     "TryLater",
     "UnknownJob",
     "UnknownModel",
+    "UnknownNode",
     "Usage",
     "Verification",
 ]

@@ -81,6 +81,9 @@ class AsyncPacktrain(Twin[Packtrain]):
     unload = in_thread(Packtrain.unload)
     pull = in_thread(Packtrain.pull)
     pull_status = in_thread(Packtrain.pull_status)
+    set_node = in_thread(Packtrain.set_node)
+    drain_node = in_thread(Packtrain.drain_node)
+    resume_node = in_thread(Packtrain.resume_node)
 
     async def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
         """As `Packtrain.generate`."""

@@ -10,15 +10,18 @@ Sampling options are keyword arguments with the names of `SamplingParams`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+from pydantic import ValidationError
+
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.explain import Explanation
-from packtrain.broker.ids import JobId, ModelId, NodeId, Route
-from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.ids import JobId, ModelId, NodeId, Route, is_safe_id
+from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, invalid
+from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.client.job import Job, TextStream
 from packtrain.client.reading import EMBED_IN_FLIGHT, Window
@@ -291,7 +294,8 @@ class Packtrain:
             file: Path in it, of a GGUF file; of a split one all parts come.
 
         Raises:
-            InvalidParameter: No such node, or a name that cannot be.
+            UnknownNode
+            InvalidParameter: A name cannot be.
         """
         request = new_pull(repo, file, revision)
         self._transport.pull(NodeId(node), request)
@@ -300,3 +304,41 @@ class Packtrain:
     def pull_status(self, pull_id: str) -> PullStatus | None:
         """How far a pull is. None: its node has not said yet, or has not said anything for 15 s."""
         return self._transport.pull_status(pull_id)
+
+    def set_node(
+        self,
+        node: str,
+        *,
+        memory: int | None = None,
+        cores: int | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> NodeWish:
+        """Set budgets and labels of a node, while it runs and for ever after. What is left out stays as it is.
+
+        Args:
+            memory: Bytes that its instances may use together; 0: what it was started with.
+            cores: The same for cores.
+            labels: Set these; None as a value takes one away.
+
+        Raises:
+            UnknownNode
+            InvalidParameter
+        """
+        return self._change_node(node, memory=memory, cores=cores, labels=dict(labels or {}))
+
+    def drain_node(self, node: str) -> NodeWish:
+        """Have a node finish its jobs and take no more, until it is resumed."""
+        return self._change_node(node, draining=True)
+
+    def resume_node(self, node: str) -> NodeWish:
+        """Have a node take part again: after a drain, and out of a quarantine."""
+        return self._change_node(node, draining=False, resume=True)
+
+    def _change_node(self, node: str, **fields: Any) -> NodeWish:
+        if not is_safe_id(node):
+            raise InvalidParameter(f"{node!r} is no node's id; `packtrain nodes` lists them", field="node")
+        try:
+            change = NodeChange(**fields)
+        except ValidationError as error:
+            raise invalid(error) from None
+        return self._transport.change_node(NodeId(node), change)

@@ -14,11 +14,18 @@ from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
-from packtrain.broker.errors import AdapterUnavailable, BrokerUnavailable, InvalidParameter, SetupError, UnknownModel
+from packtrain.broker.errors import (
+    AdapterUnavailable,
+    BrokerUnavailable,
+    SetupError,
+    UnknownModel,
+    UnknownNode,
+)
 from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
@@ -119,7 +126,7 @@ class RedisTransport:
         with self._reachable():
             known = [beat.node for beat in self._registry.nodes()]
         if node not in known:
-            raise InvalidParameter(f"no node {node!r} is up; up: {', '.join(known) or 'none'}", field="node")
+            raise UnknownNode(node=node, known=known)
         try:
             self._bell.pull(node, request)
         except OperationalError as error:
@@ -128,6 +135,14 @@ class RedisTransport:
     def pull_status(self, pull_id: str) -> PullStatus | None:
         with self._reachable():
             return self._registry.pull(pull_id)
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        with self._reachable():
+            up = [beat.node for beat in self._registry.nodes()]
+            # One that is away may be changed, too, once something was wanted of it: a laptop that sleeps.
+            if node not in up and self._registry.node_wish(node) == NodeWish():
+                raise UnknownNode(node=node, known=up)
+            return self._registry.change_node(node, change)
 
     def close(self) -> None:
         self._bell.close()

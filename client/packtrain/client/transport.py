@@ -13,6 +13,7 @@ from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.states import JobState
 
@@ -76,6 +77,10 @@ class Transport(Protocol):
 
     def pull_status(self, pull_id: str) -> PullStatus | None:
         """How far a pull is; None: its node has not said, or says nothing any more."""
+        ...
+
+    def change_node(self, node: NodeId, change: NodeChange) -> NodeWish:
+        """Change what is wanted of a node; all that is wanted of it then."""
         ...
 
     def close(self) -> None:

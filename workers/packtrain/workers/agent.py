@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -27,14 +25,19 @@ from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.workers import machine
+from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.core_dealer import CoreDealer
+from packtrain.workers.device_probe import DeviceWatch
+from packtrain.workers.devices import memories
 from packtrain.workers.files.exchange import Exchange
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
-from packtrain.workers.memory_book import Readings
+from packtrain.workers.managed import Managed
 from packtrain.workers.node_catalog import NodeCatalog
-from packtrain.workers.own_memory import own_memory
-from packtrain.workers.supervision import Limits, Observed, is_out_of_memory, verdict
+from packtrain.workers.node_standing import NodeStanding
+from packtrain.workers.quarantine import SETTLED_S
+from packtrain.workers.supervision import Limits, verdict
+from packtrain.workers.waking import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -44,30 +47,27 @@ BEAT_S = 2.0
 SCAN_S = 5.0
 
 
-@dataclass(slots=True)
-class _Managed:
-    """An instance as the agent knows it."""
-
-    beat: InstanceBeat
-    process: InstanceProcess
-    config: InstanceConfig
-    index: int  # among the instances of its model here
-    state_since: float  # monotonic seconds
-    kill_reason: str = ""
-    tokens_before: tuple[float, int] = (0.0, 0)  # for the rate
-    is_draining: bool = False
-    most_private: int = 0  # bytes of its own memory, the most that was seen
-
-
 class Agent:
     """The agent's loop. `command` may be called from any thread; all else belongs to the loop's thread.
 
     Args:
+        consumer: Sees whether commands arrive.
+        devices: Sees which GPUs there are; None: nobody looks.
+        standing: Of this node in the fleet.
         version: Of Packtrain.
     """
 
     def __init__(
-        self, settings: Settings, store: JobStore, registry: Registry, bells: Bells, catalog: NodeCatalog, version: str
+        self,
+        settings: Settings,
+        store: JobStore,
+        registry: Registry,
+        bells: Bells,
+        catalog: NodeCatalog,
+        consumer: ConsumerWatch,
+        devices: DeviceWatch | None,
+        standing: NodeStanding,
+        version: str,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -78,17 +78,22 @@ class Agent:
         self._node = settings.node_id
         self._limits = Limits(settings.load_timeout_s, settings.drain_s, settings.stall_s)
         self._inbox: SimpleQueue[NodeCommand] = SimpleQueue()
-        self._instances: dict[InstanceId, _Managed] = {}
+        self._instances: dict[InstanceId, Managed] = {}
         self._ended: dict[InstanceId, tuple[InstanceBeat, Cause]] = {}  # waiting to be reported
         self._not_deterministic: dict[str, str] = {}
         self._term_seen = 0
-        self._is_draining = False
+        self._is_stopping = False
         self._reachable_since: float | None = time.monotonic()  # None: the broker is away
         self._next_beat = self._next_scan = 0.0
         self._clock_skew_ms = 0
-        self._total_memory = machine.memory().total
-        self._dealer = CoreDealer(self._cores(), clock=time.monotonic)
+        self._standing = standing
+        self._dealer = CoreDealer(standing.terms.cores, clock=time.monotonic)
         self._dealer.start()
+        self._consumer = consumer
+        self._devices = devices
+        self._deaf = ""  # why no command arrives
+        self._waking = Wakefulness()
+        self._waking.start()
         self._exchange = Exchange(settings, registry, catalog, self._registry_ms)
 
     @property
@@ -103,7 +108,8 @@ class Agent:
     def tick(self) -> None:
         """Read commands, look at every process, report."""
         now = time.monotonic()
-        changed = self._read_inbox()
+        self._wake_up()
+        changed = self._read_inbox() | self._keep_to_terms()
         for managed in list(self._instances.values()):
             changed |= self._look_at(managed, now)
         if now >= self._next_scan:
@@ -111,19 +117,27 @@ class Agent:
             changed |= self._scan()
             self._exchange.serve()
         changed |= self._catalog.poll()
+        if self._devices:
+            changed |= self._devices.poll(now)
         changed |= self._look_at_fetches(now)
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
+        self._deaf = self._consumer.look(time.monotonic(), broker_reachable_s=self._reachable_s(time.monotonic()))
+
+    @property
+    def deaf_s(self) -> float:
+        """For how long commands have not arrived, though the broker answers."""
+        return self._consumer.deaf_s(time.monotonic())
 
     def drain(self, keep_beating: Callable[[], bool]) -> None:
         """End every instance, politely first; returns when all are gone."""
-        self._is_draining = True
+        self._is_stopping = True
         for beat in self._exchange.beats:
             self._cancel_fetch(InstanceId(beat.instance), "the node stops")
         self._exchange.close()
         for managed in self._instances.values():
-            self._begin_drain(managed, "the node stops")
+            managed.begin_drain("the node stops")
         while self._instances:
             for managed in list(self._instances.values()):
                 self._look_at(managed, time.monotonic())
@@ -131,6 +145,8 @@ class Agent:
                 self._report()
             time.sleep(TICK_S)
         self._report()
+        if self._devices:
+            self._devices.close()
 
     def facts(self) -> dict[str, object]:
         """What Flower shows on the agent's page."""
@@ -139,19 +155,28 @@ class Agent:
         return {
             "node": self._node,
             "memory_free_mib": memory.available // mib,
-            "memory_budget_mib": self._budget() // mib,
+            "memory_budget_mib": self._standing.terms.memory // mib,
             "models": ", ".join(sorted(self._catalog.models)) or "none",
             "instances": ", ".join(f"{m.beat.instance} {m.beat.state}" for m in tuple(self._instances.values())) or "-",
         }
 
     def _read_inbox(self) -> bool:
         changed = False
+        if not self._inbox.empty():
+            self._learn_term()
         while True:
             try:
                 command = self._inbox.get_nowait()
             except Empty:
                 return changed
             changed |= self._obey(command)
+
+    def _learn_term(self) -> None:
+        """Ask who leads. A new leader may have had nothing to say to this node, and an old one may still command it."""
+        try:
+            self._term_seen = self._registry.term()
+        except RedisError as error:  # then what came by command has to do
+            logger.warning("Cannot ask for the term: %s", error, extra={"event": "term.unknown"})
 
     def _obey(self, command: NodeCommand) -> bool:
         if command.term < self._term_seen:
@@ -165,10 +190,10 @@ class Agent:
         if command.verb == "unload":
             managed = self._instances.get(instance)
             if managed and not managed.is_draining:
-                self._begin_drain(managed, command.reason)
+                managed.begin_drain(command.reason)
                 return True
             return self._cancel_fetch(instance, command.reason)
-        if instance in self._instances or self._exchange.has(instance) or self._is_draining:
+        if instance in self._instances or self._exchange.has(instance) or not self._takes_new:
             return False  # said before, or too late
         self._load(command, instance)
         return True
@@ -188,11 +213,12 @@ class Agent:
             self._end(beat, InstanceState.FAILED, reason)
             return
         info, path = entry
+        reserved = min(info.reserved_slots, command.n_slots - 1)
         index = self._free_index(info)
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
-            n_slots=command.n_slots, reserved_slots=min(info.reserved_slots, command.n_slots - 1),
+            n_slots=command.n_slots, reserved_slots=reserved,
             n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)),
@@ -205,8 +231,8 @@ class Agent:
             pid_file=self.run_folder / f"{instance}.json",
         )
         self._dealer.add(instance, process, config.n_threads)
-        beat = beat.model_copy(update={"pid": process.pid})
-        self._instances[instance] = _Managed(beat, process, config, index, state_since=time.monotonic())
+        beat = beat.model_copy(update={"pid": process.pid, "reserved_slots": reserved})
+        self._instances[instance] = Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:
         """One that never had a process."""
@@ -236,97 +262,31 @@ class Agent:
         self._end(beat, InstanceState.STOPPED, reason)
         return True
 
-    def _begin_drain(self, managed: _Managed, reason: str) -> None:
-        managed.is_draining = True
-        managed.beat = managed.beat.model_copy(update={"state": InstanceState.DRAINING, "reason": reason})
-        managed.state_since = time.monotonic()
-        managed.process.drain()
-        logger.info("Draining %s: %s", managed.beat.instance, reason, extra={"event": "instance.drain"})
-
-    def _look_at(self, managed: _Managed, now: float) -> bool:
+    def _look_at(self, managed: Managed, now: float) -> bool:
         if managed.process.exit_code() is not None:
             self._bury(managed)
             return True
-        changed = self._take_report(managed, now)
-        report = managed.process.last_report
-        reason = managed.kill_reason or verdict(
-            Observed(
-                state=managed.beat.state,
-                state_age_s=now - managed.state_since,
-                report_age_s=now - managed.process.last_report_at,
-                is_busy=bool(report and report.is_busy),
-                step_age_s=report.step_age_s if report else 0,
-                hub_age_s=report.hub_age_s if report else 0,
-                broker_reachable_s=0 if self._reachable_since is None else now - self._reachable_since,
-            ),
-            self._limits,
-        )
+        changed = managed.take_report(now, self._registry_ms())
+        seen = managed.observed(now, broker_reachable_s=self._reachable_s(now), awake_s=self._waking.look())
+        reason = managed.kill_reason or verdict(seen, self._limits)
         if reason and not managed.kill_reason:
-            managed.kill_reason = reason
-            logger.error("Killing %s: it %s", managed.beat.instance, reason, extra={"event": "instance.kill"})
-            managed.process.kill()
+            managed.kill(reason)
+        elif managed.beat.state is InstanceState.READY and now - managed.state_since > SETTLED_S:
+            self._standing.quarantine.settled(managed.beat.model)
         return changed
 
-    def _take_report(self, managed: _Managed, now: float) -> bool:
-        report = managed.process.last_report
-        if report is None:
-            return False
-        before = managed.beat
-        # Once it was told to drain it stays DRAINING, whatever it said just before it heard. And it has not ended, with
-        # its memory free, before the process is seen gone.
-        state = before.state if managed.is_draining or report.state.is_terminal else report.state
-        update: dict[str, object] = {
-            "state": state,
-            "recipe": report.recipe,
-            "numerics_class": report.numerics_class,
-            "slots_used": report.slots_used,
-            "steps": report.steps,
-            "batch_peak": report.batch_peak,
-            "tokens_out": report.tokens_out,
-            "job_s": report.job_s,
-            "threads": report.threads,
-        }
-        if report.steps != before.steps or report.slots_used:
-            update["last_used_ms"] = self._registry_ms()
-        if state is InstanceState.READY and not before.ready_ms:
-            update["ready_ms"] = update["last_used_ms"] = self._registry_ms()
-            seconds = now - managed.process.started_at
-            logger.info("%s is ready after %.1f s", before.instance, seconds, extra={"event": "instance.ready"})
-        since, tokens = managed.tokens_before
-        if now - since >= BEAT_S:
-            rate = (report.tokens_out - tokens) / (now - since) if since else 0.0
-            update["tokens_per_s"] = round(rate, 1)
-            managed.tokens_before = (now, report.tokens_out)
-        managed.beat = before.model_copy(update=update)
-        if state is not before.state:
-            managed.state_since = now
-            return True
-        return False
-
-    def _bury(self, managed: _Managed) -> None:
+    def _bury(self, managed: Managed) -> None:
         """A process is gone: say why, and give its jobs back at once instead of waiting for their leases."""
         cause = managed.process.reap(managed.kill_reason)
         report = managed.process.last_report
         if report and report.not_deterministic:
             self._not_deterministic[managed.beat.model] = report.not_deterministic
-        instance = InstanceId(managed.beat.instance)
-        # While it loads nothing handles the signal yet, so it ends by it.
-        stopped = managed.is_draining and managed.process.exit_code() in (0, -signal.SIGTERM)
-        state = InstanceState.STOPPED if stopped else InstanceState.FAILED
-        reason = managed.beat.reason if stopped else str(cause)
-        log = logger.info if stopped else logger.error
-        log("%s is %s: %s", instance, state, reason, extra={"event": "instance.ended", "state": state})
-        beat = managed.beat.model_copy(
-            update={
-                "state": state,
-                "reason": reason,
-                "slots_used": 0,
-                "resident_bytes": 0,
-                "tokens_per_s": 0.0,
-                "ended_ms": self._registry_ms(),
-                "out_of_memory": state is InstanceState.FAILED and is_out_of_memory(cause, managed.kill_reason),
-            }
-        )
+        beat = managed.ended(cause, self._registry_ms())
+        instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
+        log = logger.error if has_failed else logger.info
+        log("%s is %s: %s", instance, beat.state, beat.reason, extra={"event": "instance.ended", "state": beat.state})
+        if has_failed:
+            self._standing.failed(beat, now_ms=self._registry_ms())
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
         self._dealer.remove(instance)
@@ -349,8 +309,10 @@ class Agent:
             for beat in self._exchange.beats:
                 self._registry.put_instance(beat)
             for managed in self._instances.values():
-                managed.beat = managed.beat.model_copy(update={"resident_bytes": self._resident_bytes(managed)})
+                managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.resident_bytes(self._catalog)})
                 self._registry.put_instance(managed.beat)
+            if self._standing.follow(self._registry.node_wish(self._node), now_ms=self._registry_ms()):
+                self._dealer.set_budget(self._standing.terms.cores)
             offered = self._catalog.offered()
             self._registry.put_models(offered)
             self._registry.put_offers(self._node, [info for info in offered if not info.alias_of])
@@ -364,49 +326,56 @@ class Agent:
             logger.info("Broker is back", extra={"event": "broker.back"})
             self._reachable_since = time.monotonic()
 
-    def _resident_bytes(self, managed: _Managed) -> int:
-        """What an instance holds; and let the catalog know, for the next estimate.
-
-        Of a model file that was copied into another order the pages stay mapped, and need not: they do not count.
-        """
-        try:
-            now = own_memory(managed.process.pid)
-        except psutil.Error:  # it is gone, and will be buried
-            return 0
-        report = managed.process.last_report
-        if managed.beat.state is not InstanceState.READY or not report or not report.before_load or not report.loaded:
-            return now.resident
-        managed.most_private = max(managed.most_private, now.private)
-        readings = Readings(report.before_load, report.loaded, managed.most_private)
-        needed = self._catalog.note_readings(managed.config, readings)
-        return now.resident if needed is None else now.private + min(now.mapped, needed)
-
     def _node_beat(self) -> NodeBeat:
-        memory = machine.memory()
+        memory, terms = machine.memory(), self._standing.terms
         return NodeBeat(
             node=self._node,
             pid=psutil.Process().pid,
-            cores=self._cores(),
+            cores=terms.cores,
             memory_total=memory.total,
             memory_free=memory.available,
-            memory_budget=self._budget(),
+            memory_budget=terms.memory,
+            devices=memories(memory.total, memory.available, self._devices.found if self._devices else ()),
             models=tuple(sorted(self._catalog.models)),
             faults=self._catalog.faults,
             not_deterministic=dict(self._not_deterministic),
             instances=tuple(sorted([*self._instances, *(beat.instance for beat in self._exchange.beats)])),
             term_seen=self._term_seen,
-            draining=self._is_draining,
+            draining=not self._takes_new,
+            quarantine=self._standing.quarantine.reason(self._registry_ms()) or self._deaf,
+            labels=terms.labels,
             disk_free=self._exchange.disk_free,
             files_url=self._exchange.url,
             loopback=self._exchange.loopback,
             version=self._version,
         )
 
-    def _budget(self) -> int:
-        return memory_budget(self._settings, self._total_memory)
+    @property
+    def _takes_new(self) -> bool:
+        return not self._is_stopping and not self._standing.terms.is_draining
 
-    def _cores(self) -> int:
-        return self._settings.cores or machine.cores()
+    def _keep_to_terms(self) -> bool:
+        """Let go of instances that the node has no room for any more. True: some leave."""
+        staying = [managed.beat for managed in self._instances.values() if not managed.is_draining]
+        leaving = self._standing.must_leave([*staying, *self._exchange.beats])
+        for instance, reason in leaving:
+            if not self._cancel_fetch(instance, reason):
+                self._instances[instance].begin_drain(reason)
+        return bool(leaving)
+
+    def _wake_up(self) -> None:
+        """After a sleep nobody is late: move the deadlines by it."""
+        slept_s = self._waking.take_slept_s()
+        if slept_s is None:
+            return
+        for managed in self._instances.values():
+            managed.state_since += slept_s
+        self._exchange.forgive(slept_s)
+        logger.info("Awake again", extra={"event": "node.awake"})
+
+    def _reachable_s(self, now: float) -> float:
+        """For how long the broker has answered, since waking at most; 0 while it is away."""
+        return 0.0 if self._reachable_since is None else min(now - self._reachable_since, self._waking.look())
 
     def _free_index(self, info: ModelInfo) -> int:
         """The lowest replica number of this model that is free here, so that worker names come again."""
@@ -421,11 +390,6 @@ class Agent:
 def run_folder(settings: Settings) -> Path:
     """Of this node's agent."""
     return settings.home / "run" / settings.node
-
-
-def memory_budget(settings: Settings, total_bytes: int) -> int:
-    """Bytes that instances of this node may use together: the setting, else four fifths of the memory."""
-    return settings.memory or total_bytes * 4 // 5
 
 
 def _local_ms() -> int:

@@ -24,7 +24,7 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys, lifeline, logs
-from packtrain.broker.celery_app import NODE_COMMAND, NODE_PULL, Doorbell, make_app
+from packtrain.broker.celery_app import ECHO, NODE_COMMAND, NODE_PULL, Doorbell, make_app
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.messages import Cause, NodeCommand
@@ -34,15 +34,18 @@ from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers import machine
-from packtrain.workers.agent import TICK_S, Agent, memory_budget, run_folder
+from packtrain.workers.agent import TICK_S, Agent, run_folder
 from packtrain.workers.celery_worker import HubBeat, run_worker
+from packtrain.workers.consumer_watch import ConsumerWatch
+from packtrain.workers.device_probe import DeviceWatch
 from packtrain.workers.files.pulls import Pulls
 from packtrain.workers.instance_process import end_orphans
 from packtrain.workers.memory_book import MemoryBook
 from packtrain.workers.memory_prober import MemoryProber
 from packtrain.workers.node_catalog import GgufCatalog, NodeCatalog, ScriptedCatalog
+from packtrain.workers.node_standing import NodeStanding
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("packtrain.workers.agent_main")  # __name__ is __main__, of which only warnings are logged
 
 #: An agent that lost its parent ends within its drain; a new one of the same node waits this long for it, seconds.
 HOLD_TIMEOUT_S = 20.0
@@ -54,26 +57,46 @@ def run(settings: Settings) -> None:
     # Few tries per command: the loop must go on looking at its processes while the broker is away.
     redis = connect(url, name=f"agent.{settings.node}", retries=1)
     app = make_app(url, name=f"agent.{settings.node}", events=settings.events)
+    check_schema(url)
     registry = RedisRegistry(redis)
+    standing = NodeStanding(
+        settings,
+        registry.node_wish(settings.node_id),
+        total_memory=machine.memory().total,
+        all_cores=machine.cores(),
+    )
     catalog: NodeCatalog = (
         ScriptedCatalog(settings)
         if settings.scripted
-        else GgufCatalog(settings, lambda: granted_bytes(settings), memory_book(settings), MemoryProber())
+        else GgufCatalog(settings, lambda: granted_bytes(standing), memory_book(settings), MemoryProber())
     )
+    devices = None if settings.scripted else DeviceWatch()
+    hub, bell = HubBeat(), Doorbell(app)
+    consumer = ConsumerWatch(lambda number: bell.echo(settings.node_id, number), lambda: hub.age_s, settings.stall_s)
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
-    check_schema(url)
     with held_alone(run_folder(settings), settings.node):
         # Not before: the agent that is being left may still hold the address of its files.
-        agent = Agent(settings, RedisJobs(redis), registry, Doorbell(app), catalog, version("packtrain"))
-        _run(settings, agent, app, registry, catalog)
+        agent = Agent(
+            settings, RedisJobs(redis), registry, bell, catalog, consumer, devices, standing, version("packtrain")
+        )  # fmt: skip
+        _run(settings, agent, app, registry, catalog, hub, consumer)
 
 
-def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry, catalog: NodeCatalog) -> None:
+def _run(
+    settings: Settings,
+    agent: Agent,
+    app: Celery,
+    registry: RedisRegistry,
+    catalog: NodeCatalog,
+    hub: HubBeat,
+    consumer: ConsumerWatch,
+) -> None:
     for orphan in end_orphans(agent.run_folder):
         logger.warning("Ended %s, which an agent before left behind", orphan, extra={"event": "instance.orphan"})
         agent.give_back(Cause(instance=orphan, reason="was left behind by an agent that ended"))
     stopping = threading.Event()
     is_orphaned = threading.Event()
+    is_deaf = threading.Event()
 
     def loop() -> None:
         while not stopping.wait(TICK_S):
@@ -81,16 +104,26 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
                 agent.tick()
             except Exception:  # a defect in one tick must not end the supervision of running instances
                 logger.exception("A tick of the agent failed", extra={"event": "agent.tick_failed"})
+            if agent.deaf_s > settings.stall_s:
+                is_deaf.set()
+                break
         # After a cut lifeline a new agent may already run under this node's name: then say nothing any more.
         agent.drain(keep_beating=lambda: not is_orphaned.is_set())
         if not is_orphaned.is_set():
             registry.drop_node(settings.node_id)
+        if is_deaf.is_set() and not stopping.is_set():
+            catalog.close()
+            _begin_anew(settings.node)
 
     looping = threading.Thread(target=loop, name="agent")
 
     @app.task(name=NODE_COMMAND)  # type: ignore[untyped-decorator]
     def command(command: dict[str, Any]) -> None:
         agent.command(NodeCommand.model_validate(command))
+
+    @app.task(name=ECHO)  # type: ignore[untyped-decorator]
+    def echo(number: int) -> None:
+        consumer.heard(number)
 
     pulls = Pulls(settings.node, registry.put_pull)
 
@@ -112,7 +145,7 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
             queues=[keys.node_queue(settings.node_id)],
             threads=1,
             events=settings.events,
-            hub=HubBeat(),
+            hub=hub,
             facts=agent.facts,
             on_ready=lambda: logger.info("Taking commands", extra={"event": "agent.ready"}),
             on_stopping=lambda: None,
@@ -124,10 +157,16 @@ def _run(settings: Settings, agent: Agent, app: Celery, registry: RedisRegistry,
         catalog.close()
 
 
-def granted_bytes(settings: Settings) -> int:
+def _begin_anew(node: str) -> None:
+    """Become a new agent in this same process: its consumer hangs, and nothing in it can be trusted to end it."""
+    logger.error("Node %s took no commands; its agent begins anew", node, extra={"event": "agent.anew"})
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "packtrain.workers.agent_main"])  # noqa: S606
+
+
+def granted_bytes(standing: NodeStanding) -> int:
     """What there is for instances of this node: its budget, or less where other programs have the memory."""
-    memory = machine.memory()
-    return min(memory_budget(settings, memory.total), memory.available)
+    return min(standing.terms.memory, machine.memory().available)
 
 
 def memory_book(settings: Settings) -> MemoryBook:

@@ -48,7 +48,7 @@ class CoreDealer:
     """
 
     def __init__(self, budget: int, *, clock: Callable[[], float]) -> None:
-        self.budget = budget
+        self._budget = budget
         self._clock = clock
         self._lock = threading.Lock()
         self._seats: dict[InstanceId, _Seat] = {}
@@ -58,11 +58,19 @@ class CoreDealer:
         """Deal from a thread of its own, for as long as the process lives."""
         threading.Thread(target=self._run, name="dealer", daemon=True).start()
 
+    def set_budget(self, budget: int) -> None:
+        """From now on instances may use so many cores together."""
+        with self._lock:
+            self._budget = budget
+        self.news()
+
     def next_share(self) -> int:
         """Threads that an instance which came now would have."""
         newcomer = InstanceId("")
         with self._lock:
-            return deal(self.budget, {**self._claimants(self._clock()), newcomer: Claimant(False, HOLD_S, 0)})[newcomer]
+            return deal(self._budget, {**self._claimants(self._clock()), newcomer: Claimant(False, HOLD_S, 0)})[
+                newcomer
+            ]
 
     def add(self, instance: InstanceId, player: Player, threads: int) -> None:
         """Deal to this one, too; `threads` is what it begins with."""
@@ -87,7 +95,7 @@ class CoreDealer:
             for seat in self._seats.values():
                 if seat.player.is_busy is not seat.is_busy:
                     seat.is_busy, seat.since = not seat.is_busy, now
-            shares = deal(self.budget, self._claimants(now))
+            shares = deal(self._budget, self._claimants(now))
             # Who loses cores hears it first, so that there are no more threads than cores for longer than need be.
             for instance, threads in sorted(shares.items(), key=lambda item: item[1] - self._seats[item[0]].threads):
                 seat = self._seats[instance]

@@ -16,10 +16,12 @@ def report() -> dict[str, Any]:
     """What this machine has."""
     from packtrain.broker.settings import load_settings
     from packtrain.workers import machine
-    from packtrain.workers.agent import memory_budget
+    from packtrain.workers.backends.llama_cpp_devices import found_devices
     from packtrain.workers.backends.llama_cpp_library import supports_rpc, system_info
+    from packtrain.workers.devices import memories
     from packtrain.workers.memory_book import MemoryBook
     from packtrain.workers.node_catalog import GgufCatalog
+    from packtrain.workers.node_terms import memory_budget
 
     settings = load_settings()
     memory = machine.memory()
@@ -30,6 +32,7 @@ def report() -> dict[str, Any]:
         "rpc": supports_rpc(),
         "system_info": system_info(),
         "cores": machine.cores(),
+        "devices": [device.model_dump() for device in memories(memory.total, memory.available, found_devices())],
         "memory_total": memory.total,
         "memory_free": memory.available,
         "folders": [str(folder) for folder in settings.model_folders],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from packtrain.broker.ids import InstanceId
 from packtrain.broker.messages import Cause
 from packtrain.broker.states import InstanceState
+from packtrain.workers.waking import SETTLE_S
 
 #: Importing Celery and llama.cpp takes 1 to 3 s, on a busy machine ten times that.
 STARTING_S = 60.0
@@ -58,6 +59,7 @@ class Observed:
     step_age_s: float  # of the engine, when it reported
     hub_age_s: float  # of the Celery consumer loop, when it reported
     broker_reachable_s: float  # for how long the broker has answered; 0 while it is away
+    awake_s: float = float("inf")  # since this machine slept
 
 
 def verdict(seen: Observed, limits: Limits) -> str | None:
@@ -67,6 +69,8 @@ def verdict(seen: Observed, limits: Limits) -> str | None:
     >>> verdict(Observed(InstanceState.STARTING, 61, 61, False, 0, 0, 99), limits)
     'did not start within 60 s'
     """
+    if seen.awake_s < SETTLE_S:  # it slept as we did: let it wake up first
+        return None
     match seen.state:
         case InstanceState.STARTING if seen.state_age_s > STARTING_S:
             return f"did not start within {STARTING_S:.0f} s"

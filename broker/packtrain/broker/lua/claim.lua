@@ -71,37 +71,44 @@ local function serve(c, model, lane)
   local clock = redis.call('ZSCORE', fair, '')
   if clock and tonumber(clock) < c.order then
     redis.call('ZADD', fair, c.order, '')
-    redis.call('ZREMRANGEBYSCORE', fair, '-inf', '(' .. redis.call('ZSCORE', fair, ''))
+    redis.call('ZREMRANGEBYSCORE', fair, '-inf', string.format('(%.17g', c.order))
   end
 end
 
 local function lease(c)
   local job = JOB_PREFIX .. c.id
+  local f = redis.call(
+    'HMGET', job, 'epoch', 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane', 'model', 'user', 'tokens',
+    'max_run_ms', 'run_until_ms'
+  )
+  local epoch, deadline, tokens, run_until = (f[1] or 0) + 1, f[4], f[9], f[11]
   redis.call('ZREM', c.ready, c.id)
-  local epoch = redis.call('HINCRBY', job, 'epoch', 1)
   -- A stream that has expired has no tokens: what comes next begins at 0 again.
-  if redis.call('EXISTS', OUT_PREFIX .. c.id) == 0 then redis.call('HDEL', job, 'tokens') end
+  if tokens and redis.call('EXISTS', OUT_PREFIX .. c.id) == 0 then
+    redis.call('HDEL', job, 'tokens')
+    tokens = false
+  end
   local class = ARGV[FIXED + num_routes + c.route]
-  if class ~= '' and redis.call('HEXISTS', job, 'tokens') == 0 then redis.call('HSET', job, 'class', class) end
-  redis.call('HSET', job, 'state', 'RUNNING', 'instance', ARGV[1], 'node', ARGV[2], 'started_ms', now)
+  if class ~= '' and not tokens then redis.call('HSET', job, 'class', class) end
+  if f[10] and not run_until then
+    run_until = now + tonumber(f[10])
+    redis.call('HSET', job, 'run_until_ms', run_until)
+    redis.call('ZADD', DEADLINES, math.min(run_until, tonumber(deadline or run_until)), c.id)
+  end
+  redis.call('HSET', job, 'state', 'RUNNING', 'epoch', epoch, 'instance', ARGV[1], 'node', ARGV[2], 'started_ms', now)
   redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
   redis.call('SADD', held, c.id)
   redis.call('PEXPIRE', held, ENDED_TTL_MS)
-  local f = redis.call('HMGET', job, 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane', 'model', 'user', 'max_run_ms')
-  count_out(f[6], f[5], f[7])
-  serve(c, f[6], f[5])
-  local run_until = ''
-  if f[8] then
-    redis.call('HSETNX', job, 'run_until_ms', now + tonumber(f[8]))
-    run_until = redis.call('HGET', job, 'run_until_ms')
-    redis.call('ZADD', DEADLINES, math.min(tonumber(run_until), tonumber(f[3] or run_until)), c.id)
-  end
+  count_out(f[7], f[6], f[8])
+  serve(c, f[7], f[6])
   local unrung = {}
   for route = 1, num_routes do
     local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
     if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[FIXED + route] end
   end
-  return {c.id, epoch, f[1] or 0, f[2], now, f[3] or '', f[4], ARGV[FIXED + c.route], unrung, f[5], run_until}
+  return {
+    c.id, epoch, f[2] or 0, f[3], now, deadline or '', f[5], ARGV[FIXED + c.route], unrung, f[6], run_until or ''
+  }
 end
 
 for lane = 0, tonumber(ARGV[9]) do

@@ -26,6 +26,7 @@ keep-alive are unloaded.
     routes     who serves what, and since when nobody   replicas   how many
     failures   what failed loads mean for the next      worth      seconds that an instance is worth
     verdicts   what a job is told that cannot run       planner    the pass
+    packing    snapshots as text, to be planned again
 """
 
 from packtrain.broker.placement.failures import CRASH_BACKOFF_MS, LOAD_BACKOFF_MS, MAX_LOAD_FAILURES

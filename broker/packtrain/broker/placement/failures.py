@@ -20,8 +20,8 @@ from packtrain.broker.states import InstanceState
 
 #: Failed loads of a model on one node after which that node is tried no more.
 MAX_LOAD_FAILURES = 3
-#: Wait after the first failed load on a node, ms; doubles with each.
-LOAD_BACKOFF_MS = 2_000
+#: Wait from the end of the first failed load on a node, ms; doubles with each.
+LOAD_BACKOFF_MS = 1_000
 #: Wait after the second crash of a model that no job waits for, ms; doubles with each, up to a minute.
 CRASH_BACKOFF_MS, MAX_CRASH_BACKOFF_MS = 2_000, 60_000
 #: What a load needs more than the last one that ran out of memory.

@@ -41,6 +41,7 @@ class _Pass:
         )
         self._leaving: set[str] = set()
         self._by_cost: dict[bool, list[tuple[float, int, str, Room]]] = {False: [], True: []}  # by the keys of pools
+        self._is_overdue = any(view.waited_ms(route) >= self._now.max_wait_ms for route in self._now.unserved_since)
         self._rooms = [self._room(name) for name in view.open_nodes]
         self._rooms.sort(key=_by_free)
         for room in self._rooms:
@@ -197,7 +198,7 @@ class _Pass:
 
     def _find_pools(self, room: Room) -> None:
         """Who may leave a node."""
-        for wanted in (False, True):
+        for wanted in (False, True) if self._is_overdue else (False,):
             keys = self._by_cost[wanted]
             if before := room.pools.get(wanted):
                 del keys[bisect.bisect_left(keys, before.key, key=itemgetter(0, 1, 2))]
@@ -233,7 +234,7 @@ class _Pass:
             elif self._is_idle(instance):
                 if idle_ms(instance, now.now_ms) >= residency_ms(instance, now.min_residency_ms):
                     idle.append(Victim(instance, regret(instance, now.now_ms, replicas)))
-            elif now.now_ms - instance.ready_ms >= now.min_residency_ms:
+            elif self._is_overdue and now.now_ms - instance.ready_ms >= now.min_residency_ms:
                 wanted.append(Victim(instance, swap_cost(instance, now.now_ms)))
         return Room(
             node,

@@ -1,7 +1,8 @@
 """Replicas: when the jobs that wait are worth one more, and which idle ones nobody needs.
 
 One more is worth its load when the backlog outlasts it by far: jobs that wait, times the seconds that a job holds a
-slot (measured by the instances), over all slots. So a burst that one instance soon works off never loads a second one,
+slot (measured by the instances), over all slots at work. Those are not always all: bulk jobs leave some to interactive
+ones. So a burst that one instance soon works off never loads a second one,
 and each new one must be READY and counted before the next. It pays on another node only: replicas on one node share
 its cores.
 """
@@ -36,19 +37,19 @@ def another(route: Route, up: Sequence[InstanceBeat], view: View) -> Another | N
     waiting = view.now.waiting.get(route, 0)
     if not waiting or not up or any(i.state is not InstanceState.READY for i in up):
         return None
-    most = view.rules(model_of(route)).max_replicas
-    if most and len(up) >= most:
-        return None
-    slots = sum(max(1, i.n_slots) for i in up)
+    slots = sum(i.slots_used for i in up)
     measured = [i.job_s for i in up if i.job_s > 0]
-    if sum(i.slots_used for i in up) < slots or not measured:
-        return None
+    if 2 * slots < sum(i.n_slots for i in up) or not slots or not measured:
+        return None  # most are free: the jobs are on their way to them
     job_s = sum(measured) / len(measured)
     backlog_s, another_s = waiting * job_s / slots, max(load_s(i) for i in up)
     if backlog_s <= BACKLOG_PER_LOAD * another_s + BACKLOG_MARGIN_S:
         return None
+    most = view.rules(model_of(route)).max_replicas
+    if most and len(up) >= most:
+        return None
     return Another(
-        f"{waiting} jobs of {job_s:.1f} s wait for {slots} slots, which takes {backlog_s:.0f} s; "
+        f"{waiting} jobs of {job_s:.1f} s wait for {slots} slots at work, which takes {backlog_s:.0f} s; "
         f"one more is loaded in {another_s:.0f} s",
         gain_s=(backlog_s - another_s) / (len(up) + 1),
     )

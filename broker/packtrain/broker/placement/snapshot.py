@@ -91,8 +91,3 @@ class Plan:
     unloads: list[Unload] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     waits: dict[Route, str] = field(default_factory=dict)
-
-    @property
-    def has_effect(self) -> bool:
-        """True when it changes anything."""
-        return bool(self.loads or self.unloads or self.rejects)

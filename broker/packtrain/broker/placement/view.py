@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from packtrain.broker.ids import ModelId, NodeId, Route, is_deterministic, model_of
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, Numerics
+from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, Numerics
+from packtrain.broker.offer_book import NodeOffers
 from packtrain.broker.placement.snapshot import Snapshot
 from packtrain.broker.states import InstanceState
 
@@ -61,7 +62,8 @@ class View:
     def rules(self, model: ModelId) -> Rules:
         """What is said of a model by all nodes that have it."""
         if model not in self._rules:
-            said = list({id(offer): offer for offer in self.offers(model).values()}.values())
+            offers = self.offers(model)
+            said = (offers if isinstance(offers, NodeOffers) else NodeOffers(offers)).distinct()
             labels = {pair for offer in said if offer.nodes for pair in offer.nodes.items()}
             self._rules[model] = Rules(
                 min_replicas=max((offer.min_replicas for offer in said), default=0),
@@ -79,7 +81,8 @@ class View:
 
     def unload_before_ms(self, model: ModelId) -> int:
         """Instances requested before are to be unloaded, an operator says."""
-        return self.now.desired.get(model, Desired()).unload_before_ms
+        wanted = self.now.desired.get(model)
+        return wanted.unload_before_ms if wanted else 0
 
     def up(self, route: Route) -> list[InstanceBeat]:
         """Instances that serve a route or will soon."""

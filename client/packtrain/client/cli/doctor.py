@@ -96,6 +96,12 @@ def _worker(settings: Settings) -> list[Finding]:
             "close programs, or give models less with --memory" if few else "",
         ),
     ]
+    for device in report["devices"]:
+        if device["kind"] == "gpu":
+            free, total = (device[which] / 1024**3 for which in ("free", "total"))
+            findings.append(Finding("GPU", "ok", f"{device['name']}: {free:.1f} of {total:.1f} GiB free"))
+        elif device["unified"]:
+            findings.append(Finding("GPU", "ok", f"{device['name']} share one memory"))
     for fault in report["faults"]:
         remedy = "mend or remove this file"
         findings.append(Finding("model file", "warn", f"{fault['file']}: {fault['reason']}", remedy))

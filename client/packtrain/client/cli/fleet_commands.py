@@ -1,4 +1,4 @@
-"""Commands about the fleet: `up down node coordinator ps nodes load unload doctor demo`."""
+"""Commands about the fleet: `up down node coordinator ps load unload doctor demo`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -23,7 +24,9 @@ from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
 from packtrain.client.cli import doctor as doctor_
 from packtrain.client.cli import views
-from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, MEMORY, MODELS, NODE, parse_size
+from packtrain.client.cli.join_commands import CODE, FLEET, JOIN, join_fleet, need_joining
+from packtrain.client.cli.node_commands import labels_of
+from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 
 #: `load` and `unload` look this often, seconds.
@@ -32,7 +35,7 @@ POLL_S = 0.3
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (up, down, node, coordinator, ps, nodes, load, unload, doctor, demo, version):
+    for command in (up, down, node, coordinator, ps, load, unload, doctor, demo, version):
         app.command()(command)
 
 
@@ -42,6 +45,14 @@ def up(
         str | None, typer.Option("--broker", metavar="URL", help="A running broker; default: start one.")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of our own broker; 0: a free one.")] = 6390,
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let other machines join at this address of ours; 0.0.0.0: at any. Default: only this machine.",
+        ),
+    ] = "",
+    join_port: Annotated[int, typer.Option(min=0, max=65535, help="Port at which they join; 0: a free one.")] = 6391,
     flower: Annotated[bool, typer.Option("--flower", help="Run Flower, too.")] = False,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Flower; 0: a free one.")] = 5555,
     models: MODELS = None,
@@ -49,6 +60,7 @@ def up(
     memory: MEMORY = None,
     cores: CORES = None,
     files_address: FILES_ADDRESS = None,
+    label: LABEL = None,
     drain: Annotated[
         float | None, typer.Option(min=0, max=86_400, help="Seconds that running jobs may take at the end; default 30.")
     ] = None,
@@ -65,17 +77,21 @@ def up(
     """
     settings = _settings(home, node, models)
     _need_worker()
+    if listen:
+        need_joining()
     options = UpOptions(
         home=settings.home,
         broker_url=broker or settings.url,
         port=port,
+        listen=listen,
+        join_port=join_port,
         flower=flower,
         flower_port=flower_port,
         models=tuple(folder.absolute() for folder in settings.models),
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
         maxmemory=broker_memory,
-        env={**_limits(memory, cores), **_files(files_address)},
+        env={**_limits(memory, cores, label), **_files(settings, files_address, listen)},
         quiet=quiet,
     )
     raise typer.Exit(run_up(options, Console(stderr=as_json), as_json=as_json))
@@ -93,18 +109,29 @@ def node(
     memory: MEMORY = None,
     cores: CORES = None,
     files_address: FILES_ADDRESS = None,
+    label: LABEL = None,
+    join: JOIN = None,
+    code: CODE = None,
+    fleet: FLEET = None,
 ) -> None:
-    """Run this machine's node agent alone. PACKTRAIN_URL names the fleet that it joins."""
+    """Run this machine's node agent alone.
+
+    The first time it joins a fleet: it looks for one on the LAN and asks for the code that `packtrain invite` shows
+    there; with --join it needs neither. Later it just starts. PACKTRAIN_URL, where it is set, names the fleet instead.
+    """
     settings = _settings(home, node, models)
     _need_worker()
+    if join or code or not settings.known_url():
+        settings = settings.model_copy(update={"url": join_fleet(settings, join, code, fleet)})
     env = {
         **os.environ,
         "PACKTRAIN_URL": settings.broker_url(),
         "PACKTRAIN_HOME": str(settings.home),
         "PACKTRAIN_NODE": settings.node,
         "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
-        **_limits(memory, cores),
-        **_files(files_address),
+        **_limits(memory, cores, label),
+        # Everywhere: the address by which we reach the broker may change, as on a laptop.
+        **_files(settings, files_address, "0.0.0.0" if _is_elsewhere(settings.broker_url()) else ""),  # noqa: S104
     }
     # The client may not import the workers; the agent becomes this process.
     os.execve(sys.executable, [sys.executable, "-m", "packtrain.workers.agent_main"], env)  # noqa: S606
@@ -123,19 +150,17 @@ def ps(
     with Packtrain() as fleet:
         rows = [i for i in fleet.instances() if every or not i.state.is_terminal]
         waiting = fleet.waiting()
+        nodes = fleet.nodes()
     empty = "nothing is loaded; a job loads its model, and so does `packtrain load MODEL`"
     views.show(rows, views.instances_table, empty=empty, as_json=as_json)
-    if waiting and not as_json:
-        out = views.console()
-        for model, count in sorted(waiting.items()):
-            out.print(f"{count} jobs wait for {model}")
-
-
-def nodes(as_json: JSON = False) -> None:
-    """Show the nodes of the fleet."""
-    with Packtrain() as fleet:
-        rows = fleet.nodes()
-    views.show(rows, views.nodes_table, empty="no node is up; start one with `packtrain node`", as_json=as_json)
+    if as_json:
+        return
+    out = views.console()
+    for model, count in sorted(waiting.items()):
+        out.print(f"{count} jobs wait for {model}")
+    for beat in nodes:
+        if beat.quarantine:
+            out.print(f"nothing is loaded on {beat.node}: {beat.quarantine}", soft_wrap=True)
 
 
 def load(
@@ -227,17 +252,33 @@ def _settings(home: Path | None, node: str | None, models: list[Path] | None) ->
     return settings.model_copy(update={"models": (*models, *settings.models)}) if models else settings
 
 
-def _limits(memory: str | None, cores: int | None) -> dict[str, str]:
+def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> dict[str, str]:
     env = {}
     if memory:
         env["PACKTRAIN_MEMORY"] = str(parse_size(memory))
     if cores:
         env["PACKTRAIN_CORES"] = str(cores)
+    if labels:
+        env["PACKTRAIN_LABELS"] = ",".join(f"{key}={value}" for key, value in labels_of(labels).items())
     return env
 
 
-def _files(address: str | None) -> dict[str, str]:
+def _files(settings: Settings, address: str | None, reached_at: str) -> dict[str, str]:
+    """Where this node's model files may be fetched: as said, else wherever other machines take part at all.
+
+    Args:
+        address: The option.
+        reached_at: Address that other machines may reach us at; empty: there are none.
+    """
+    if address is None and reached_at and "files_address" not in settings.model_fields_set:
+        address = f"[{reached_at}]:0" if ":" in reached_at else f"{reached_at}:0"
     return {} if address is None else {"PACKTRAIN_FILES_ADDRESS": load_settings(files_address=address).files_address}
+
+
+def _is_elsewhere(url: str) -> bool:
+    """True when the broker is on another machine, as far as its address tells."""
+    host = urlsplit(url).hostname or "localhost"
+    return host not in ("localhost", "::1") and not host.startswith("127.")
 
 
 def _need_worker() -> None:

@@ -79,6 +79,10 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Only where company and restarts change no bit of the answer.")
     ] = False,
+    lane: Annotated[
+        str | None, typer.Option(help="interactive (default), or bulk: after all interactive jobs.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Whose turn it takes; users of a model take turns.")] = None,
     key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key again is the same job.")] = None,
     as_json: JSON = False,
 ) -> None:
@@ -104,6 +108,8 @@ def run(
             "prompt_logprobs": prompt_logprobs,
             "reasoning": reasoning,
             "deterministic": deterministic or None,
+            "lane": lane,
+            "user": user,
         }.items()
         if value is not None
     }

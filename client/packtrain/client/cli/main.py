@@ -11,7 +11,16 @@ import sys
 import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
-from packtrain.client.cli import fleet_commands, job_commands, model_commands, pull_commands, simulation_commands
+from packtrain.client.cli import (
+    fleet_commands,
+    job_commands,
+    join_commands,
+    journal_commands,
+    model_commands,
+    node_commands,
+    pull_commands,
+    simulation_commands,
+)
 
 app = typer.Typer(
     name="packtrain",
@@ -27,9 +36,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 fleet_commands.add_to(app)
+node_commands.add_to(app)
+join_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
+journal_commands.add_to(app)
 simulation_commands.add_to(app)
 
 

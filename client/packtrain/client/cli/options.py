@@ -33,10 +33,14 @@ FILES_ADDRESS = Annotated[
     typer.Option(
         "--files-address",
         metavar="ADDRESS:PORT",
-        help="Where other nodes may fetch this one's model files; default: on this machine only.",
+        help="Where other nodes may fetch this one's model files; default: where other machines take part, else here.",
     ),
 ]
 CORES = Annotated[int | None, typer.Option("--cores", min=1, help="Cores that models may use; default: all.")]
+LABEL = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="A label of this node; may be given several times."),
+]
 
 
 def parse_size(text: str) -> int:

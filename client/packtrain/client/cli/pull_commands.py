@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from packtrain.broker.errors import InvalidParameter, ModelFetchFailed, PacktrainError, SetupError
+from packtrain.broker.errors import ModelFetchFailed, PacktrainError, SetupError, UnknownNode
 from packtrain.broker.pulls import HubFile, PullRequest, PullStatus, may_fit, new_pull
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.client import Packtrain
@@ -138,7 +138,7 @@ def _budget_of(node: str) -> int:
     with Packtrain() as fleet:
         budgets = {beat.node: beat.memory_budget for beat in fleet.nodes()}
     if node not in budgets:
-        raise InvalidParameter(f"no node {node!r} is up; up: {', '.join(budgets) or 'none'}", field="node")
+        raise UnknownNode(node=node, known=list(budgets))
     return budgets[node]
 
 

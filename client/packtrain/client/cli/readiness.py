@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from packtrain.broker import keys
 from packtrain.broker.connection import connect, unavailable
 from packtrain.broker.ids import NodeId
+from packtrain.broker.invites import Invites
 from packtrain.broker.registry import RedisRegistry
 
 
@@ -53,6 +54,14 @@ class FleetProbe:
             return beat is not None and beat != self._old_beat and bool(self._redis.exists(keys.node(self._node)))
         except RedisError:
             return False
+
+    def machines_may_join(self, pid: int | None) -> bool:
+        """True when the pairing service says so that runs as this process."""
+        try:
+            place = Invites(self._redis).place()
+        except RedisError:
+            return False
+        return place is not None and place.pid == pid
 
     def num_models(self) -> int:
         """Models that the node offers; 0 while it has not said."""

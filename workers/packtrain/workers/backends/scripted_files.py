@@ -1,8 +1,5 @@
 """Scripted models as files, so that tests and benchmarks run whole fleets without weights.
 
-A file `<name>.scripted.json` in a model folder is a model: {"n_slots": 4, "reserved_slots": 0, "n_ctx": 512,
-"step_ms": 0, "row_ms": 0, "required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false,
-"adapters": {"name": 1.0}}.
 A file `<name>.scripted.json` in a model folder is a model: {"n_slots": 4, "n_ctx": 512, "step_ms": 0, "row_ms": 0,
 "required_mib": 1, "load_ms": 0, "fails": "", "embeds_only": false, "adapters": {"name": 1.0}}; `ScriptedModel` has all.
 Only an agent started with PACKTRAIN_SCRIPTED=1 looks for them.
@@ -11,6 +8,7 @@ Only an agent started with PACKTRAIN_SCRIPTED=1 looks for them.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +22,8 @@ from packtrain.workers.backends.scripted import ScriptedBackend
 
 SUFFIX = ".scripted.json"
 MIB = 1024 * 1024
+
+_TAKEN: list[bytes] = []
 
 
 class ScriptedModel(BaseModel):
@@ -46,6 +46,8 @@ class ScriptedModel(BaseModel):
     nodes: dict[str, str] = Field(default_factory=dict)  # labels that a node must have
     adapters: dict[str, float] = Field(default_factory=dict)  # names to scales
     fails: str = ""  # not empty: the load fails with this reason
+    dies: int = 0  # a signal that ends the process while it loads; 9: as the kernel does where memory runs out
+    takes_mib: int = 0  # memory that it really takes
     not_deterministic: str = ""  # not empty: why it cannot be deterministic
 
 
@@ -83,6 +85,9 @@ def load_scripted(path: Path, *, n_slots: int, n_ctx: int, numerics: Numerics = 
     """The backend that such a file describes. Takes `load_ms`."""
     script = ScriptedModel.model_validate(json.loads(path.read_text()))
     time.sleep(script.load_ms / 1000)
+    if script.dies:
+        os.kill(os.getpid(), script.dies)
+    _TAKEN.append(b"\1" * (script.takes_mib * MIB))
     if script.fails:
         raise ModelLoadFailed(f"scripted: {script.fails}")
     if numerics == "deterministic" and script.not_deterministic:

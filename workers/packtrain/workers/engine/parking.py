@@ -20,7 +20,7 @@ MAX_PARKED = 4
 #: so many take a second.
 MIN_LEFT_TO_PARK = 16
 #: Tokens that a sequence computes between two times of being parked, at least.
-MIN_STAY = 32
+MIN_STAY = 16
 #: Of the cells of all slots as many may be held outside of them: of four slots one. Where slots are as many as fit, all
 #: of them take a quarter of the node's memory at most, so this takes a sixteenth.
 SHARE = 1 / 4

@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from packtrain.broker.errors import SetupError
+import psutil
 
 
 def files_url(host: str, port: int, broker_url: str) -> str:
     """What to tell other nodes about a server that listens at `host` and `port`.
 
     Of one that listens everywhere it has the address by which this machine reaches the broker, or, where the broker
-    is on this machine, by which it reaches the world.
-
-    Raises:
-        SetupError: There is no such address.
+    is on this machine, by which it reaches the world, or any that it has. A machine without a network has loopback.
     """
     host = _reachable_host(host, broker_url)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -49,6 +47,12 @@ def _reachable_host(host: str, broker_url: str) -> str:
             continue
         if not address.startswith("127."):
             return address
-    raise SetupError(
-        f"{host} in PACKTRAIN_FILES_ADDRESS leaves open where other nodes reach this one; name an address of it"
-    )
+    return next(_own_addresses(), "127.0.0.1")
+
+
+def _own_addresses() -> Iterator[str]:
+    """IPv4 addresses of this machine that others may reach: on a LAN that leads nowhere no way to the world has one."""
+    for addresses in psutil.net_if_addrs().values():
+        for each in addresses:
+            if each.family == socket.AF_INET and not each.address.startswith(("127.", "169.254.")):
+                yield str(each.address)

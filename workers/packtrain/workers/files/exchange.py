@@ -151,6 +151,11 @@ class Exchange:
                 return waiting.beat
         return None
 
+    def forgive(self, slept_s: float) -> None:
+        """This machine slept for so long: no source was silent in that time."""
+        for coming in self._coming.values():
+            coming.progress.forgive(slept_s)
+
     def poll(self, now: float) -> News:
         """Look at every fetch. Never blocks."""
         self._left = [fetch for fetch in self._left if not fetch.is_over]

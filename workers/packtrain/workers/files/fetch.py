@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,13 @@ class Space(Protocol):
 
 class Cancelled(Exception):
     """Nobody wants the file any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    number: int
+    file: PartFile
+    remote: RemotePart
 
 
 class Fetch:
@@ -111,55 +119,61 @@ class Fetch:
             raise ModelFetchFailed(f"no file can be named for the id {self.model!r}; copy it by hand")
 
     def _try_and_try(self) -> None:
-        tries = 0
-        while True:
-            before = self.signs
-            try:
-                self._bring()
-                return
-            except SourceAway as away:
-                self.trouble = str(away)
-                if away.hashed != self._hashed:
-                    self._hashed, self.signs = away.hashed, self.signs + 1
-            except FileChanged:
-                self.trouble = f"{self.source.name} has another file now, beginning anew"
-            except Held as held:
-                self.trouble = str(held)
-                self.signs += 1  # its own fetch has its own limit
-            tries = 0 if self.signs != before else tries + 1
-            if self._cancelled.wait(RETRY_S[min(tries, len(RETRY_S) - 1)]):
-                raise Cancelled
+        with ExitStack() as stack:
+            todo: list[_Part] | None = None  # open from the first try on: what is here is read and hashed once
+            tries = 0
+            while True:
+                before = self.signs
+                try:
+                    if todo is None:
+                        todo = self._look(stack)
+                    self._bring(todo)
+                    return
+                except SourceAway as away:
+                    self.trouble = str(away)
+                    if away.hashed != self._hashed:
+                        self._hashed, self.signs = away.hashed, self.signs + 1
+                except FileChanged:
+                    self.trouble = f"{self.source.name} has another file now, beginning anew"
+                    todo = None
+                except Held as held:
+                    self.trouble = str(held)
+                    self.signs += 1  # its own fetch has its own limit
+                if todo is None:
+                    stack.close()
+                tries = 0 if self.signs != before else tries + 1
+                if self._cancelled.wait(RETRY_S[min(tries, len(RETRY_S) - 1)]):
+                    raise Cancelled
 
-    def _bring(self) -> None:
+    def _look(self, stack: ExitStack) -> list[_Part]:
+        """Ask for all parts, and open those that are not here; `stack` closes them."""
         first = self.source.look(self.model, 0)
         parts = [first, *(self.source.look(self.model, number) for number in range(1, first.num_parts))]
-        names = self._names(first.num_parts)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            missing = [
-                (number, stack.enter_context(PartFile(self._folder / name, part.size, part.sha256)), part)
-                for number, (name, part) in enumerate(zip(names, parts, strict=True))
-                if not self._is_there(self._folder / name, part)
-            ]
-            self._take_up(parts, [file for _, file, _ in missing])
-            for number, file, part in missing:
-                self._bring_part(number, file, part)
-                file.check()
-            # The first part last: with it the catalog sees a model.
-            for _, file, _ in reversed(missing):
-                file.put_into_place()
-                note_sha256(file.final, self._hashes, file.sha256)
-            _sync(self._folder)
-
-    def _take_up(self, parts: Sequence[RemotePart], files: Sequence[PartFile]) -> None:
+        todo = []
+        for number, (name, part) in enumerate(zip(self._names(first.num_parts), parts, strict=True)):
+            if not self._is_there(self._folder / name, part):
+                file = stack.enter_context(PartFile(self._folder / name, part.size, part.sha256))
+                todo.append(_Part(number, file, part))
+        for each in todo:
+            remove_others(each.file.final, keep=each.file.sha256)
+            each.file.take_up(self._sign)
+        need = sum(each.file.size - each.file.done for each in todo)
         total = sum(part.size for part in parts)
-        for file in files:
-            remove_others(file.final, keep=file.sha256)
-            file.take_up(self._sign)
-        self.done = total - sum(file.size - file.done for file in files)
-        self.total = total
-        need = total - self.done
+        self.done, self.total = total - need, total  # in this order: who sees the total sees what is done of it
         need_space(need, self._space(self._folder, self), what=self.model, folder=self._folder)
+        return todo
+
+    def _bring(self, todo: Sequence[_Part]) -> None:
+        for each in todo:
+            self._bring_part(each.number, each.file, each.remote)
+        for each in todo:
+            each.file.check()
+        # The first part last: with it the catalog sees a model.
+        for each in reversed(todo):
+            each.file.put_into_place()
+            note_sha256(each.file.final, self._hashes, each.file.sha256)
+        _sync(self._folder)
 
     def _bring_part(self, number: int, file: PartFile, part: RemotePart) -> None:
         if file.done == part.size:

@@ -48,6 +48,10 @@ class Progress:
         (since, before), (now, done) = self._seen[0], self._seen[-1]
         return max(0, done - before) / (now - since) if now > since else 0.0
 
+    def forgive(self, seconds: float) -> None:
+        """Take this time for none."""
+        self._sign_at += seconds
+
     def silent_s(self, now: float) -> float:
         """Seconds without a sign of life."""
         return now - self._sign_at

@@ -12,8 +12,10 @@ import time
 from packtrain.broker.errors import ModelFetchFailed, PacktrainError
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.settings import Settings, load_settings
+from packtrain.workers import machine
 from packtrain.workers.files.hub import Hub
 from packtrain.workers.files.pull import models_in, pull
+from packtrain.workers.node_terms import memory_budget
 
 #: Between two lines, seconds.
 SAY_S = 0.25
@@ -23,9 +25,6 @@ def run(request: PullRequest, settings: Settings, say: _Say) -> PullStatus:
     """Do what is asked for; the last status."""
     hub = Hub()
     if not request.file:
-        from packtrain.workers import machine
-        from packtrain.workers.agent import memory_budget  # a second of imports that a pull need not wait for
-
         budget = memory_budget(settings, machine.memory().total)
         return PullStatus(state="done", found=tuple(models_in(hub.look(request.repo, request.revision), budget)))
     return pull(request, hub, settings.home / "models", settings.home / "hashes.json", say)

@@ -1,0 +1,72 @@
+"""What the pairing service and a machine that joins say to each other."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field
+
+from packtrain.broker.fields import Report, SafeId
+
+MAX_BODY = 4096  # bytes; ours have some 200
+_Hex = Field(pattern=r"^([0-9a-f]{2}){1,1024}$")
+
+
+class Hello(Report):
+    """A machine wants to join."""
+
+    invite: str = Field("", max_length=64, description="empty: the one whose code is asked for")
+    element: str = _Hex
+
+
+class Welcome(Report):
+    """The other half of the exchange."""
+
+    session: str
+    element: str = _Hex
+
+
+class Confirm(Report):
+    """It knows the secret: `Guest`, sealed."""
+
+    session: str = Field(max_length=64)
+    sealed: str = _Hex
+
+
+class Admitted(Report):
+    """It does: `BrokerPlace`, sealed."""
+
+    sealed: str = _Hex
+
+
+class Guest(Report):
+    """Who joins."""
+
+    node: SafeId
+
+
+class BrokerPlace(Report):
+    """The way to the broker. Secret."""
+
+    fleet: str
+    scheme: str
+    host: str = Field("", description="empty: the address that the pairing service was reached at")
+    port: int
+    db: str = "0"
+    username: str = ""
+    password: str = ""
+
+
+def place_of(url: str, fleet: str) -> BrokerPlace:
+    """What to tell of a broker. A loopback address means: where we are."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return BrokerPlace(
+        fleet=fleet,
+        scheme=parts.scheme,
+        host="" if host in ("localhost", "::1") or host.startswith("127.") else host,
+        port=parts.port or 6379,
+        db=parts.path.strip("/") or "0",
+        username=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+    )

@@ -1,0 +1,27 @@
+"""Three hosts, each with room for two of five models, and a mixed stream of jobs over all five."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.demo_model import MODEL, demo_model_folder
+from tests.support.mixed_load import BUDGET, five_models, loads_first_come, mixed_stream, run_on_fleet
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def test_every_job_of_a_mixed_stream_is_right_and_models_are_loaded_seldom(tmp_path: Path) -> None:
+    models = five_models(tmp_path / "models", demo_model_folder() / f"{MODEL}.gguf")
+    stream = mixed_stream(models.names, 40, seed=1)
+
+    with models.fleet(tmp_path / "fleet") as fleet:
+        report = run_on_fleet(fleet, stream, models, per_s=5)
+
+    assert report.wrong == []
+    assert report.loads <= loads_first_come(stream, num_hosts=3) / 2, report
+    assert report.longest_wait_s < 60, report
+    assert report.samples > 10
+    assert set(report.peaks) == {"n1", "n2", "n3"}
+    assert all(0 < peak <= BUDGET for peak in report.peaks.values()), report

@@ -1,0 +1,103 @@
+"""A short-lived process that lists this machine's devices, so that the agent never loads llama.cpp; and who asks it.
+
+The agent asks once at its start, and then each minute while there is a GPU: what is free on it changes, and its driver
+alone knows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter, ValidationError
+
+from packtrain.workers.devices import GPU, FoundDevice
+
+logger = logging.getLogger(__name__)
+
+#: The process ends itself after this long, whatever becomes of the agent, seconds.
+TIMEOUT_S = 60
+AGAIN_S = 60.0
+_COMMAND = (sys.executable, "-m", "packtrain.workers.device_probe")
+_FOUND = TypeAdapter(tuple[FoundDevice, ...])
+
+
+class DeviceWatch:
+    """The devices of a node as last seen. Belongs to one thread, never blocks.
+
+    Args:
+        command: The probe's argument list.
+    """
+
+    def __init__(self, command: Sequence[str] = _COMMAND) -> None:
+        self.found: tuple[FoundDevice, ...] = ()
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._next: float | None = 0.0  # None: never again
+
+    @property
+    def is_asking(self) -> bool:
+        """True while a probe runs."""
+        return self._process is not None
+
+    def poll(self, now_s: float) -> bool:
+        """Collect an answer, and ask again when it is time. True when there is news. Monotonic seconds."""
+        if self._process is None:
+            if self._next is not None and now_s >= self._next:
+                self._ask()
+            return False
+        if self._process.poll() is None:
+            return False
+        output, _ = self._process.communicate()  # some hundred bytes: they never filled the pipe
+        self._process = None
+        try:
+            found = _FOUND.validate_json(output)
+        except ValidationError as error:
+            logger.warning(
+                "Cannot see this machine's devices: %s", error.errors()[0]["msg"], extra={"event": "devices.unseen"}
+            )
+            self._next = None  # whatever it is, it is not better in a minute
+            return False
+        self._next = now_s + AGAIN_S if any(device.type == GPU for device in found) else None
+        is_news = found != self.found
+        self.found = found
+        return is_news
+
+    def close(self) -> None:
+        """End a probe that runs."""
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _ask(self) -> None:
+        self._next = None
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory for another process, or no more processes
+            logger.warning("Cannot see this machine's devices: %s", error, extra={"event": "devices.unseen"})
+
+
+def main() -> int:
+    """Entry point."""
+    signal.alarm(TIMEOUT_S)
+    os.nice(10)
+    from packtrain.workers.backends.llama_cpp_devices import found_devices
+
+    sys.stdout.write(json.dumps([device.model_dump() for device in found_devices()]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
