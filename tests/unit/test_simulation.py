@@ -114,8 +114,8 @@ def test_a_job_that_is_given_back_keeps_its_tokens_and_goes_on_elsewhere() -> No
     found = outcome(fleet, job(0, "a", output=1000), job(1, "b", output=10))
 
     # `a` is loaded at 4 s, driven out at 11 and gives its job back at 14 s, with 90 tokens of 1000. `b` is loaded at
-    # the next tick, runs from 19 to 21 s, leaves at 22 and its room is seen at 23 s: `a` is ready again at 27 s, with 910
-    # tokens to go and 190 to prefill.
+    # the next tick, runs from 19 to 21 s, leaves at 22 and its room is seen at 23 s: `a` is ready again at 27 s, with
+    # 910 tokens to go and 190 to prefill.
     assert (found.moved, found.driven_out, found.succeeded, found.waits.jobs) == (1, 1, 2, 2)
     assert found.tokens_per_s * found.makespan == pytest.approx(1010, rel=0.001)
     assert found.makespan == pytest.approx(27 + 1.9 + 91)
@@ -227,7 +227,7 @@ FLEETS = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(drawn=FLEETS)
 def test_each_job_ends_once_again_the_same_way_and_no_plan_is_left_out_that_matters(drawn: dict[str, Any]) -> None:
     names = [f"m{n}" for n in range(len(drawn["models"]))]

@@ -76,7 +76,7 @@ class Instance:
         self.service: Service[Job] = Service(rates)
         self.num_bulk = 0
         self.idle_since = 0.0
-        self.is_watched = False  # an event looks whether it was idle for long enough to go
+        self.watched: int | None = None  # tick for which an event looks whether it was idle for long enough to go
         self.requested, self.ready = to_s(beat.requested_ms), 0.0
         self._run_s = 0.0
         self._beat = beat

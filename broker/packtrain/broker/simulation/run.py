@@ -21,7 +21,8 @@ from packtrain.broker.claims import Line
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.fairness import cost
 from packtrain.broker.ids import ModelId, NodeId, Route, model_of, route_of
-from packtrain.broker.messages import InstanceBeat, ModelInfo
+from packtrain.broker.messages import InstanceBeat
+from packtrain.broker.offer_book import NodeOffers
 from packtrain.broker.placement import Load, Plan, Reject, Snapshot, Unload
 from packtrain.broker.placement.replicas import SCALE_IN_S, another
 from packtrain.broker.placement.view import View
@@ -68,7 +69,7 @@ class Simulation:
             for section in fleet.nodes
             for name in section.names
         }
-        self._offers: dict[ModelId, dict[NodeId, ModelInfo]] = {ModelId(name): {} for name in fleet.models}
+        self._offers = {ModelId(name): NodeOffers() for name in fleet.models}
         for node in self._nodes.values():
             for model in node.models:
                 self._offers[ModelId(model)][NodeId(node.name)] = self._infos[ModelId(model)]
@@ -193,6 +194,7 @@ class Simulation:
         if model not in node.models:
             node.fetched(model, instance.model.file_bytes)
             self._offers[model][NodeId(node.name)] = self._infos[model]
+            self._offers[model].changed()
         instance.turn(InstanceState.READY, self._now, resident=instance.model.memory)
         self._ready[model][instance.name] = instance
         self.account.unserved(model, self._now - self._nobody_since.pop(model, self._now))
@@ -245,17 +247,20 @@ class Simulation:
         """
         keep_alive, seen = instance.model.keep_alive, self._ticked if after is None else after
         due = [self._tick_beyond(instance.idle_since, limit) for limit in (SCALE_IN_S, keep_alive)]
-        if instance.is_watched or keep_alive < 0 or max(due) <= seen:
+        if keep_alive < 0 or max(due) <= seen:
             return
-        instance.is_watched = True
         tick = min(tick for tick in due if tick > seen)
-        # Half a tick early, so that the plan of this very tick is made.
-        when = max(self._now, (tick - 0.5) * self._settings.tick)
-        self._at(when, self._on_idle, (instance, instance.idle_since, tick))
+        if instance.watched is None or tick < instance.watched:
+            instance.watched = tick
+            # Half a tick early, so that the plan of this very tick is made.
+            when = max(self._now, (tick - 0.5) * self._settings.tick)
+            self._at(when, self._on_idle, (instance, instance.idle_since, tick))
 
     def _on_idle(self, watched: tuple[Instance, float, int]) -> None:
         instance, since, tick = watched
-        instance.is_watched = False
+        if tick != instance.watched:  # it was watched for something earlier later on
+            return
+        instance.watched = None
         if instance.state is not InstanceState.READY or instance.service:
             return
         if since != instance.idle_since:  # it was at work since
@@ -305,7 +310,7 @@ class Simulation:
             self._unload(unload)
         for route, reason in plan.waits.items():
             self._reasons[model_of(route)] = reason
-        if plan.has_effect:
+        if plan.loads or plan.unloads or plan.rejects:
             self._stir()
 
     def _is_worth_a_plan(self, waiting: Mapping[Route, int]) -> bool:
