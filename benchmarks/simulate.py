@@ -29,7 +29,7 @@ def make_fleet(num_nodes: int, num_models: int, num_jobs: int, load: float, seed
     models = {}
     for n in range(num_models):
         size = rng.randint(1, 12)
-        alone = 60 / size
+        alone = 300 / size  # reads its weights once for each token, at 300 GB/s
         models[f"m{n:03}"] = {
             "memory": f"{size}GB", "slots": 8, "decode": {"alone": alone, "full": 4 * alone}, "prefill": 10 * alone,
         }  # fmt: skip

@@ -128,11 +128,7 @@ def fit(fleet: Snapshot, pace: PaceOf) -> Fit:
 def on_paper(fleet: FleetFile) -> tuple[Snapshot, PaceOf]:
     """A fleet file as nodes without instances, and how fast its models are by what it says."""
     sections = {name: section for section in fleet.nodes for name in section.names}
-    every = tuple(fleet.models)
-    nodes = [
-        Node(name, section, every if section.models is None else section.models).beat()
-        for name, section in sections.items()
-    ]
+    nodes = [Node(name, section, section.files(fleet.models)).beat() for name, section in sections.items()]
     infos = {ModelId(name): info_of(name, model) for name, model in fleet.models.items()}
     asked: dict[Route, float] = defaultdict(float)
     for jobs in fleet.jobs:
@@ -142,7 +138,7 @@ def on_paper(fleet: FleetFile) -> tuple[Snapshot, PaceOf]:
 
     def pace(model: ModelId, node: NodeId) -> Pace:
         said, section = fleet.models[model], sections[node]
-        took = load_s(said, section, fleet.settings.start, fetches=model not in (section.models or every))
+        took = load_s(said, section, fleet.settings.start, fetches=model not in section.files(fleet.models))
         if said.decode is None:
             return Pace(load_s=took)
         full = said.decode.full or said.decode.alone

@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import random
 import tomllib
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from packtrain.broker import units
 from packtrain.broker.claims import reserved_slots
@@ -82,13 +92,25 @@ def _number_alone(value: object) -> object:
     return {"fixed": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _kind_of_amount(value: object) -> object:
-    if not isinstance(value, dict | BaseModel):
+def _known_amount(value: object) -> object:
+    if not isinstance(value, BaseModel) and not _kind_of(value):
         raise ValueError("give a number, {uniform = [from, to]} or {median = 200, sigma = 0.8}")
     return value
 
 
-Amount = Annotated[Fixed | Uniform | LogNormal, BeforeValidator(_kind_of_amount), BeforeValidator(_number_alone)]
+def _kind_of(value: Any) -> str | None:
+    keys = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, BaseModel) else ()
+    return next((kind for key, kind in _KINDS.items() if key in keys), None)
+
+
+#: By the key that tells them apart. In brackets, for they stand in the place of an error and are no keys of the file.
+_KINDS = {"fixed": "[fixed]", "uniform": "[uniform]", "median": "[median]"}
+Amount = Annotated[
+    Annotated[Fixed, Tag("[fixed]")] | Annotated[Uniform, Tag("[uniform]")] | Annotated[LogNormal, Tag("[median]")],
+    Discriminator(_kind_of),
+    BeforeValidator(_known_amount),
+    BeforeValidator(_number_alone),
+]
 
 
 def _shares(value: object) -> object:
@@ -138,6 +160,10 @@ class NodeSection(Input):
     def memory_budget(self) -> int:
         """Bytes that instances may use together."""
         return min(self.memory, self.budget or int(self.memory * BUDGET_SHARE))
+
+    def files(self, every: Iterable[str]) -> tuple[str, ...]:
+        """Models that it has the file of, out of these."""
+        return tuple(every) if self.models is None else self.models
 
     @property
     def names(self) -> list[str]:
@@ -295,9 +321,7 @@ def parse_trace_line(line: str, where: str, known: dict[SafeId, ModelSection]) -
 def _explained(name: str, error: ValidationError) -> InvalidParameter:
     """pydantic's first complaint, with file, key, value and remedy."""
     first = error.errors(include_url=False, include_context=False)[0]
-    # The kinds of an amount are no keys of the file.
-    steps = [str(part) for part in first["loc"] if part not in ("[key]", "Fixed", "Uniform", "LogNormal")]
-    key = ".".join(steps)
+    key = ".".join(part for part in map(str, first["loc"]) if not part.startswith("["))
     message, remedy = str(first["msg"]).removeprefix("Value error, "), "correct this value"
     kind: Literal["key", "value", "whole"] = "value"
     match first["type"]:

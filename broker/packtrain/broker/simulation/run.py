@@ -45,6 +45,7 @@ class Simulation:
     Args:
         trace: Further jobs, sorted by time.
         every_tick: Let the planner look at every tick: slow, and the same outcome.
+        on_begin: Told of each job that takes a slot.
 
     Attributes:
         history: What was loaded and unloaded: seconds, verb, model, node.
@@ -54,20 +55,25 @@ class Simulation:
     """
 
     def __init__(
-        self, fleet: FleetFile, seed: int, trace: Iterable[TraceLine] = (), *, every_tick: bool = False
+        self,
+        fleet: FleetFile,
+        seed: int,
+        trace: Iterable[TraceLine] = (),
+        *,
+        every_tick: bool = False,
+        on_begin: Callable[[Job], None] | None = None,
     ) -> None:
         self.history: list[tuple[float, str, str, str]] = []
         self.account = Account()
         self._fleet = fleet
         self._settings = fleet.settings
         self._every_tick = every_tick
+        self._on_begin = on_begin
         self._arrivals = arrivals(fleet.jobs, trace, seed)
         self._rates = {name: _rates(name, model) for name, model in fleet.models.items()}
         self._infos = {ModelId(name): info_of(name, model) for name, model in fleet.models.items()}
         self._nodes = {
-            name: Node(name, section, tuple(fleet.models) if section.models is None else section.models)
-            for section in fleet.nodes
-            for name in section.names
+            name: Node(name, section, section.files(fleet.models)) for section in fleet.nodes for name in section.names
         }
         self._offers = {ModelId(name): NodeOffers() for name in fleet.models}
         for node in self._nodes.values():
@@ -151,6 +157,8 @@ class Simulation:
                 job.waited = self._now - job.at
                 self.account.began(job, self._now)
             instance.begin(job, self._now)
+            if self._on_begin:
+                self._on_begin(job)
         self._changed(instance)
 
     def _changed(self, instance: Instance) -> None:
