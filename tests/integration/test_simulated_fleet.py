@@ -21,8 +21,10 @@ JOBS = [
 
 def test_a_real_fleet_loads_and_serves_in_the_order_that_the_simulation_says(tmp_path: Path) -> None:
     script = {"n_slots": 1, "required_mib": 300, "load_ms": 500, "step_ms": 5}
-    env = {"PACKTRAIN_MEMORY": str(500 * 2**20), "PACKTRAIN_MIN_RESIDENCY_S": "1"}
-    with scripted_fleet(tmp_path, dict.fromkeys("abc", script), **env) as fleet:
+    memory = str(500 * 2**20)
+    with scripted_fleet(
+        tmp_path, dict.fromkeys("abc", script), PACKTRAIN_MEMORY=memory, PACKTRAIN_MIN_RESIDENCY_S="1"
+    ) as fleet:
         jobs = [
             fleet.client.submit(name, f"job {n}", user=user, lane=lane, max_tokens=5, stream=False)
             for n, (name, user, lane) in enumerate(JOBS)
@@ -36,8 +38,10 @@ def test_a_real_fleet_loads_and_serves_in_the_order_that_the_simulation_says(tmp
     models = dict.fromkeys("abc", model(3, load=2, decode={"alone": 200}, prefill=5000))
     paper = paper_fleet(models=models, nodes=[node("n1", 5)], min_residency=1)
     trace = [
-        TraceLine(at=0, model=name, user=user, lane=lane, prompt=5 // 4, output=5, max_tokens=5)  # type: ignore[arg-type]
-        for name, user, lane in JOBS
+        TraceLine.model_validate(
+            {"at": 0, "model": m, "user": u, "lane": lane, "prompt": 1, "output": 5, "max_tokens": 5}
+        )
+        for m, u, lane in JOBS
     ]
     simulation = Simulation(paper, 1, trace, on_begin=lambda job: served.append(job.number - 1))
     simulation.run()

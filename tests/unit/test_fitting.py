@@ -128,6 +128,6 @@ def test_no_budget_is_exceeded_and_every_model_has_a_fate_that_is_true(sizes: li
     }
     held = {name for one in found.nodes for name in one.models}
     assert {name for name, one in fates.items() if one.fate == "stays"} <= held
-    for name, one in fates.items():
-        assert bool(one.swaps_with) == (one.fate == "takes turns")
-        assert all(name in fates[other].swaps_with for other in one.swaps_with)
+    for name, fate in fates.items():
+        assert bool(fate.swaps_with) == (fate.fate == "takes turns")
+        assert all(name in fates[other].swaps_with for other in fate.swaps_with)
