@@ -58,6 +58,10 @@ class Line(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
+    def has(self, lane: Lane) -> bool:
+        """True when a job of this lane waits."""
+        return bool(self._waiting[lane])
+
     def enter(self, job: T, lane: Lane, user: str, cost: int) -> float:
         """A job comes; its start tag."""
         tag = self._tags[lane].start(user, cost)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import Field
 
 from packtrain.broker.fields import Report
-from packtrain.broker.simulation.parts import Job
+from packtrain.broker.simulation.parts import Job, Node
 
 
 class Waits(Report):
@@ -110,3 +110,29 @@ class Account:
         for key, values in self._waits.items():
             groups[key[part]].append(values)
         return {name: Waits.of(wait for values in groups[name] for wait in values) for name in sorted(groups)}
+
+    def outcome(self, nodes: Sequence[Node], took: float, never_served: int, reasons: Mapping[str, str]) -> Outcome:
+        """All of it, after so many seconds."""
+        took = took or 1.0  # nothing came
+        return Outcome(
+            jobs=self.submitted, succeeded=self.succeeded, rejected=self.rejected, never_served=never_served,
+            reasons=dict(reasons), makespan=round(self.last_end, 3),
+            jobs_per_s=round(self.succeeded / took, 3), tokens_per_s=round(self.tokens / took, 3),
+            loads=self.loads, evictions=self.evictions, driven_out=self.driven_out, swaps=self.swaps,
+            idle_unloads=self.idle_unloads, moved=self.moved, most_waiting=self.most_waiting, plans=self.plans,
+            slots=_share(sum(n.used_slot_s for n in nodes), sum(n.slot_s for n in nodes)),
+            memory=_share(sum(n.byte_s for n in nodes), took * sum(n.section.memory_budget for n in nodes)),
+            waits=self.waits(), by_model=self.waits_by(0), by_lane=self.waits_by(1), by_user=self.waits_by(2),
+            longest_unserved=self.longest_unserved,
+            nodes=tuple(
+                NodeUse(
+                    node=n.name, slots=_share(n.used_slot_s, n.slot_s),
+                    memory=_share(n.byte_s, took * n.section.memory_budget), loads=self.loads_on[n.name],
+                )
+                for n in nodes
+            ),
+        )  # fmt: skip
+
+
+def _share(part: float, whole: float) -> float:
+    return round(part / whole, 4) if whole else 0.0

@@ -75,6 +75,7 @@ class Instance:
         self.state = beat.state
         self.service: Service[Job] = Service(rates)
         self.num_bulk = 0
+        self._num_slots, self._num_bulk_slots = model.slots, model.bulk_slots
         self.idle_since = 0.0
         self.watched: int | None = None  # tick for which an event looks whether it was idle for long enough to go
         self.requested, self.ready = to_s(beat.requested_ms), 0.0
@@ -93,11 +94,11 @@ class Instance:
 
     def has_seat(self) -> bool:
         """True when a slot is free."""
-        return self.state is InstanceState.READY and len(self.service) < self.model.slots
+        return self.state is InstanceState.READY and len(self.service) < self._num_slots
 
     def may_bulk(self) -> bool:
         """True when a bulk job may have that slot."""
-        return self.num_bulk < self.model.bulk_slots
+        return self.num_bulk < self._num_bulk_slots
 
     def turn(self, state: InstanceState, now: float, *, resident: int) -> None:
         """It is in another state now."""

@@ -12,24 +12,22 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from packtrain.broker import placement
 from packtrain.broker.claims import Line
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.fairness import cost
-from packtrain.broker.ids import ModelId, NodeId, Route, model_of, route_of
+from packtrain.broker.ids import ModelId, NodeId, model_of, route_of
 from packtrain.broker.messages import InstanceBeat
-from packtrain.broker.offer_book import NodeOffers
-from packtrain.broker.placement import Load, Plan, Reject, Snapshot, Unload
-from packtrain.broker.placement.replicas import SCALE_IN_S, another
-from packtrain.broker.placement.view import View
+from packtrain.broker.placement import Load, Reject, Unload
+from packtrain.broker.placement.replicas import SCALE_IN_S
 from packtrain.broker.simulation.arrivals import Arrival, arrivals
 from packtrain.broker.simulation.fleet_file import FleetFile, ModelSection, TraceLine
-from packtrain.broker.simulation.outcome import Account, NodeUse, Outcome
+from packtrain.broker.simulation.outcome import Account, Outcome
 from packtrain.broker.simulation.parts import Instance, Job, Node, info_of, load_s, to_ms
+from packtrain.broker.simulation.planning import Planning
 from packtrain.broker.simulation.service import Rates
 from packtrain.broker.states import InstanceState
 
@@ -71,14 +69,11 @@ class Simulation:
         self._on_begin = on_begin
         self._arrivals = arrivals(fleet.jobs, trace, seed)
         self._rates = {name: _rates(name, model) for name, model in fleet.models.items()}
-        self._infos = {ModelId(name): info_of(name, model) for name, model in fleet.models.items()}
         self._nodes = {
             name: Node(name, section, section.files(fleet.models)) for section in fleet.nodes for name in section.names
         }
-        self._offers = {ModelId(name): NodeOffers() for name in fleet.models}
-        for node in self._nodes.values():
-            for model in node.models:
-                self._offers[ModelId(model)][NodeId(node.name)] = self._infos[ModelId(model)]
+        infos = {ModelId(name): info_of(name, model) for name, model in fleet.models.items()}
+        self._planning = Planning(fleet.settings, infos, {name: node.models for name, node in self._nodes.items()})
         self._instances: dict[str, Instance] = {}
         self._ready: dict[str, dict[str, Instance]] = {name: {} for name in fleet.models}
         self._up: dict[str, dict[str, Instance]] = {name: {} for name in fleet.models}  # ready or coming up
@@ -89,8 +84,6 @@ class Simulation:
         self._now = self._last_move = 0.0
         self._ticked, self._next_tick = -1, -1  # numbers of ticks; -1: none
         self._is_stirred = True  # an instance came or went since the last plan, or may have to go
-        self._missing: dict[ModelId, int] = {}
-        self._unserved: dict[Route, int] = {}
         self._nobody_since: dict[str, float] = {}  # jobs wait for these models and no instance is ready
         self._reasons: dict[str, str] = {}
 
@@ -124,10 +117,12 @@ class Simulation:
             self.account.submitted, arrival.at, arrival.model, arrival.user, arrival.lane, arrival.prompt,
             arrival.output,
         )  # fmt: skip
-        job.tag = self._lines[job.model].enter(job, job.lane, job.user, cost(arrival.prompt, arrival.most))
+        line = self._lines[job.model]
+        is_behind = line.has(job.lane)  # no slot is open to that lane
+        job.tag = line.enter(job, job.lane, job.user, cost(arrival.prompt, arrival.most))
         self._num_waiting += 1
         self.account.most_waiting = max(self.account.most_waiting, self._num_waiting)
-        if instance := self._free_for(job):
+        if instance := None if is_behind else self._free_for(job):
             self._fill(instance)
         else:
             self._look_at(self._now)
@@ -141,6 +136,8 @@ class Simulation:
         """Of the instances that may take it the one with fewest at work."""
         best: Instance | None = None
         for instance in self._ready[job.model].values():
+            if not instance.service:
+                return instance
             is_open = instance.has_seat() and (job.lane == "interactive" or instance.may_bulk())
             if is_open and (best is None or len(instance.service) < len(best.service)):
                 best = instance
@@ -201,8 +198,7 @@ class Simulation:
         node.take(instance.model.memory)
         if model not in node.models:
             node.fetched(model, instance.model.file_bytes)
-            self._offers[model][NodeId(node.name)] = self._infos[model]
-            self._offers[model].changed()
+            self._planning.fetched(model, NodeId(node.name))
         instance.turn(InstanceState.READY, self._now, resident=instance.model.memory)
         self._ready[model][instance.name] = instance
         self.account.unserved(model, self._now - self._nobody_since.pop(model, self._now))
@@ -304,12 +300,19 @@ class Simulation:
         if self._num_waiting or self._every_tick:
             self._look_at(self._now + self._settings.tick)
         waiting = {route_of(ModelId(name)): len(line) for name, line in self._lines.items() if line}
-        if not (self._is_stirred or self._every_tick or self._is_worth_a_plan(waiting)):
-            self._missing, self._unserved = {}, {}
-            return
+        if not (self._is_stirred or self._every_tick):
+            up = {route: [i.beat(self._now) for i in self._up[model_of(route)].values()] for route in waiting}
+            if not self._planning.is_worth_it(to_ms(self._now), waiting, up):
+                self._planning.skip()
+                return
         self._is_stirred = False
         self.account.plans += 1
-        plan = self._plan(waiting)
+        plan = self._planning.plan(
+            to_ms(self._now),
+            waiting,
+            [node.beat() for node in self._nodes.values()],
+            [instance.beat(self._now) for instance in self._instances.values()],
+        )
         for reject in plan.rejects:
             self._reject(reject)
         for load in plan.loads:
@@ -320,31 +323,6 @@ class Simulation:
             self._reasons[model_of(route)] = reason
         if plan.loads or plan.unloads or plan.rejects:
             self._stir()
-
-    def _is_worth_a_plan(self, waiting: Mapping[Route, int]) -> bool:
-        """True when a model that jobs wait for is not loaded, or is worth one more replica."""
-        view = View(Snapshot(to_ms(self._now), models=self._infos, offers=self._offers, waiting=waiting))
-        for route in waiting:
-            up = [i.beat(self._now) for i in self._up[model_of(route)].values()]
-            if not up or another(route, up, view):
-                return True
-        return False
-
-    def _plan(self, waiting: Mapping[Route, int]) -> Plan:
-        """What the coordinator would see and decide, see `Coordinator._look`."""
-        seen = Snapshot(
-            now_ms=to_ms(self._now),
-            nodes=[node.beat() for node in self._nodes.values()],
-            instances=[instance.beat(self._now) for instance in self._instances.values()],
-            models=self._infos,
-            offers=self._offers,
-            waiting=waiting,
-            max_wait_ms=round(self._settings.max_wait * 1000),
-            min_residency_ms=round(self._settings.min_residency * 1000),
-        )
-        self._missing = placement.missing_since(seen, self._missing)
-        self._unserved = placement.unserved_since(seen, self._unserved)
-        return placement.plan(replace(seen, missing_since=self._missing, unserved_since=self._unserved))
 
     def _load(self, load: Load) -> None:
         model, node = self._fleet.models[load.model], self._nodes[load.node]
@@ -402,30 +380,9 @@ class Simulation:
     def _outcome(self) -> Outcome:
         for instance in self._instances.values():
             self._count_stay(instance)
-        account, took = self.account, max(self._now, NEAR)
-        nodes = list(self._nodes.values())
-        unserved = {name: self._reasons.get(name, "") for name, line in self._lines.items() if line}
-        return Outcome(
-            jobs=account.submitted, succeeded=account.succeeded, rejected=account.rejected,
-            never_served=self._num_waiting,
-            reasons=self._reasons if account.rejected or unserved else {},
-            makespan=round(account.last_end, 3),
-            jobs_per_s=round(account.succeeded / took, 3), tokens_per_s=round(account.tokens / took, 3),
-            loads=account.loads, evictions=account.evictions, driven_out=account.driven_out, swaps=account.swaps,
-            idle_unloads=account.idle_unloads, moved=account.moved, most_waiting=account.most_waiting,
-            plans=account.plans,
-            slots=_share(sum(n.used_slot_s for n in nodes), sum(n.slot_s for n in nodes)),
-            memory=_share(sum(n.byte_s for n in nodes), took * sum(n.section.memory_budget for n in nodes)),
-            waits=account.waits(), by_model=account.waits_by(0), by_lane=account.waits_by(1),
-            by_user=account.waits_by(2), longest_unserved=account.longest_unserved,
-            nodes=tuple(
-                NodeUse(
-                    node=n.name, slots=_share(n.used_slot_s, n.slot_s),
-                    memory=_share(n.byte_s, took * n.section.memory_budget), loads=account.loads_on[n.name],
-                )
-                for n in nodes
-            ),
-        )  # fmt: skip
+        unserved = any(self._lines.values())
+        reasons = self._reasons if unserved or self.account.rejected else {}
+        return self.account.outcome(list(self._nodes.values()), self._now, self._num_waiting, reasons)
 
 
 def _rates(name: str, model: ModelSection) -> Rates:
@@ -436,7 +393,3 @@ def _rates(name: str, model: ModelSection) -> Rates:
             field=f"models.{name}",
         )
     return Rates.of(model.decode.alone, model.decode.full, model.prefill, model.slots)
-
-
-def _share(part: float, whole: float) -> float:
-    return round(part / whole, 4) if whole else 0.0
