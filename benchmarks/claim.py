@@ -5,7 +5,7 @@ claimed, ended and submitted again, in rounds of 1,000; the cost is the server's
 (`INFO commandstats`), the median of the rounds: no network, no client. On a machine that has other things
 to do it says little: they empty the processor's caches. The memory is `used_memory`, less that of the empty broker.
 
-    python benchmarks/claim.py                  # up to 1,000,000 jobs: 3 minutes, 2 GB
+    python benchmarks/claim.py                  # up to 1,000,000 jobs: 10 minutes on two busy cores, 2 GB
     python benchmarks/claim.py --up-to 100000
 """
 
@@ -22,9 +22,10 @@ import random
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle, islice
+from importlib import resources
+from itertools import islice
 
 from redis import Redis
 
@@ -36,7 +37,7 @@ from packtrain.broker.messages import JobSpec, ModelInfo, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.scripts import Call, Scripts
+from packtrain.broker.scripts import Call, Scripts, source
 from packtrain.broker.server import BrokerServer
 from packtrain.broker.states import JobState
 
@@ -44,8 +45,7 @@ MODEL, INSTANCE, NODE = ModelId("bench"), InstanceId("bench-1"), NodeId("bench")
 USERS = 100
 SAMPLES = 1_000  # of a round
 ROUNDS = 5
-#: Submits in one round trip while the queue is filled.
-BATCH = 500
+BATCH = 500  # jobs of one user that are submitted in one call while the queue is filled
 DIFFERENT = 2_000  # prompts
 PROMPT_CHARS = 800  # about 200 tokens
 WORDS = ["llama", "alpaca", "packs", "carries", "over", "the", "high", "pass", "again", "tonight", "slowly", "north"]
@@ -64,14 +64,6 @@ def specs() -> Iterator[JobSpec]:
             user=f"user-{draw.randrange(USERS)}",
             lane="bulk",
         )
-
-
-def submits() -> Iterator[Call[Submitted]]:
-    """Submits of these without end, each under an id of its own: the client is to cost little here."""
-    made = [jobs.submit(JobId(""), spec, max_waiting=10**9) for spec in specs()]
-    for call in cycle(made):
-        job_id = new_job_id()
-        yield replace(call, keys=(keys.job(job_id), *call.keys[1:]), args=(job_id, *call.args[1:]))
 
 
 def main() -> None:
@@ -96,34 +88,38 @@ def main() -> None:
 def run(redis: Redis, up_to: int) -> None:
     """Fill, measure at each power of ten, print."""
     RedisRegistry(redis).put_models([ModelInfo(id=MODEL)])
-    store, scripts, ready = RedisJobs(redis), Scripts(redis), submits()
-    fill(scripts, ready, SAMPLES)  # so that scripts are loaded
-    measure(redis, store, scripts, ready)
-    redis.flushdb()
     redis.config_set("auto-aof-rewrite-percentage", 0)
-    RedisRegistry(redis).put_models([ModelInfo(id=MODEL)])
+    scripts = Scripts(redis)
+    made = [jobs.submit(JobId(""), spec, max_waiting=10**9) for spec in specs()]
     empty = used_memory(redis)
     print(f"{'waiting':>10} {'claim us':>9} {'with prefixes':>14} {'submit us':>10} {'bytes a job':>12}")
     queued, length = 0, 1_000
     while length <= up_to:
-        fill(scripts, ready, length - queued)
+        fill(redis, made, length - queued)
         weight = (used_memory(redis) - empty) / length
-        rounds = [measure(redis, store, scripts, ready) for _ in range(ROUNDS)]
+        rounds = [measure(redis, scripts, made) for _ in range(ROUNDS)]
         plain, prefixed, submit = (statistics.median(costs) for costs in zip(*rounds, strict=True))
         print(f"{length:>10,} {plain:>9.1f} {prefixed:>14.1f} {submit:>10.1f} {weight:>12.0f}", flush=True)
         queued, length = length, length * 10
 
 
-def fill(scripts: Scripts, ready: Iterator[Call[Submitted]], number: int) -> None:
-    """Submit so many jobs."""
+def fill(redis: Redis, made: Sequence[Call[Submitted]], number: int) -> None:
+    """Submit so many jobs: `submit.lua` in a loop on the server, 500 jobs a call, so that it does not take hours."""
+    text = source("submit")
+    script = (resources.files(keys.__package__) / "lua" / "submit.lua").read_text()
+    loop = redis.register_script(
+        text.removesuffix(script)
+        + f"local function submit(KEYS, ARGV)\n{script}\nend\n"
+        + f"for _, id in ipairs(KEYS) do ARGV[1] = id; submit({{JOB_PREFIX .. id, '{keys.model(MODEL)}'}}, ARGV) end"
+    )
     for begin in range(0, number, BATCH):
-        scripts.run_many(list(islice(ready, min(BATCH, number - begin))))
+        call = made[begin // BATCH % len(made)]
+        loop(keys=[new_job_id() for _ in range(min(BATCH, number - begin))], args=call.args)
 
 
-def measure(
-    redis: Redis, store: RedisJobs, scripts: Scripts, ready: Iterator[Call[Submitted]]
-) -> tuple[float, float, float]:
+def measure(redis: Redis, scripts: Scripts, made: Sequence[Call[Submitted]]) -> tuple[float, float, float]:
     """Microseconds of one claim, of one with prefixes held, and of one submit. The queue is as long afterwards."""
+    store = RedisJobs(redis)
     held = sorted({prefix for spec in islice(specs(), 16) for prefix in prefix_hashes(spec)})
     costs = []
     for prefixes in ((), held):
@@ -139,8 +135,11 @@ def measure(
             assert store.finish(claim.job_id, claim.epoch, Outcome(state=JobState.SUCCEEDED, text="done"))
             redis.delete(keys.job(claim.job_id), keys.out(claim.job_id))
     redis.config_resetstat()
-    fill(scripts, ready, SAMPLES)
-    return costs[0], costs[1], script_us(redis)
+    for number in range(SAMPLES):
+        call, job_id = made[number * 7 % len(made)], new_job_id()
+        scripts.run(replace(call, keys=(keys.job(job_id), *call.keys[1:]), args=(job_id, *call.args[1:])))
+    costs.append(script_us(redis))
+    return costs[0], costs[1], costs[2]
 
 
 def script_us(redis: Redis) -> float:

@@ -136,18 +136,12 @@ def test_a_scored_prompt_on_the_whole_fleet(tmp_path: Path) -> None:
     assert (found.is_equal, found.is_same_class, found.unit) == (True, True, "prompt token")
 
 
-@pytest.fixture(scope="module")
-def two_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    home = tmp_path_factory.mktemp("home")
-    (home / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 2\ncontext = 512\n")
-    with fleet(home, demo_model_folder(), PACKTRAIN_CORES="1") as running:
-        yield running
-
-
-def test_verify_on_the_whole_fleet(two_slots: Fleet) -> None:
+def test_verify_on_the_whole_fleet(tmp_path: Path) -> None:
+    (tmp_path / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 4\ncontext = 512\n")
     options: dict[str, Any] = {"deterministic": True, "max_tokens": 12, "temperature": 0.9, "logprobs": 2}
-    results = list(two_slots.client.map(MODEL, [f"Tell me of the number {n}." for n in range(4)], **options))
-    found = [two_slots.client.verify(result.job_id, timeout=120) for result in results]
+    with fleet(tmp_path, demo_model_folder()) as running:
+        results = list(running.client.map(MODEL, [f"Tell me of the number {n}." for n in range(4)], **options))
+        found = [running.client.verify(result.job_id, timeout=120) for result in results]
 
     assert max(result.batch_peak for result in results) > 1
     assert all(v.is_equal and v.is_same_class for v in found)
@@ -156,6 +150,14 @@ def test_verify_on_the_whole_fleet(two_slots: Fleet) -> None:
     assert (receipt.numerics, receipt.recipe) == ("deterministic", "batched")
     assert [len(r.logprobs) for r in results] == [r.usage.completion_tokens for r in results]
     assert all(len(entry.top) == 2 for r in results for entry in r.logprobs)
+
+
+@pytest.fixture(scope="module")
+def two_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "packtrain.toml").write_text(f"[models.{MODEL}]\nslots = 2\ncontext = 512\n")
+    with fleet(home, demo_model_folder(), PACKTRAIN_CORES="1") as running:
+        yield running
 
 
 def test_jobs_that_were_parked_have_the_bits_of_those_that_were_not(two_slots: Fleet) -> None:

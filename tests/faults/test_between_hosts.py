@@ -239,10 +239,12 @@ def test_a_poison_job_amid_a_full_batch_ends_alone(fleet: HostFleet) -> None:
     eventually(lambda: len(fleet.alive()) == 2, "both nodes")
     load = start_load(fleet.client, fleet.redis, count=7, num_tokens=40)
 
+    def is_over() -> bool:
+        return poison.status().state.is_terminal
+
     # Two crashes hit the whole batch. Then each of it is a suspect and runs alone, 1.2 s, and so does the poison.
-    with inject("poison job amid a full batch", load, 3 * (LOAD_S + TICK_S) + 8 * 1.2):
+    with inject("poison job amid a full batch", load, 3 * (LOAD_S + TICK_S) + 8 * 1.2, until=is_over):
         poison = fleet.client.submit("steady", "!crash")
 
-    eventually(lambda: poison.status().state.is_terminal, "the poison's end", 60)
     assert poison.status().state is JobState.DEAD
     assert all(job.status().attempts <= 2 for job in load.jobs)

@@ -17,13 +17,18 @@ import pytest
 from packtrain.broker.errors import ModelFetchFailed
 from packtrain.broker.ids import ModelId
 from packtrain.broker.messages import NodeBeat
+from packtrain.broker.registry import MemoryRegistry
+from packtrain.broker.settings import Settings
+from packtrain.workers.files import exchange as exchange_module
 from packtrain.workers.files import fetch as fetch_module
+from packtrain.workers.files.exchange import Exchange
 from packtrain.workers.files.fetch import Fetch
 from packtrain.workers.files.part_file import ABANDONED_S, PartFile, remove_abandoned
 from packtrain.workers.files.secret import FleetSecret
 from packtrain.workers.files.server import MAX_CONNECTIONS, FileServer
 from packtrain.workers.files.source import NodeSource, RemotePart, SourceAway
 from packtrain.workers.files.tokens import sign
+from packtrain.workers.node_catalog import ScriptedCatalog
 from tests.support.factories import node_beat
 from tests.support.fleets import eventually
 
@@ -212,6 +217,19 @@ def test_a_limit_holds_for_all_readers_together(nodes: Nodes) -> None:
         reader.join()
 
     assert time.monotonic() - begun > 0.95  # 3 MiB, of which 1 MiB is the burst, at 2 MiB/s
+
+
+def test_a_node_that_listens_everywhere_follows_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = ["http://10.0.0.1:5", "http://10.0.0.1:5", "http://10.0.0.2:5"]
+    monkeypatch.setattr(exchange_module, "ADDRESS_S", 0.01)
+    monkeypatch.setattr(exchange_module, "files_url", lambda *_: addresses.pop(0) if addresses else "http://10.0.0.2:5")
+    settings = Settings(home=tmp_path, url="redis://127.0.0.1:1", files_address="0.0.0.0:0")
+    exchange = Exchange(settings, MemoryRegistry(lambda: 0), ScriptedCatalog(settings), lambda: 0)
+
+    assert exchange.url == "http://10.0.0.1:5"
+    exchange.serve()
+    eventually(lambda: exchange.url == "http://10.0.0.2:5", "its new address")
+    exchange.close()
 
 
 # --- the fetch ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
@@ -40,6 +42,7 @@ from packtrain.client import (
     UnknownJob,
     UnknownModel,
 )
+from packtrain.client.cli.main import app
 from tests.conftest import immortal_keys
 from tests.support.factories import spec
 from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
@@ -375,9 +378,16 @@ def test_a_request_written_past_the_client_fails_alone(fleet: Fleet) -> None:
     redis.close()
 
 
-def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_cause(fleet: Fleet) -> None:
-    with pytest.raises(ModelLoadFailed, match="the script says so"):
+def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_cause_until_it_is_mended_and_asked_for(
+    fleet: Fleet,
+) -> None:
+    with pytest.raises(ModelLoadFailed, match=r"the script says so.*packtrain load broken"):
         fleet.client.generate("broken", "x", timeout=60)
+
+    (fleet.running.home / "models" / "broken.scripted.json").write_text(json.dumps({"n_slots": 1}))
+    loaded = CliRunner().invoke(app, ["load", "broken"], env={"PACKTRAIN_URL": fleet.url})
+    assert "READY" in loaded.output
+    fleet.client.unload("broken")
 
 
 def test_a_model_that_fits_nowhere_fails_its_jobs_with_the_shortfall(fleet: Fleet) -> None:

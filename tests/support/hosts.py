@@ -39,6 +39,7 @@ class Host:
     name: str
     address: str
     holder: subprocess.Popen[bytes]  # keeps the namespace
+    namespace: str  # as /proc names it, also when the holder is gone
     switch: subprocess.Popen[bytes]
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -75,12 +76,11 @@ class Host:
 
     def pids(self) -> list[int]:
         """Every process on this host but the one that keeps it."""
-        ours = os.readlink(f"/proc/{self.holder.pid}/ns/net")
         found = []
         for entry in Path("/proc").iterdir():
             # It may end while we look, and other users' are none of ours.
             with suppress(OSError):
-                if entry.name.isdigit() and os.readlink(entry / "ns" / "net") == ours:
+                if entry.name.isdigit() and os.readlink(entry / "ns" / "net") == self.namespace:
                     found.append(int(entry.name))
         return [pid for pid in found if pid != self.holder.pid]
 
@@ -117,7 +117,8 @@ def hosts(*names: str) -> Iterator[list[Host]]:
         _ip(switch, "link add switch type bridge", "link set switch up")
         made = []
         for number, name in enumerate(names, 1):
-            host = Host(name, f"{NET}.{number}", _namespace(stack, switch), switch)
+            holder = _namespace(stack, switch)
+            host = Host(name, f"{NET}.{number}", holder, os.readlink(f"/proc/{holder.pid}/ns/net"), switch)
             stack.callback(_end, host)
             _ip(
                 switch,
@@ -157,7 +158,10 @@ def _namespace(stack: ExitStack, parent: subprocess.Popen[bytes] | None) -> subp
     if os.geteuid() and parent is None:
         unshare += ["--user", "--map-root-user"]
     before = [*_enter(parent)[:-1]] if os.geteuid() and parent else []
-    process = subprocess.Popen([*before, *unshare, "cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    # In a session of its own: a Ctrl-C at the terminal is the test run's to handle.
+    process = subprocess.Popen(
+        [*before, *unshare, "cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     stack.callback(_let_go, process)
     outside = os.readlink("/proc/self/ns/net")
 

@@ -142,7 +142,7 @@ def run_first_come(fleet: HostFleet, stream: Sequence[Asked], models: Models) ->
     arguments = [sys.executable, "-m", "tests.support.fifo_host", fleet.url, str(models.folder), str(HOLDS)]
     processes = [node.host.start(arguments, {}, node.home / "fifo.log") for node in fleet.nodes.values()]
     try:
-        eventually(lambda: fleet.redis.llen("fifo:done") == len(stream), "the last job", 900)
+        eventually(lambda: fleet.redis.llen("fifo:done") == len(stream), "the last job", 3600)
     finally:
         for process in processes:
             process.kill()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import InstanceId
+from packtrain.broker.messages import Cause
 from packtrain.broker.node_wishes import NodeWish
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
@@ -20,8 +21,8 @@ from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.node_terms import NodeTerms, terms_of
 from packtrain.workers.over_budget import Holder, leaving
-from packtrain.workers.quarantine import Failure, Quarantine
-from packtrain.workers.supervision import Observed, verdict
+from packtrain.workers.quarantine import Failure, Quarantine, may_be_the_node
+from packtrain.workers.supervision import EXIT_LOAD_FAILED, Observed, verdict
 from packtrain.workers.waking import SETTLE_S, SLEPT_S, Wakefulness
 from tests.support.factories import MIB, instance_beat
 from tests.unit.test_supervision import LIMITS, WELL
@@ -132,50 +133,96 @@ def fail(node: Quarantine, *models: str, at_ms: int = 0) -> Quarantine:
     return node
 
 
-@pytest.mark.parametrize(
-    "models", [("a",) * 50, ("a", "a", "a", "b"), ("a", "b"), ("b", "a", "a")], ids=lambda m: "".join(m[:4])
-)
-def test_one_bad_model_puts_no_node_into_quarantine(models: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("models", ["a" * 50, "aaaaab", "abcdef", "baa"])
+def test_one_bad_model_puts_no_node_into_quarantine(models: str) -> None:
     assert fail(Quarantine(), *models).reason(100) == ""
 
 
-@pytest.mark.parametrize("models", [("a", "b", "c"), ("a", "b", "a", "b")], ids="".join)
-def test_different_models_that_fail_put_the_node_into_quarantine(models: tuple[str, ...]) -> None:
-    reason = fail(Quarantine(), *models).reason(100)
+def test_different_models_that_keep_failing_put_the_node_into_quarantine() -> None:
+    reason = fail(Quarantine(), "a", "b", "c", "b", "a").reason(100)
 
-    assert "cannot be loaded" in reason
-    assert "(a, b" in reason
+    assert reason == "5 failures of 3 models (a, b, c) within 10 min, the last of a: cannot be loaded"
 
 
 def test_failures_of_another_day_do_not_count() -> None:
-    node = fail(Quarantine(), "a", "b")
+    node = fail(Quarantine(), "a", "b", "a")
 
-    assert fail(node, "c", at_ms=quarantine.WINDOW_MS + 10).reason(quarantine.WINDOW_MS + 20) == ""
+    assert fail(node, "b", at_ms=quarantine.WINDOW_MS + 10).reason(quarantine.WINDOW_MS + 20) == ""
 
 
 def test_a_model_that_runs_well_is_forgiven() -> None:
-    node = fail(Quarantine(), "a", "b")
+    node = fail(Quarantine(), "a", "b", "a")
     node.settled("a")
 
-    assert fail(node, "c").reason(100) == ""
+    assert fail(node, "b").reason(100) == ""
+
+
+REFUSED = Cause(reason="is no model", exit_code=EXIT_LOAD_FAILED)
+CRASHED = Cause(reason="a check failed", signal="SIGABRT")
+STARVED = Cause(reason="memory ran out", signal="SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("cause", "was_serving", "kill_reason", "others_run", "counts"),
+    [
+        (REFUSED, False, "", True, False),  # a broken file beside a model that runs
+        (REFUSED, False, "", False, True),  # nothing runs here
+        (CRASHED, False, "", True, True),  # no job can do that to one that loads
+        (CRASHED, True, "", False, False),  # a job that crashes its instance
+        (STARVED, True, "", True, True),
+        (STARVED, True, "has not reported for 61 s", True, False),  # a job that hangs it
+        (STARVED, False, "was not loaded within 600 s", True, True),
+    ],
+)
+def test_neither_broken_models_nor_evil_jobs_put_a_node_into_quarantine(
+    cause: Cause, was_serving: bool, kill_reason: str, others_run: bool, counts: bool
+) -> None:
+    found = may_be_the_node(cause, was_serving=was_serving, kill_reason=kill_reason, others_run=others_run)
+
+    assert found is counts
+
+
+def test_other_model_files_end_a_quarantine_by_models_that_could_not_be_loaded() -> None:
+    refused = Quarantine()
+    for model in "abab":
+        refused.failed(Failure(1, model, "no GGUF", is_refusal=True))
+    died = fail(Quarantine(), *"abab")
+    assert refused.reason(2)
+
+    refused.other_files()
+    died.other_files()
+
+    assert refused.reason(2) == ""
+    assert died.reason(2) != ""
+
+
+def test_an_instance_that_failed_is_judged_by_what_it_was_and_who_runs_beside_it() -> None:
+    beside, alone = standing(), standing()
+    for model in "abab":
+        was = instance_beat(model, model=model, state=InstanceState.LOADING)
+        beside.failed(was, REFUSED, kill_reason="", others=[was, instance_beat("good")], now_ms=1)
+        alone.failed(was, REFUSED, kill_reason="", others=[was], now_ms=1)
+
+    assert beside.quarantine.reason(2) == ""
+    assert "is no model" in alone.quarantine.reason(2)
 
 
 def test_a_quarantine_ends_by_itself_and_counts_anew() -> None:
-    node = fail(Quarantine(), "a", "b", "c")
+    node = fail(Quarantine(), *"abab")
 
     assert node.reason(quarantine.LASTS_MS) != ""
     assert node.reason(quarantine.LASTS_MS + 10) == ""
-    assert fail(node, "d", at_ms=quarantine.LASTS_MS + 20).reason(quarantine.LASTS_MS + 30) == ""
+    assert fail(node, "a", "b", at_ms=quarantine.LASTS_MS + 20).reason(quarantine.LASTS_MS + 30) == ""
 
 
 def test_a_resume_ends_the_quarantine_before_it_and_none_after_it() -> None:
-    node = fail(Quarantine(), "a", "b", "c", at_ms=100)
+    node = fail(Quarantine(), *"abab", at_ms=100)
     node.resume(before_ms=50)
     assert node.reason(200) != ""
 
     node.resume(before_ms=150)
     assert node.reason(200) == ""
-    fail(node, "a", "b", "c", at_ms=300)
+    fail(node, *"abab", at_ms=300)
     node.resume(before_ms=150)  # the same wish is read at every beat
 
     assert node.reason(400) != ""

@@ -577,7 +577,7 @@ def test_unloading_comes_to_an_end_and_never_exceeds_what_is_needed(snapshot: Sn
     assert unloads(again) == []
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(snapshot=snapshots())
 def test_a_snapshot_that_was_packed_gives_the_same_plan(snapshot: Snapshot) -> None:
     there, again = plan(snapshot), plan(unpack(pack(snapshot)))

@@ -111,7 +111,7 @@ def worlds(draw: st.DrawFn) -> World:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(world=worlds())
 def test_no_fleet_exceeds_a_budget_or_unloads_what_must_stay_and_every_job_that_can_run_does(world: World) -> None:
     def check(snapshot: Snapshot, result: Plan) -> None:

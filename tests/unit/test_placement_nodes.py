@@ -98,6 +98,12 @@ def test_a_load_that_failed_goes_to_the_next_node_at_once() -> None:
     assert loads(result) == [(MODEL, "n1")]
 
 
+def test_a_node_whose_wait_is_over_is_tried_after_those_that_never_failed() -> None:
+    nodes = [node_beat("n1"), node_beat("n2", memory_budget=1200 * MIB)]
+
+    assert loads(plan(fleet("n1", "n2", nodes=nodes, instances=[failed("n2")]))) == [(MODEL, "n1")]
+
+
 def test_a_node_is_tried_again_after_a_wait_that_doubles_with_its_own_failures() -> None:
     def after(milliseconds: int) -> Plan:
         given_up = [failed("n1", ended_ms=LONG_AGO - n) for n in range(MAX_LOAD_FAILURES)]
@@ -119,6 +125,16 @@ def test_jobs_fail_with_the_cause_of_each_node_once_all_are_given_up() -> None:
     for node in nodes:
         assert f"on {node}: the disk of {node} is full" in str(reject.error)
     assert "9 tries" in str(reject.error)
+
+
+def test_what_failed_before_an_operator_asked_for_it_counts_no_more() -> None:
+    tries = [failed("n1", ended_ms=LONG_AGO - n) for n in range(MAX_LOAD_FAILURES)]
+
+    def asked(at_ms: int) -> Plan:
+        return plan(fleet("n1", instances=tries, desired={MODEL: Desired(replicas=1, asked_ms=at_ms)}))
+
+    assert loads(asked(LONG_AGO + 1)) == [(MODEL, "n1")]
+    assert asked(0).rejects
 
 
 def test_jobs_wait_for_the_replica_that_is_up_though_a_second_one_cannot_be_loaded() -> None:

@@ -78,7 +78,10 @@ def unavailable(url: str, error: RedisError) -> BrokerUnavailable | SetupError:
             "give it more with `packtrain up --broker-memory 2gb` (maxmemory in redis.conf)"
         )
     if isinstance(error, AuthenticationError):
-        return SetupError(f"the broker at {masked(url)} refused the password; correct it in PACKTRAIN_URL")
+        return SetupError(
+            f"the broker at {masked(url)} refused the password; correct it in PACKTRAIN_URL, "
+            "or join anew with what `packtrain invite` prints: `packtrain node --join TOKEN`"
+        )
     return BrokerUnavailable(url=masked(url), reason=str(error).rstrip(".") or type(error).__name__)
 
 

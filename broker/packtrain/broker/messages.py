@@ -617,6 +617,7 @@ class Desired(_Report):
     """What an operator asked for by `packtrain load` and `packtrain unload`."""
 
     replicas: int = Field(0, description="keep at least this many loaded")
+    asked_ms: int = Field(0, description="when that was asked for: loads that failed before do not count any more")
     unload_before_ms: int = Field(0, description="unload instances requested before this moment")
 
 

@@ -117,8 +117,9 @@ class RedisTransport:
                 raise UnknownModel(model=model, known=list(known))
             real = ModelId(known[model].alias_of or model)
             before = self._registry.desired().get(real, Desired())
-            unload_before = self._registry.now_ms() if unload else before.unload_before_ms
-            desired = Desired(replicas=replicas, unload_before_ms=unload_before)
+            now_ms = self._registry.now_ms()
+            unload_before, asked = (now_ms, before.asked_ms) if unload else (before.unload_before_ms, now_ms)
+            desired = Desired(replicas=replicas, unload_before_ms=unload_before, asked_ms=asked)
             self._registry.set_desired(real, desired)
             return desired
 

@@ -243,6 +243,7 @@ class Agent:
         if not self._catalog.scan():
             return False
         self._not_deterministic.clear()  # a file may be another one now
+        self._standing.quarantine.other_files()
         return True
 
     def _look_at_fetches(self, now: float) -> bool:
@@ -281,12 +282,14 @@ class Agent:
         report = managed.process.last_report
         if report and report.not_deterministic:
             self._not_deterministic[managed.beat.model] = report.not_deterministic
-        beat = managed.ended(cause, self._registry_ms())
+        was, now_ms = managed.beat, self._registry_ms()
+        beat = managed.ended(cause, now_ms)
         instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
         log = logger.error if has_failed else logger.info
         log("%s is %s: %s", instance, beat.state, beat.reason, extra={"event": "instance.ended", "state": beat.state})
         if has_failed:
-            self._standing.failed(beat, now_ms=self._registry_ms())
+            others = [other.beat for other in self._instances.values()]
+            self._standing.failed(was, cause, kill_reason=managed.kill_reason, others=others, now_ms=now_ms)
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
         self._dealer.remove(instance)

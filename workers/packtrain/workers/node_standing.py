@@ -9,13 +9,13 @@ import logging
 from collections.abc import Sequence
 
 from packtrain.broker.ids import InstanceId
-from packtrain.broker.messages import InstanceBeat
+from packtrain.broker.messages import Cause, InstanceBeat
 from packtrain.broker.node_wishes import NodeWish
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState
 from packtrain.workers.node_terms import terms_of
 from packtrain.workers.over_budget import Holder, leaving
-from packtrain.workers.quarantine import Failure, Quarantine
+from packtrain.workers.quarantine import Failure, Quarantine, is_refusal, may_be_the_node
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,20 @@ class NodeStanding:
         logger.info("Goes on with %s", terms, extra={"event": "node.terms"})
         return True
 
-    def failed(self, beat: InstanceBeat, *, now_ms: int) -> None:
-        """An instance failed to load, or died."""
-        self.quarantine.failed(Failure(now_ms, beat.model, beat.reason))
+    def failed(
+        self, was: InstanceBeat, cause: Cause, *, kill_reason: str, others: Sequence[InstanceBeat], now_ms: int
+    ) -> None:
+        """An instance failed to load, or died.
+
+        Args:
+            was: Its last beat before that.
+            kill_reason: Why its agent killed it, if it did.
+            others: That this node has.
+        """
+        others_run = any(o.state is InstanceState.READY and o.model != was.model for o in others)
+        was_serving = was.state is InstanceState.READY
+        if may_be_the_node(cause, was_serving=was_serving, kill_reason=kill_reason, others_run=others_run):
+            self.quarantine.failed(Failure(now_ms, was.model, str(cause), is_refusal=is_refusal(cause)))
 
     def must_leave(self, staying: Sequence[InstanceBeat]) -> list[tuple[InstanceId, str]]:
         """Instances that the node has no room for any more, and why; all of them while it drains.

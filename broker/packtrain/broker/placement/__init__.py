@@ -9,7 +9,7 @@ that holds:
     3. no node could hold it even empty          reject its waiting jobs with the shortfall
     4. its loads failed too often everywhere     reject its waiting jobs with the cause of each node
        they failed just now wherever it may go   wait (the wait doubles with each failure on a node)
-    5. some node has room                        load: fewest replicas of it, then most free memory
+    5. some node has room                        load: fewest failures and replicas of it, then most free memory
     6. room can be made, or its file fetched     whatever costs fewest seconds: unload idle instances whose regret is
                                                  least, only if their sum is enough, and wait; or fetch to where room is
     7. it has waited too long                    drain what has been resident longest, even if jobs wait for it

@@ -89,9 +89,9 @@ class Choice:
         return (holder for holder in self.fitting() if self._failures.may_try(holder[0].name))
 
     def place(self) -> Place | None:
-        """A node with room: fewest replicas of the model, then most free memory."""
+        """A node with room: fewest failed loads and replicas of the model, then most free memory."""
         best: Place | None = None
-        fewest = 0
+        fewest = (0, 0)
         for room in reversed(self._rooms):
             if room.free < self._rules.least_bytes:  # and so have all after it
                 break
@@ -101,10 +101,10 @@ class Choice:
             need = self._need(room, offer)
             if need > room.free:
                 continue
-            replicas = room.replicas.get(self._model, 0)
-            if best is None or replicas < fewest:
-                best, fewest = Place(room, offer, need), replicas
-            if not replicas:
+            rank = (self._failures.count(room.name), room.replicas.get(self._model, 0))
+            if best is None or rank < fewest:
+                best, fewest = Place(room, offer, need), rank
+            if rank == (0, 0):
                 break
         return best
 

@@ -2,7 +2,8 @@
 
 Each node has tries of its own: a load that failed on one goes to the next at once, and comes back to the first only
 after a wait that doubles with each failure there. What failed for want of memory is given a fifth more the next time,
-wherever that is. A model whose every node has used up its tries is given up, and its jobs are told each cause.
+wherever that is. A model whose every node has used up its tries is given up, and its jobs are told each cause. What
+failed before an operator asked for the model counts no more: he has mended it.
 
 One that crashed after it was READY is no failed load: the next may well live, and jobs that crash it again and again
 are stopped by their own count. But where only an operator wants it, it comes back ever more slowly.
@@ -37,8 +38,11 @@ class Failures:
         self._now_ms = view.now.now_ms
         self._by_node: dict[str, list[InstanceBeat]] = {}
         self._out_of_memory = 0
+        asked_ms = view.asked_ms(self._model)
         for instance in view.of_model.get(self._model, ()):
             if instance.state is not InstanceState.FAILED or instance.ready_ms or not serves(instance, route):
+                continue
+            if _ended_ms(instance) < asked_ms:
                 continue
             offer = view.offer(instance.node, self._model)
             if offer is not None and view.numerics(route, offer) != instance.numerics:
@@ -49,9 +53,13 @@ class Failures:
     def __bool__(self) -> bool:
         return bool(self._by_node)
 
+    def count(self, node: str) -> int:
+        """Loads that failed on a node."""
+        return len(self._by_node.get(node, ()))
+
     def is_given_up(self, node: str) -> bool:
         """True when a node has used up its tries."""
-        return len(self._by_node.get(node, ())) >= MAX_LOAD_FAILURES
+        return self.count(node) >= MAX_LOAD_FAILURES
 
     def may_try(self, node: str) -> bool:
         """True when a node has tries left and need not wait for the next."""
@@ -91,7 +99,7 @@ class Failures:
         told = "; ".join(f"on {node}: {reason}" for node, reason in causes.items())
         return ModelLoadFailed(
             f"{self._model!r} could not be loaded, {tries} tries, {told}; "
-            "mend that and submit again (it is tried again ten minutes after the last failure)",
+            f"mend that and run `packtrain load {self._model}`, or submit again ten minutes after the last failure",
             model=self._model,
             node=max(nodes, key=lambda node: (_ended_ms(self._last(node)), node)),
             causes=causes,
@@ -103,7 +111,8 @@ class Failures:
 
 def crash_wait_ms(model: ModelId, view: View) -> int:
     """Until a model that no job waits for may be loaded again; 0: now. The first crash costs it nothing."""
-    crashed = [i for i in view.of_model.get(model, ()) if i.state is InstanceState.FAILED and i.ready_ms]
+    ended = [i for i in view.of_model.get(model, ()) if i.state is InstanceState.FAILED and i.ready_ms]
+    crashed = [i for i in ended if _ended_ms(i) >= view.asked_ms(model)]
     if len(crashed) < 2:
         return 0
     wait_ms: int = min(MAX_CRASH_BACKOFF_MS, CRASH_BACKOFF_MS * 2 ** (len(crashed) - 2))

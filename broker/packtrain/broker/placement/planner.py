@@ -194,19 +194,23 @@ class _Pass:
 
     def _givers(self, *, wanted: bool) -> Iterator[Room]:
         """Nodes that get room when some leave, cheapest first, then those with most free memory."""
-        return (room for least, _, _, room in self._by_cost[wanted] if least < float("inf"))
+        return (key[-1] for key in self._by_cost[wanted])
 
     def _find_pools(self, room: Room) -> None:
         """Who may leave a node."""
         for wanted in (False, True) if self._is_overdue else (False,):
             keys = self._by_cost[wanted]
-            if before := room.pools.get(wanted):
+            if before := room.pools.pop(wanted, None):
                 del keys[bisect.bisect_left(keys, before.key, key=itemgetter(0, 1, 2))]
-            room.pools[wanted] = pool = room.pool(self._may_leave(room, wanted=wanted))
-            bisect.insort(keys, (*pool.key, room), key=itemgetter(0, 1, 2))
+            victims = self._may_leave(room, wanted=wanted)
+            if victims or room.leaving:
+                room.pools[wanted] = pool = room.pool(victims)
+                bisect.insort(keys, (*pool.key, room), key=itemgetter(0, 1, 2))
 
     def _may_leave(self, room: Room, *, wanted: bool) -> list[Victim]:
         """Instances of a node that may be unloaded, less those that operators want kept."""
+        if not room.idle and not (wanted and room.wanted):
+            return []
         pool = sorted((*room.idle, *(room.wanted if wanted else ())), key=lambda v: v.cost)
         spare: dict[str, int] = {}
         found = []
@@ -222,7 +226,9 @@ class _Pass:
 
     def _room(self, name: NodeId) -> Room:
         node, now = self._view.open_nodes[name], self._now
-        here = self._view.alive_on.get(name, [])
+        here = self._view.alive_on.get(name)
+        if not here:
+            return Room(node, node.memory_budget, node.memory_free, [], [], [])
         coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
         leaving, idle, wanted = [], [], []
         for instance in here:

@@ -77,10 +77,10 @@ class Room:
         self.free -= size
 
     def pool(self, victims: Sequence[Victim]) -> Pool:
-        """Instances that may leave, with what that comes to at most and costs at least."""
+        """Instances that may leave, with what that comes to at most and costs at least. Some do, or are leaving."""
         gone = [victim.instance for victim in (*self.leaving, *victims)]
         budget, machine = sum(map(held_bytes, gone)), sum(i.resident_bytes for i in gone)
-        least = 0.0 if self.leaving else min((v.cost for v in victims), default=float("inf"))
+        least = 0.0 if self.leaving else min(v.cost for v in victims)
         return Pool(tuple(victims), min(self.budget + budget, self.machine + machine), (least, -self.free, self.name))
 
     def eviction(self, size: int, pool: Sequence[Victim], *, below: float) -> Eviction | None:

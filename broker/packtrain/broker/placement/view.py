@@ -84,6 +84,11 @@ class View:
         wanted = self.now.desired.get(model)
         return wanted.unload_before_ms if wanted else 0
 
+    def asked_ms(self, model: ModelId) -> int:
+        """When an operator last asked for it; 0: never."""
+        wanted = self.now.desired.get(model)
+        return wanted.asked_ms if wanted else 0
+
     def up(self, route: Route) -> list[InstanceBeat]:
         """Instances that serve a route or will soon."""
         return [i for i in self.of_model.get(model_of(route), ()) if is_up(i) and serves(i, route)]

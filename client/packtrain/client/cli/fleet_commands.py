@@ -171,10 +171,14 @@ def load(
 ) -> None:
     """Load a model and keep it loaded until it is unloaded. Prints its instances, as `ps` does."""
     with Packtrain() as fleet:
+        ended = {i.instance for i in fleet.instances() if i.state.is_terminal}
         fleet.load(model, replicas=replicas)
         info = _real_model(fleet, model)
 
         def is_ready(mine: list[InstanceBeat]) -> bool:
+            mine = [
+                i for i in mine if i.instance not in ended
+            ]  # what failed before was mended, or it would not be asked
             failed = [i for i in mine if i.state is InstanceState.FAILED]
             nodes = [node for node in fleet.nodes() if info.id in node.models]
             # What failed on one node is tried on the next.

@@ -67,7 +67,7 @@ def set_node(
     with Packtrain() as fleet:
         wish = fleet.set_node(
             node,
-            memory=None if memory is None else 0 if memory == AS_STARTED else parse_size(memory) or -1,
+            memory=None if memory is None else _bytes(memory),
             cores=None if cores is None else _count(cores),
             labels=labels,
         )
@@ -99,6 +99,14 @@ def labels_of(texts: list[str] | None) -> dict[str, str]:
         return dict(map(parse_label, texts or ()))
     except ValueError as error:
         raise InvalidParameter(str(error), field="labels") from None
+
+
+def _bytes(text: str) -> int:
+    if text == AS_STARTED:
+        return 0
+    if not (size := parse_size(text)):
+        raise InvalidParameter("a node without memory takes no work; `packtrain nodes drain` says so", field="memory")
+    return size
 
 
 def _count(text: str) -> int:

@@ -22,6 +22,11 @@ def files_url(host: str, port: int, broker_url: str) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def is_everywhere(host: str) -> bool:
+    """Whether a server at `host` listens at all addresses, so that `files_url` may change."""
+    return host in ("0.0.0.0", "::")  # noqa: S104
+
+
 def loopback_id() -> str:
     """Equal for processes whose 127.0.0.1 is the same: of one boot of one machine, and one network of it."""
     seen = [socket.gethostname()]
@@ -34,7 +39,7 @@ def loopback_id() -> str:
 
 
 def _reachable_host(host: str, broker_url: str) -> str:
-    if host not in ("0.0.0.0", "::"):  # noqa: S104
+    if not is_everywhere(host):
         return host
     broker = urlsplit(broker_url)
     for target in ((broker.hostname or "127.0.0.1", broker.port or 6379), ("192.0.2.1", 9)):

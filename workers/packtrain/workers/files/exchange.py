@@ -7,8 +7,10 @@ fetch serves all loads of its model. The agent polls; only threads wait for disk
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +20,7 @@ from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings, split_address
 from packtrain.broker.states import InstanceState
-from packtrain.workers.files.addresses import files_url, loopback_id
+from packtrain.workers.files.addresses import files_url, is_everywhere, loopback_id
 from packtrain.workers.files.fetch import Fetch, disk_free
 from packtrain.workers.files.part_file import remove_abandoned
 from packtrain.workers.files.progress import Progress, mib
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: How long the end of the agent waits for threads of fetches, seconds.
 JOIN_S = 2.0
+#: A server that listens everywhere sees this often at which address it is reached, seconds.
+ADDRESS_S = 30.0
 
 
 @dataclass(slots=True)
@@ -93,14 +97,17 @@ class Exchange:
         self.loopback = loopback_id()
         self._server: FileServer | None = None
         self.url = ""
+        self._host = ""
         if settings.files_address:
             host, port = split_address(settings.files_address)
             self._server = FileServer(
                 host, port, node=settings.node, parts=lambda model: _parts(catalog, model), secret=self._secret,
                 clock_s=self._clock_s, hashes=self._hashes, rate=settings.files_rate,
             )  # fmt: skip
+            self._host = host
             self.url = files_url(host, self._server.port, settings.broker_url())
         self._is_serving = False
+        self._closing = threading.Event()
         remove_abandoned(self._folder)
 
     def serve(self) -> None:
@@ -108,6 +115,8 @@ class Exchange:
         if self._server and not self._is_serving:
             self._server.start()
             logger.info("Serving model files at %s", self.url, extra={"event": "files.serving"})
+            if is_everywhere(self._host):
+                threading.Thread(target=self._follow_address, args=(self._server.port,), daemon=True).start()
         self._is_serving = True
 
     @property
@@ -192,6 +201,7 @@ class Exchange:
 
     def close(self) -> None:
         """End serving and fetching; part files stay for the next agent."""
+        self._closing.set()
         fetches = [*self._left, *(coming.fetch for coming in self._coming.values())]
         for fetch in fetches:
             fetch.cancel()
@@ -208,6 +218,16 @@ class Exchange:
         return Fetch(
             model, source, self._folder, suffix=self._suffix, hashes=self._hashes, space=self._space,
         )  # fmt: skip
+
+    def _follow_address(self, port: int) -> None:
+        """A laptop gets other addresses. Not in the agent's thread: names may take long to resolve."""
+        while not self._closing.wait(ADDRESS_S):
+            url = self.url
+            with suppress(OSError):  # no interface can be asked right now
+                url = files_url(self._host, port, self._settings.broker_url())
+            if url != self.url:
+                logger.info("Serving model files at %s now", url, extra={"event": "files.moved"})
+                self.url = url
 
     def _space(self, folder: Path, fetch: Fetch) -> int:
         others = [coming.fetch for coming in tuple(self._coming.values()) if coming.fetch is not fetch]
