@@ -94,19 +94,27 @@ def test_models_that_fit_one_at_a_time_take_turns_and_not_with_every_job() -> No
     assert [name for _, verb, name in history(paper_fleet(models=three), stream) if verb == "load"] == ["a", "b", "c"]
 
 
-def test_endless_work_of_two_models_for_one_place_lets_neither_wait_beyond_its_bound() -> None:
-    fleet = paper_fleet(
-        burst({"a": 1, "b": 1}, 400, output=9, prompt=10), models={"a": model(6), "b": model(6)},
-        max_wait=30, min_residency=10, drain=5,
-    )  # fmt: skip
+@settings(max_examples=12, deadline=None)
+@given(
+    load=st.sampled_from([0, 4, 25]),
+    wait=st.sampled_from([5, 30]),
+    stay=st.sampled_from([1, 10]),
+    drain=st.sampled_from([0, 5, 20]),
+    output=st.sampled_from([1, 9, 200]),
+)
+def test_endless_work_of_two_models_for_one_place_lets_neither_wait_beyond_its_bound(
+    load: float, wait: float, stay: float, drain: float, output: int
+) -> None:
+    models = {name: model(6, load=load) for name in "ab"}
+    stream = burst({"a": 1, "b": 1}, 1200 // (output + 1), output=output, prompt=10)
 
-    simulation = Simulation(fleet, 1)
-    found = simulation.run()
+    found = outcome(paper_fleet(stream, models=models, max_wait=wait, min_residency=stay, drain=drain))
 
-    # It has waited 30 s; the other is there for 10 s by then, gives its jobs back after 5 s, and 4 s later it is ready.
-    # Each of these begins at a tick.
-    assert found.driven_out >= 4
-    assert max(found.longest_unserved.values()) <= 30 + 10 + 5 + 4 + 3
+    # It waits until it has waited too long and the other one has stayed long enough; then the other one's jobs have
+    # `drain` to end, and it is loaded. Each of these begins at a tick.
+    longest = max(wait, drain + load + stay) + drain + load
+    assert max(found.longest_unserved.values()) <= longest + 4
+    assert found.succeeded == found.jobs
 
 
 def test_a_job_that_is_given_back_keeps_its_tokens_and_goes_on_elsewhere() -> None:
