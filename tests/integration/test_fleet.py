@@ -76,7 +76,7 @@ def test_an_answer_comes_back(fleet: Fleet) -> None:
 
 def test_twenty_four_jobs_share_one_batch_and_none_gets_the_answer_of_another(fleet: Fleet) -> None:
     fleet.client.generate("echo", "warm up")
-    prompts = [f"prompt {i} " + chr(ord("a") + i) * 60 for i in range(24)]
+    prompts = [f"prompt {i} " + chr(ord("a") + i) * 220 for i in range(24)]  # long enough for all to meet
 
     results = list(fleet.client.map("echo", prompts, in_flight=24))
 

@@ -6,3 +6,5 @@ from packtrain.broker.celery_app import make_app
 from packtrain.broker.settings import load_settings
 
 app = make_app(load_settings().broker_url(), name="flower", events=True)
+# It chooses its client by the URL's scheme, which a transport of our own replaces by its name.
+app.conf.update(broker_transport=None)
