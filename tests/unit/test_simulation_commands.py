@@ -123,6 +123,13 @@ def test_a_mistake_in_a_fleet_file_names_key_value_and_remedy(tmp_path: Path, te
     assert message in str(error)
 
 
+def test_a_fleet_without_jobs_is_not_simulated(tmp_path: Path) -> None:
+    error = run("simulate", fleet_file(tmp_path, SMALL)).exception
+
+    assert isinstance(error, InvalidParameter)
+    assert "it has no jobs, so nothing would happen; add [[jobs]] or a trace" in str(error)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     error = run("plan", tmp_path / "none.toml").exception
 

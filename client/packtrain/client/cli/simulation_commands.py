@@ -62,6 +62,11 @@ def simulate(
     seconds of the simulated clock.
     """
     read = _read(fleet)
+    if not (read.jobs or read.trace):
+        raise InvalidParameter(
+            f"{fleet}: it has no jobs, so nothing would happen; add [[jobs]] or a trace, or ask `packtrain plan`",
+            field="jobs",
+        )
     run = Simulation(read, seed, _trace(fleet, read))
     begin = time.perf_counter()
     outcome = run.run()
@@ -75,7 +80,7 @@ def simulate(
 
 def plan(
     fleet: Annotated[
-        Path | None, typer.Argument(metavar="[FLEET.toml]", help="A fleet on paper; left out: the one that runs.")
+        Path | None, typer.Argument(metavar="FLEET.toml", help="A fleet on paper; left out: the one that runs.")
     ] = None,
     as_json: JSON = False,
 ) -> None:
