@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from packtrain.broker.claims import reserved_slots
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import ModelId
 from packtrain.workers import catalog as catalog_module
 from packtrain.workers.catalog import MAX_FAULTS, Catalog, CatalogScanner, load_catalog
-from packtrain.workers.catalog_config import CatalogConfig, load_catalog_config, reserved_slots
+from packtrain.workers.catalog_config import CatalogConfig, load_catalog_config
 from packtrain.workers.gguf import GgufHeader, read_header
 from packtrain.workers.model_files import MAX_DEPTH
 from tests.support.gguf_files import Value, gguf_bytes, metadata, write_gguf

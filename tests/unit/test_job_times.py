@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from packtrain.workers.job_times import NEWEST, JobTimes
+from packtrain.broker.rates import NEWEST_RUN
+from packtrain.workers.job_times import JobTimes
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +29,7 @@ def test_jobs_that_ended_are_smoothed_and_the_newest_counts_a_tenth() -> None:
     times.end(second, 20)
     times.begin(20)
 
-    assert times.seconds(1000) == pytest.approx(10 + NEWEST * 10)
+    assert times.seconds(1000) == pytest.approx(10 + NEWEST_RUN * 10)
 
 
 def test_a_job_that_was_given_back_says_nothing() -> None:

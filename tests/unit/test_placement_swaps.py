@@ -146,6 +146,13 @@ def test_not_even_one_that_has_waited_too_long_drives_out_the_young_the_wanted_a
     assert unloads(plan(replace(snapshot, models=models))) == []
 
 
+def test_one_that_has_just_run_out_of_work_is_spared_no_longer_than_one_that_has_some() -> None:
+    just_idle = loaded("b", last_used_ms=NOW - 1)
+
+    assert unloads(plan(fleet(just_idle, waiting={A: 1}))) == []
+    assert unloads(plan(fleet(just_idle, waiting={A: 1}, unserved_since=overdue(A)))) == ["b-1"]
+
+
 def test_an_idle_one_leaves_before_one_with_work_even_for_one_that_has_waited_too_long() -> None:
     working, idle = loaded("b", slots_used=1, node="n1"), loaded("c", node="n2", load_s=60)
     snapshot = fleet(working, idle, nodes=("n1", "n2"), waiting={A: 1, B: 50}, unserved_since=overdue(A))

@@ -31,9 +31,11 @@ HAIR: Final = 2.0**-10
 def cost_of(spec: JobSpec) -> int:
     """What a job is taken to cost before it has run, tokens of prompt and output together; 1 at least."""
     prompt = spec.num_chars // CHARS_PER_TOKEN
-    if spec.kind in ("embed", "count"):
-        return max(1, prompt)
-    most = spec.params.max_tokens
+    return cost(prompt, 0 if spec.kind in ("embed", "count") else spec.params.max_tokens)
+
+
+def cost(prompt: int, most: int | None) -> int:
+    """The same of a prompt of so many tokens, and of at most so many more; None: the job does not say."""
     return max(1, prompt + (DEFAULT_OUTPUT if most is None else most))
 
 

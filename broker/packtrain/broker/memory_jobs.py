@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chunks import Chunk, Event
+from packtrain.broker.claims import lanes_for, rank
 from packtrain.broker.fairness import FairTags, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Outcome
@@ -138,9 +139,8 @@ class MemoryJobs:
             held = [r for r in self._records.values() if r.state is JobState.RUNNING and r.instance == instance]
             if len(held) == 1 and held[0].attempts >= SUSPECT_ATTEMPTS:
                 return None
-            lanes: tuple[Lane, ...] = ("interactive", "bulk") if bulk else ("interactive",)
             names = {None, str(instance), str(node)}
-            best = self._choose(routes, lanes, names, numerics_class, frozenset(prefixes))
+            best = self._choose(routes, lanes_for(bulk=bulk), names, numerics_class, frozenset(prefixes))
             if best is None or (best[1].attempts >= SUSPECT_ATTEMPTS and held):
                 return None
             job_id, record = best
@@ -335,7 +335,7 @@ class MemoryJobs:
     def _ready(self, routes: Sequence[Route]) -> list[tuple[JobId, _Record]]:
         """Queued jobs, best first."""
         ready = [(i, r) for i, r in self._records.items() if r.state is JobState.QUEUED and r.route in routes]
-        return sorted(ready, key=lambda entry: (entry[1].spec.lane != "interactive", entry[1].order, entry[0]))
+        return sorted(ready, key=lambda entry: rank(entry[1].spec.lane, entry[1].order, entry[0]))
 
     def _choose(
         self,

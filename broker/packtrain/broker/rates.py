@@ -12,6 +12,9 @@ from typing import Final
 
 #: Weight of the newest job in the means, once there are as many: a burst that fills 16 slots counts as a whole.
 NEWEST: Final = 1 / 16
+#: Weight of the newest job in how long jobs hold a slot of one instance. After twenty jobs of another kind nine tenths
+#: of the answer are theirs.
+NEWEST_RUN: Final = 0.1
 #: Of a route that is not measured yet, ms: a guess.
 UNKNOWN_GAP_MS: Final = 100.0
 #: Bounds of what a client is told to wait, seconds.
@@ -35,6 +38,11 @@ class Rate:
         return Rate(
             jobs, self.gap_ms + weight * (gap - self.gap_ms), self.run_ms + weight * (run - self.run_ms), now_ms
         )
+
+
+def smoothed_run_s(before: float, seconds: float) -> float:
+    """How long a job holds a slot of an instance, after one more has ended; 0: none has yet."""
+    return seconds if not before else before + NEWEST_RUN * (seconds - before)
 
 
 def retry_after_s(waiting: int, gap_ms: float | None) -> float:

@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packtrain.broker.claims import reserved_slots
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.broker.ids import ModelId, slug
 from packtrain.broker.messages import AdapterInfo, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_adapters import AdapterFinder, FoundAdapter, fingerprint_with
-from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions, reserved_slots
+from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
 from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_memory, estimate_slot_bytes

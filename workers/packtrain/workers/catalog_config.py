@@ -52,6 +52,7 @@ from pydantic import (
 from packtrain.broker.errors import SetupError
 from packtrain.broker.fields import SafeId
 from packtrain.broker.messages import AdapterScale
+from packtrain.broker.units import parse_duration
 from packtrain.workers.load_options import LoadOptions
 
 FILE_NAME = "packtrain.toml"
@@ -59,17 +60,13 @@ DEFAULT_CONTEXT = 4096  # tokens
 DEFAULT_KEEP_ALIVE_S = 300.0
 MAX_CONTEXT = 2**24  # tokens; the longest trained so far is 10 million
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
-#: From so many slots on one is left to interactive jobs by default: of fewer it would be too large a part.
-MIN_SLOTS_TO_RESERVE = 4
 MAX_KEEP_ALIVE_S = 10 * 365 * 24 * 3600
 MAX_REPLICAS = 1_000
 MAX_LABELS = 16  # of one selector
 MAX_LORAS = 64  # adapters of one model: all are loaded with it
 
 _LOAD_OPTIONS = set(LoadOptions.model_fields)
-_DURATION = re.compile(r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)")
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # as nodes have them
-_UNIT_S = {"s": 1, "m": 60, "h": 3600}
 
 
 def _seconds(value: object) -> object:
@@ -77,10 +74,10 @@ def _seconds(value: object) -> object:
         raise ValueError('give seconds, or a text such as "30s", "10m" or "2h"; negative: never unload')
     if not isinstance(value, str):
         return value
-    match = _DURATION.fullmatch(value)
-    if match is None:
-        raise ValueError('give seconds, or a text such as "30s", "10m" or "2h"; negative: never unload')
-    return float(match[1]) * _UNIT_S[match[2]]
+    try:
+        return parse_duration(value)
+    except ValueError:
+        raise ValueError('give seconds, or a text such as "30s", "10m" or "2h"; negative: never unload') from None
 
 
 KeepAlive = Annotated[
@@ -215,17 +212,6 @@ class CatalogConfig(_Section):
         if options := self.models.get(model):
             said |= options.model_dump(include=_LOAD_OPTIONS, exclude_unset=True)
         return LoadOptions.model_validate(said)
-
-
-def reserved_slots(n_slots: int, said: int | None) -> int:
-    """Slots of `n_slots` that bulk jobs leave to interactive ones; one at least is theirs.
-
-    Args:
-        said: By packtrain.toml.
-    """
-    if said is None:
-        return int(n_slots >= MIN_SLOTS_TO_RESERVE)
-    return min(said, n_slots - 1)
 
 
 def load_catalog_config(home: Path) -> CatalogConfig:

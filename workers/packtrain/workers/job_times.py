@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 
-#: Weight of the newest job. After twenty jobs of another kind nine tenths of the answer are theirs.
-NEWEST = 0.1
+from packtrain.broker.rates import smoothed_run_s
 
 
 class JobTimes:
@@ -37,7 +36,7 @@ class JobTimes:
         with self._lock:
             seconds = now - self._begun.pop(number)
             if counts:
-                self._mean = seconds if not self._mean else self._mean + NEWEST * (seconds - self._mean)
+                self._mean = smoothed_run_s(self._mean, seconds)
 
     def seconds(self, now: float) -> float:
         """How long a job holds a slot; 0: not known."""

@@ -237,9 +237,10 @@ class _Pass:
                 leaving.append(Victim(instance, regret(instance, now.now_ms, replicas)))
             elif instance.state is not InstanceState.READY or self._is_pinned(instance):
                 continue
-            elif self._is_idle(instance):
-                if idle_ms(instance, now.now_ms) >= residency_ms(instance, now.min_residency_ms):
-                    idle.append(Victim(instance, regret(instance, now.now_ms, replicas)))
+            elif self._is_idle(instance) and idle_ms(instance, now.now_ms) >= residency_ms(
+                instance, now.min_residency_ms
+            ):
+                idle.append(Victim(instance, regret(instance, now.now_ms, replicas)))
             elif self._is_overdue and now.now_ms - instance.ready_ms >= now.min_residency_ms:
                 wanted.append(Victim(instance, swap_cost(instance, now.now_ms)))
         return Room(

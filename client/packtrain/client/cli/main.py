@@ -19,6 +19,7 @@ from packtrain.client.cli import (
     model_commands,
     node_commands,
     pull_commands,
+    simulation_commands,
 )
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
 journal_commands.add_to(app)
+simulation_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:

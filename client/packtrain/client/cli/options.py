@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from packtrain.broker import units
 from packtrain.broker.errors import InvalidParameter
 
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -42,17 +42,14 @@ LABEL = Annotated[
     typer.Option("--label", metavar="KEY=VALUE", help="A label of this node; may be given several times."),
 ]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `12GB` (10^9), `8GiB` (2^30), `500M` or `1048576`.
+    """Bytes of a size such as `12GB` (10^9) or `8GiB` (2^30).
 
-    >>> parse_size("1.5GB"), parse_size("2GiB")
-    (1500000000, 2147483648)
+    Raises:
+        InvalidParameter: It is none.
     """
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise InvalidParameter(f"{text!r} is not a size; write it like 12GB, 8GiB or 500MB", field="memory")
-    number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+    try:
+        return units.parse_size(text)
+    except ValueError as error:
+        raise InvalidParameter(str(error), field="memory") from None
