@@ -98,7 +98,7 @@ def test_models_that_fit_one_at_a_time_take_turns_and_not_with_every_job() -> No
 @given(
     load=st.sampled_from([0, 4, 25]),
     wait=st.sampled_from([5, 30]),
-    stay=st.sampled_from([1, 10]),
+    stay=st.sampled_from([8, 10]),
     drain=st.sampled_from([0, 5, 20]),
     output=st.sampled_from([1, 9, 200]),
 )
@@ -115,6 +115,16 @@ def test_endless_work_of_two_models_for_one_place_lets_neither_wait_beyond_its_b
     longest = max(wait, drain + load + stay) + drain + load
     assert max(found.longest_unserved.values()) <= longest + 4
     assert found.succeeded == found.jobs
+
+
+def test_jobs_that_no_stay_is_long_enough_for_end_the_run_with_the_reason() -> None:
+    models = {name: model(6, load=25) for name in "ab"}
+    fleet = paper_fleet(burst({"a": 1, "b": 1}, 4, output=900), models=models, max_wait=5, min_residency=1, drain=0)
+
+    found = outcome(fleet)
+
+    assert found.never_served == found.jobs - found.succeeded > 0
+    assert any("given back 100 times before its end" in reason for reason in found.reasons.values())
 
 
 def test_a_job_that_is_given_back_keeps_its_tokens_and_goes_on_elsewhere() -> None:

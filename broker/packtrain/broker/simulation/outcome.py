@@ -52,7 +52,7 @@ class Outcome(Report):
     jobs: int
     succeeded: int
     rejected: int = Field(0, description="that no node could ever run")
-    never_served: int = Field(0, description="that still waited when nothing moved any more")
+    never_served: int = Field(0, description="that had not ended when it was clear that some never would")
     reasons: dict[str, str] = Field(default_factory=dict, description="why, by model")
     makespan: float = Field(description="from the start to the last job's end")
     jobs_per_s: float

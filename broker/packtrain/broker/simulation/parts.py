@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.messages import InstanceBeat, Lane, ModelInfo, NodeBeat
 from packtrain.broker.rates import smoothed_run_s
 from packtrain.broker.simulation.fleet_file import ModelSection, NodeSection
@@ -28,6 +29,7 @@ class Job:
     tag: float = 0.0
     begun: float = 0.0  # the last time
     waited: float | None = None  # until it first began
+    num_moves: int = 0  # times that it was given back before its end
 
 
 class Node:
@@ -166,3 +168,18 @@ def load_s(model: ModelSection, node: NodeSection, start_s: float, *, fetches: b
     """Seconds of a load, with the fetch of its file if it must be fetched first."""
     read_s = start_s + model.file_bytes / node.disk if model.load is None else model.load
     return read_s + (model.file_bytes / node.network if fetches else 0.0)
+
+
+def rates_of(name: str, model: ModelSection) -> Rates:
+    """How fast its instances are.
+
+    Raises:
+        InvalidParameter: The file does not say.
+    """
+    if model.decode is None or model.prefill is None:
+        raise InvalidParameter(
+            f"models.{name} has no decode or prefill rate, so nobody can say how long its jobs take; add "
+            "decode = {alone = 30, full = 120} and prefill = 400, tokens a second, as `packtrain ps` shows them",
+            field=f"models.{name}",
+        )
+    return Rates.of(model.decode.alone, model.decode.full, model.prefill, model.slots)

@@ -17,22 +17,22 @@ from typing import Any
 
 from packtrain.broker import placement
 from packtrain.broker.claims import Line
-from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.fairness import cost
 from packtrain.broker.ids import ModelId, NodeId, model_of, route_of
 from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.placement import Load, Reject, Unload
 from packtrain.broker.placement.replicas import SCALE_IN_S
 from packtrain.broker.simulation.arrivals import Arrival, arrivals
-from packtrain.broker.simulation.fleet_file import FleetFile, ModelSection, TraceLine
+from packtrain.broker.simulation.fleet_file import FleetFile, TraceLine
 from packtrain.broker.simulation.outcome import Account, Outcome
-from packtrain.broker.simulation.parts import Instance, Job, Node, info_of, load_s, to_ms
+from packtrain.broker.simulation.parts import Instance, Job, Node, info_of, load_s, rates_of, to_ms
 from packtrain.broker.simulation.planning import Planning
-from packtrain.broker.simulation.service import Rates
 from packtrain.broker.states import InstanceState
 
 #: When jobs wait and nothing runs, comes up or leaves for this long beyond all waits that end by themselves, s.
 STUCK_S = 60.0
+#: A job that was given back so often will be for ever: its stays are too short for it.
+MAX_MOVES = 100
 #: A time this near a tick is on it.
 NEAR = 1e-9
 
@@ -68,7 +68,7 @@ class Simulation:
         self._every_tick = every_tick
         self._on_begin = on_begin
         self._arrivals = arrivals(fleet.jobs, trace, seed)
-        self._rates = {name: _rates(name, model) for name, model in fleet.models.items()}
+        self._rates = {name: rates_of(name, model) for name, model in fleet.models.items()}
         self._nodes = {
             name: Node(name, section, section.files(fleet.models)) for section in fleet.nodes for name in section.names
         }
@@ -86,6 +86,7 @@ class Simulation:
         self._is_stirred = True  # an instance came or went since the last plan, or may have to go
         self._nobody_since: dict[str, float] = {}  # jobs wait for these models and no instance is ready
         self._reasons: dict[str, str] = {}
+        self._is_hopeless = False
 
     def run(self) -> Outcome:
         """Work all jobs off."""
@@ -101,7 +102,7 @@ class Simulation:
                 break
             self._now, _, act, on = heapq.heappop(self._events)
             act(on)
-            if not coming and self._is_stuck():
+            if self._is_hopeless or (not coming and self._is_stuck()):
                 break
         return self._outcome()
 
@@ -220,6 +221,13 @@ class Simulation:
             self._num_running -= 1
             self._num_waiting += 1
             self.account.moved += 1
+            job.num_moves += 1
+            if job.num_moves > MAX_MOVES:
+                self._is_hopeless = True
+                self._reasons[job.model] = (
+                    f"a job was given back {MAX_MOVES} times before its end, for the stays of its model are too short; "
+                    "allow a longer min_residency or drain"
+                )
         self._note_unserved(instance.model_id)
         self._changed(instance)
         self._at(self._now + self._settings.stop, self._on_gone, instance)
@@ -380,16 +388,6 @@ class Simulation:
     def _outcome(self) -> Outcome:
         for instance in self._instances.values():
             self._count_stay(instance)
-        unserved = any(self._lines.values())
-        reasons = self._reasons if unserved or self.account.rejected else {}
-        return self.account.outcome(list(self._nodes.values()), self._now, self._num_waiting, reasons)
-
-
-def _rates(name: str, model: ModelSection) -> Rates:
-    if model.decode is None or model.prefill is None:
-        raise InvalidParameter(
-            f"models.{name} has no decode or prefill rate, so nobody can say how long its jobs take; add "
-            "decode = {alone = 30, full = 120} and prefill = 400, tokens a second, as `packtrain ps` shows them",
-            field=f"models.{name}",
-        )
-    return Rates.of(model.decode.alone, model.decode.full, model.prefill, model.slots)
+        never_served = self._num_waiting + self._num_running
+        reasons = self._reasons if never_served or self.account.rejected else {}
+        return self.account.outcome(list(self._nodes.values()), self._now, never_served, reasons)
