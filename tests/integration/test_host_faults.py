@@ -78,7 +78,7 @@ def test_a_node_that_vanishes_for_good_costs_time_but_no_token(fleet: HostFleet)
     # The same machine, when somebody has found the plug.
     node.host.heal()
     node.start()
-    eventually(lambda: lost.node in fleet.alive(), "it to come back")
+    eventually(lambda: lost.node in fleet.alive(), "it to come back", 90)
 
 
 def test_a_standby_leads_when_the_coordinator_is_killed(fleet: HostFleet) -> None:

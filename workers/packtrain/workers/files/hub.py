@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -69,8 +70,16 @@ class Hub:
         Raises:
             ModelFetchFailed: There is none, it is not for us, or the hub does not answer.
         """
+        from huggingface_hub import errors
+
+        ask = partial(self._api.model_info, repo, revision=revision, files_metadata=True, timeout=LOOK_TIMEOUT_S)
         with self._explained(repo, revision, ""):
-            info = self._api.model_info(repo, revision=revision, files_metadata=True, timeout=LOOK_TIMEOUT_S)
+            try:
+                info = ask()
+            except errors.HTTPError as error:  # type: ignore[attr-defined]
+                if isinstance(error, errors.HfHubHTTPError):
+                    raise
+                info = ask()  # the library keeps connections, and the hub may have closed this one meanwhile
         files = [
             RepoFile(sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else "")
             for sibling in info.siblings or ()
