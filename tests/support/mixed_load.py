@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,14 +161,22 @@ class _Sampler:
 
 @contextmanager
 def _sampled(fleet: HostFleet) -> Iterator[_Sampler]:
-    """Resident memory of every host's instances, by the kernel's word, as long as the block runs."""
+    """Resident memory of every host's instances, by the kernel's word, as long as the block runs.
+
+    Of a mapped model file counts what its layout reads there. Pages of weights that were copied into another order stay
+    mapped until somebody needs the memory, and are the first that the kernel takes back: 74 MiB of a Q4_0 here.
+    """
     sampler, over = _Sampler(), threading.Event()
 
     def run() -> None:
         while not over.wait(SAMPLE_S):
+            read_there = {
+                info.id: sum(buffer.weights for buffer in info.memory.buffers if buffer.buffer == "CPU")
+                for info in fleet.client.models()
+            }
             for name, node in fleet.nodes.items():
                 assert node.agent is not None
-                sampler.peaks[name] = max(sampler.peaks[name], _resident(node.agent.pid))
+                sampler.peaks[name] = max(sampler.peaks[name], _resident(node.agent.pid, read_there))
             sampler.samples += 1
 
     thread = threading.Thread(target=run, name="sampler")
@@ -180,12 +188,15 @@ def _sampled(fleet: HostFleet) -> Iterator[_Sampler]:
         thread.join()
 
 
-def _resident(agent: int) -> int:
+def _resident(agent: int, read_there: Mapping[str, int]) -> int:
     total = 0
     for process in psutil.Process(agent).children(recursive=True):
         with suppress(psutil.Error):
-            if "packtrain.workers.instance_main" in process.cmdline():
-                total += process.memory_info().rss
+            arguments = process.cmdline()
+            if "packtrain.workers.instance_main" in arguments:
+                model = json.loads(arguments[-1])["model"]
+                mapped = sum(part.rss for part in process.memory_maps() if part.path.endswith(".gguf"))
+                total += process.memory_info().rss - max(0, mapped - read_there[model])
     return total
 
 
