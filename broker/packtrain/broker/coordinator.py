@@ -93,7 +93,6 @@ class Coordinator:
         self._registry.prune()
         if reap:
             self.reap()
-        if reap:
             self._note_losses()
         snapshot = self._look(term)
         if reap:
