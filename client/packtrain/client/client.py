@@ -162,7 +162,7 @@ class Packtrain:
     ) -> tuple[Piece, ...]:
         """The tokens of a prompt with the text of each; of a text as it stands, of a chat as its template makes it.
 
-        Computed as by `count_tokens`. At most 131,072 tokens.
+        Computed as by `count_tokens`. At most 131,072 tokens. Some vocabularies begin each text with a blank.
 
         Args:
             prompt: A text, the turns of a chat, or `Tokens`, of which it gives the texts.
