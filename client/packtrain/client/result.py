@@ -32,6 +32,7 @@ class Result:
     reasoning: str = ""  # what the model thought before it answered, where its family marks it
     tool_calls: tuple[ToolCall, ...] = ()  # what it asks for; they can stand in the next request as they are
     prompt_logprobs: tuple[PromptLogprob, ...] = ()  # of each prompt token, with `prompt_logprobs=` in the request
+    stopped_by: str = ""  # the stop string that ended it; it is no part of the text
 
     def __str__(self) -> str:
         return self.text
@@ -98,4 +99,5 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         outcome.reasoning,
         outcome.tool_calls,
         outcome.prompt_logprobs,
+        outcome.stopped_by,
     )
