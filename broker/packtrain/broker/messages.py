@@ -419,6 +419,7 @@ class Outcome(_Report):
     state: JobState
     text: str = ""
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    stopped_by: str = Field("", description="the stop string that ended it; empty: none did")
     reasoning: str = Field("", description="what the model thought before it answered, where its family marks it")
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()

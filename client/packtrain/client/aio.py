@@ -19,10 +19,10 @@ from packtrain.client.aio_job import AsyncJob, AsyncTextStream
 from packtrain.client.aio_waiting import Waiter
 from packtrain.client.client import Packtrain
 from packtrain.client.job import Job
-from packtrain.client.reading import EMBED_IN_FLIGHT, Cursors, Reader, Window
+from packtrain.client.reading import EMBED_IN_FLIGHT, Several, Window
 from packtrain.client.redis_transport import AsyncRedisTransport, open_transport
 from packtrain.client.request import Prompt, Tokens, build_listing_spec, build_spec, choice_seeds
-from packtrain.client.result import AnswerDelta, Result, delta_of, finished
+from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.threads import Twin, in_thread, new_pool
 from packtrain.client.transport import AsyncTransport
 from packtrain.client.verify import Verification, start_again
@@ -192,23 +192,15 @@ class AsyncPacktrain(Twin[Packtrain]):
         return vectors[0] if isinstance(texts, str | Tokens) else vectors
 
     async def answers(self, jobs: Sequence[AsyncJob]) -> AsyncGenerator[tuple[int, AnswerDelta | Result]]:
-        """What comes of several jobs as it comes: the index of a job and a bit of its answer; at its end, its result.
-
-        All are read over one connection. Leaving early cancels none of them. Errors as of `Job.deltas`.
-        """
-        index = {job.id: number for number, job in enumerate(jobs)}
-        readers = {job.id: Reader(job.id) for job in jobs}
-        begun: set[JobId] = set()
-        async with aclosing(self._waiter.read_events(Cursors(index), None)) as events:
+        """As `Packtrain.answers`."""
+        several = Several([job.id for job in jobs])
+        async with aclosing(self._waiter.read_events(several.cursors, None)) as events:
             async for event in events:
-                if delta := readers[event.job_id].take(event):
-                    begun.add(event.job_id)
-                    yield index[event.job_id], delta
+                for found in several.take(event):
+                    yield found
                 if event.end:
-                    result = finished(await jobs[index[event.job_id]].status(), None)
-                    if event.job_id not in begun and (whole := delta_of(result)) != AnswerDelta():
-                        yield index[event.job_id], whole  # it ended long ago, and its stream has expired
-                    yield index[event.job_id], result
+                    for found in several.ended(event.job_id, await self.job(event.job_id).status()):
+                        yield found
 
     async def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
         """As `Packtrain.verify`."""

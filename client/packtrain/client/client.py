@@ -10,7 +10,7 @@ Sampling options are keyword arguments with the names of `SamplingParams`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -24,7 +24,7 @@ from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInf
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.client.job import Job, TextStream
-from packtrain.client.reading import EMBED_IN_FLIGHT, Window
+from packtrain.client.reading import EMBED_IN_FLIGHT, Several, Window
 from packtrain.client.redis_transport import open_transport
 from packtrain.client.request import (
     Prompt,
@@ -35,10 +35,10 @@ from packtrain.client.request import (
     choice_seeds,
     job_id_of,
 )
-from packtrain.client.result import Result
+from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.transport import Transport
 from packtrain.client.verify import Verification, start_again
-from packtrain.client.waiting import run_in_order
+from packtrain.client.waiting import read_events, run_in_order
 
 
 class Packtrain:
@@ -275,6 +275,17 @@ class Packtrain:
     def job(self, job_id: str) -> Job:
         """A job by its id, whoever submitted it."""
         return Job(self._transport, JobId(job_id))
+
+    def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[int, AnswerDelta | Result]]:
+        """What comes of several jobs as it comes: the place of a job in `jobs`, with a bit of its answer or its result.
+
+        Jobs are read together, over one connection. Leaving early cancels none. Errors as of `Job.deltas`.
+        """
+        several = Several([job.id for job in jobs])
+        for event in read_events(self._transport, several.cursors, None):
+            yield from several.take(event)
+            if event.end:
+                yield from several.ended(event.job_id, self.job(event.job_id).status())
 
     def explain(self, job_id: str) -> Explanation:
         """Why a job is where it is, see `Job.explain`."""

@@ -33,6 +33,7 @@ class Result:
     tool_calls: tuple[ToolCall, ...] = ()  # what it asks for; they can stand in the next request as they are
     prompt_logprobs: tuple[PromptLogprob, ...] = ()  # of each prompt token, with `prompt_logprobs=` in the request
     pieces: tuple[Piece, ...] = ()  # tokens of the prompt, where the job was to list them
+    stopped_by: str = ""  # the stop string that ended it; it is no part of the text
 
     def __str__(self) -> str:
         return self.text
@@ -100,4 +101,5 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         outcome.tool_calls,
         outcome.prompt_logprobs,
         outcome.pieces,
+        outcome.stopped_by,
     )

@@ -163,6 +163,7 @@ class LeasedJob:
             state=state,
             text="".join(part.content for part in self._parts),
             finish_reason=self._finish_reason(ended, calls),
+            stopped_by=ended.stopped_by,
             reasoning="".join(part.reasoning for part in self._parts),
             tool_calls=calls,
             usage=Usage(
