@@ -21,7 +21,19 @@ from packtrain.client.result import AnswerDelta, Result
 pytestmark = pytest.mark.unit
 
 STAMP = Stamp("abc", 1_700_000_000, "tiny")
-RECEIPT = Receipt.model_construct(numerics_class="c0ffee")
+RECEIPT = Receipt(
+    model_sha256="0" * 64,
+    numerics="fast",
+    recipe="fast",
+    numerics_class="c0ffee",
+    library="scripted",
+    features="",
+    flags="",
+    threads=1,
+    seed=7,
+    prompt_sha256="0" * 64,
+    output_sha256="0" * 64,
+)
 CALL = ToolCall(id="call_1", function=FunctionCall(name="weather", arguments='{"city":"Oslo"}'))
 PIECES = [
     CallDelta(0, id="call_1", name="weather"),

@@ -54,7 +54,7 @@ def field_of(error: pytest.ExceptionInfo[InvalidParameter]) -> object:
 
 
 def test_a_chat_says_no_more_than_it_was_given() -> None:
-    assert only(chat()) == JobSpec(model="m", messages=HI, stream=False)  # type: ignore[arg-type]
+    assert only(chat()) == JobSpec(model="m", messages=HI, stream=False)
     assert only(chat()).params.seed is None  # the job makes its own
 
 
@@ -337,6 +337,7 @@ def test_forms_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
 
 
 def test_logprobs_of_chats_are_a_flag_and_a_number() -> None:
+    asked: list[dict[str, Any]]
     asked = [{}, {"logprobs": False}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 3}, {"top_logprobs": 2}]
 
     assert [only(chat(**fields)).params.logprobs for fields in asked] == [None, None, 0, 3, 2]
