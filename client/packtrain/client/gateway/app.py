@@ -27,6 +27,7 @@ def make_app(door: Door) -> FastAPI:
     add_openai(app, door)
     describe(app)
     app.add_middleware(_RequestIds)
+    app.add_middleware(_Heads)
     if door.settings.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -36,6 +37,17 @@ def make_app(door: Door) -> FastAPI:
             expose_headers=["x-request-id", "x-packtrain-job", "retry-after"],
         )
     return app
+
+
+class _Heads:
+    """Answers HEAD wherever there is GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self._app({**scope, "method": "GET"} if is_head else scope, receive, send)
 
 
 class _RequestIds:

@@ -85,8 +85,8 @@ def _http(error: HTTPException, request: Request) -> Fault:
     if error.status_code == 404:
         return Fault(404, _INVALID, "unknown_url", f"there is no {path}; /docs lists what there is")
     if error.status_code == 405:
-        return Fault(
-            405, _INVALID, "method_not_allowed", f"{path} does not take {request.method}; /docs lists what does"
-        )
+        message = f"{path} does not take {request.method}; /docs lists what does"
+        allow = (error.headers or {}).get("Allow", "")
+        return Fault(405, _INVALID, "method_not_allowed", message, allow=allow)
     kind = _INVALID if error.status_code < 500 else "server_error"
     return Fault(error.status_code, kind, "http_error", str(error.detail))

@@ -32,6 +32,7 @@ class Fault:
     retry_after_s: int | None = None
     should_retry: bool | None = None  # None: as the status says
     extra: dict[str, Any] = field(default_factory=dict)  # beside OpenAI's four keys
+    allow: str = ""  # of a 405: the methods that its path takes
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object: all four keys, always."""
@@ -45,6 +46,8 @@ class Fault:
             found["Retry-After"] = str(self.retry_after_s)
         if self.should_retry is not None:
             found["x-should-retry"] = str(self.should_retry).lower()
+        if self.allow:
+            found["Allow"] = self.allow
         if self.status == 401:
             found["WWW-Authenticate"] = "Bearer"
         return found
