@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from collections.abc import Callable
 import uvicorn
 
 from packtrain.broker import lifeline, logs
+from packtrain.broker.connection import connect
 from packtrain.broker.errors import PacktrainError, SetupError
+from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import load_settings
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
@@ -25,7 +28,9 @@ BACKLOG = 2048
 
 
 def run(settings: GatewaySettings, url: str, *, drain_s: float, ready: Callable[[str], None] = lambda _: None) -> None:
-    """Serve until SIGTERM, SIGINT, or the end of who started it. Requests under way may take `drain_s` to end.
+    """Serve until SIGTERM, SIGINT, or the end of who started it. Main thread only.
+
+    Requests under way may take `drain_s` to end.
 
     Args:
         url: Of the broker.
@@ -34,14 +39,19 @@ def run(settings: GatewaySettings, url: str, *, drain_s: float, ready: Callable[
     Raises:
         SetupError: The port is taken.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn stops at them, and then raises them again: nothing is left to do by then.
+        signal.signal(number, lambda *_: None)
     asyncio.run(_serve(settings, url, drain_s, ready))
 
 
 async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Callable[[str], None]) -> None:
     listener = _listen(settings)
+    redis = connect(url, name="gateway")
     async with AsyncPacktrain(url) as fleet:
+        door = Door(fleet, settings, depths=RedisJobs(redis).ready)
         config = uvicorn.Config(
-            make_app(Door(fleet, settings)),
+            make_app(door),
             log_config=None,  # ours: to stderr, from WARNING on
             access_log=False,
             timeout_graceful_shutdown=int(drain_s) or 1,
@@ -58,6 +68,7 @@ async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Cal
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
         await server.serve([listener])
+    redis.close()
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
