@@ -35,6 +35,7 @@ from packtrain.client.cli.readiness import FleetProbe
 from packtrain.client.cli.supervisor import Child, StopAsked, Supervisor
 from packtrain.client.cli.up_page import facts, page
 from packtrain.client.cli.views import print_json
+from packtrain.client.gateway.settings import check_reach
 
 #: Beyond the drain: an agent that has drained still has its instances to end.
 STOP_MARGIN_S = 10.0
@@ -101,7 +102,8 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
         supervisor: To use instead of a new one, by who must reach it before the fleet is ready.
 
     Raises:
-        SetupError: The home or a port is taken, something is missing, or a child does not come up or stay up.
+        SetupError: The home or a port is taken, HTTP would be open to others, something is missing, or a child does not
+            come up or stay up.
         BrokerUnavailable: The broker that was named does not answer.
         StopAsked: `supervisor.interrupt` came before the fleet was ready.
     """
@@ -130,6 +132,7 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
             )
         supervisor.start(Child("coordinator", options.coordinator, env, ready=probe.coordinator_leads))
         if gateway:
+            check_reach(gateway.host, has_keys=probe.has_api_keys())
             supervisor.start(gateway.child(options.gateway, env))
         supervisor.start(Child("agent", options.agent, env, ready=probe.agent_beats))
         supervisor.wait_ready(options.ready_timeout_s)
