@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import handle_failures
+from packtrain.client.gateway.fleet_view import FleetView
+from packtrain.client.gateway.health import add_health
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.schema import describe
 
@@ -24,6 +26,7 @@ def make_app(door: Door) -> FastAPI:
         redirect_slashes=False,
     )
     handle_failures(app)
+    add_health(app, FleetView(door.fleet, door.depths))
     add_openai(app, door)
     describe(app)
     app.add_middleware(_RequestIds)
