@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import handle_failures
+from packtrain.client.gateway.native_api import add_native
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.schema import describe
 
@@ -25,6 +26,7 @@ def make_app(door: Door) -> FastAPI:
     )
     handle_failures(app)
     add_openai(app, door)
+    add_native(app, door)
     describe(app)
     app.add_middleware(_RequestIds)
     if door.settings.cors:
