@@ -57,6 +57,8 @@ CANCEL_S: Final = 1.0
 #: Between two reads of events: they come in handfuls then, and a read asks for each job in flight.
 PACE_S: Final = 0.02
 REPORT_S: Final = 0.5
+#: Jobs of one route that are submitted before ends are looked at again.
+FEED_JOBS: Final = 64
 #: Rows read from the ledger at once.
 _AHEAD: Final = 256
 #: Before a row runs again, seconds; twice as long the next time.
@@ -201,7 +203,9 @@ class Feeder:
             return
         for flight in group.take_ready(now_s):
             group.open(flight)
-        while group.jobs < group.window and not self._is_stopped:
+        for _ in range(FEED_JOBS):
+            if group.jobs >= group.window or self._is_stopped:
+                return
             if not group.pending:
                 if group.is_heavy or not self._open_next(group):
                     return
