@@ -13,6 +13,13 @@ class Caller:
     """Who sent a request."""
 
     user: str | None = None  # whose share of the fleet their jobs take; None: as the request says
+    key_id: str | None = None  # of their API key; None: none was asked for
+    is_admin: bool = True  # may load and unload, change nodes, and see jobs of others
+    models: frozenset[str] | None = None  # that they may use, by the names they may say; None: all
+
+    def may_use(self, model: str) -> bool:
+        """True when they may use the model of this name. Another name of the same model has to be allowed itself."""
+        return self.models is None or model in self.models
 
 
 class Access(Protocol):
