@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from packtrain.broker.errors import FleetLoop, InvalidParameter, InvalidRequest, ModelLoadFailed, NotDeterministic, RemoteFailed
+from packtrain.broker.errors import (
+    FleetLoop,
+    InvalidParameter,
+    InvalidRequest,
+    ModelLoadFailed,
+    NotDeterministic,
+    RemoteFailed,
+)
 from packtrain.broker.hops import HEADER, fleet_id
 from packtrain.broker.ids import new_job_id
 from packtrain.broker.messages import JobSpec
 from packtrain.broker.states import InstanceState, JobState
-from packtrain.client import JobCancelled, JobExpired, Packtrain
+from packtrain.client import Job, JobCancelled, JobExpired
 from packtrain.client.cli.main import app
 from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
 from tests.support.openai_server import OpenAIServer, Reply, openai_server
@@ -32,6 +38,15 @@ def config(server: OpenAIServer, **more: Any) -> str:
     """Sections of packtrain.toml."""
     fields = {"url": server.url, "model": "big", "key_env": "BIG_KEY", "concurrency": 2, **more}
     return "[models.far.remote]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in fields.items()) + "\n"
+
+
+def told(job: Job) -> str:
+    """What a reader of a job that fails is given before it hears of that."""
+    texts = []
+    with pytest.raises(RemoteFailed):
+        for delta in job.deltas():
+            texts.append(delta.text)
+    return "".join(texts)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +109,11 @@ def test_reasoning_and_calls_come_in_their_parts(fleet: Fleet, server: OpenAISer
         deltas=(
             {"role": "assistant", "reasoning_content": "Hm."},
             {"content": "I look."},
-            {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "time", "arguments": ""}}]},
+            {
+                "tool_calls": [
+                    {"index": 0, "id": "c1", "type": "function", "function": {"name": "time", "arguments": ""}}
+                ]
+            },
             {"tool_calls": [{"index": 0, "function": {"arguments": '{"zone"'}}]},
             {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
         ),
@@ -121,17 +140,19 @@ def test_texts_are_continued_and_embedded(fleet: Fleet, server: OpenAIServer) ->
 
 
 def test_a_busy_server_is_asked_again_when_it_says_so(fleet: Fleet, server: OpenAIServer) -> None:
-    server.script.extend([Reply(429, {"Retry-After": "1"}), Reply(500), Reply(hang_up=True)])
+    server.script.extend([Reply(429, {"Retry-After": "1"}), Reply(hang_up=True)])
 
     assert fleet.client.generate("far", "again").text == "niaga"
     times = [seen.at for seen in server.seen]
-    assert len(times) == 4
+    assert len(times) == 3
     assert 1 <= times[1] - times[0] < 2
 
 
 def test_a_server_that_stays_busy_fails_the_job_with_its_words(fleet: Fleet, server: OpenAIServer) -> None:
     server.usual = Reply(503, body={"error": {"message": "the disk is full"}})
-    with pytest.raises(RemoteFailed, match=r"could not answer \(503, the last of \d tries\): the disk is full; .*retry_s"):
+    with pytest.raises(
+        RemoteFailed, match=r"could not answer \(503, the last of \d tries\): the disk is full; .*retry_s"
+    ):
         fleet.client.generate("far", "in vain", timeout=20)
 
     server.seen.clear()
@@ -175,7 +196,7 @@ def test_an_answer_that_breaks_off_is_kept_and_never_doubled(fleet: Fleet, serve
 
         outcome = job.status().outcome
         assert outcome is not None
-        assert outcome.text == "".join(delta.text for delta in job.deltas()) == "fedcba"[: reply.cut_after]
+        assert outcome.text == told(job) == "fedcba"[: reply.cut_after]
         assert len(server.seen) == 1
 
 
@@ -236,7 +257,7 @@ def test_an_instance_that_dies_in_mid_answer_doubles_nothing(fleet: Fleet, serve
     outcome = job.status().outcome
     assert outcome is not None
     assert outcome.text
-    assert outcome.text == "".join(delta.text for delta in job.deltas())
+    assert outcome.text == told(job)
     assert len(server.seen) == 1
     assert fleet.client.generate("far", "alive", timeout=30).text == "evila"
 
@@ -257,6 +278,9 @@ def test_the_key_stands_nowhere(fleet: Fleet, server: OpenAIServer) -> None:
 
 
 def test_jobs_stay_with_the_local_model_while_that_is_soon_enough(fleet: Fleet, server: OpenAIServer) -> None:
+    fleet.client.load("near")
+    fleet.instance("near")
+
     assert fleet.client.generate("chat", "near", timeout=30).text == "raen"
     assert not server.seen
 
@@ -319,3 +343,71 @@ def test_a_job_that_comes_back_to_its_fleet_is_not_sent_out_again(fleet: Fleet, 
     job = fleet.client.job(transport.submit(new_job_id(), spec).job_id)
     assert job.result(timeout=10).text == "kcab"
     assert job.status().model == "near"
+
+
+# A key that is wrong, and a server that allows little.
+
+
+def test_a_wrong_key_is_a_fault_of_the_model_that_everybody_sees(tmp_path: Path) -> None:
+    with openai_server(key=KEY) as server:
+        tmp_path.joinpath("packtrain.toml").write_text(config(server))
+        with scripted_fleet(tmp_path, {}, BIG_KEY="sk-wrong") as fleet:
+            with pytest.raises(
+                ModelLoadFailed, match=r"could not answer \(401\): .*valid key for it into BIG_KEY"
+            ) as caught:
+                fleet.client.generate("far", "hello", timeout=60)
+            assert "sk-wrong" not in str(caught.value)
+            (node,) = fleet.client.nodes()
+            failed = [i for i in fleet.client.instances() if i.state is InstanceState.FAILED]
+            journal = CliRunner().invoke(app, ["journal"], env={"PACKTRAIN_URL": fleet.url}).output
+
+            assert not node.quarantine
+            assert failed
+            assert all("401" in instance.reason for instance in failed)
+            assert "401" in journal
+            assert not server.seen
+
+
+def test_a_key_that_is_taken_back_ends_the_instance_with_the_reason(tmp_path: Path) -> None:
+    with openai_server(key=KEY) as server:
+        tmp_path.joinpath("packtrain.toml").write_text(config(server))
+        with scripted_fleet(tmp_path, {}, BIG_KEY=KEY) as fleet:
+            assert fleet.client.generate("far", "good").text == "doog"
+            instance = fleet.instance("far").instance
+            server.key = "another"
+            with pytest.raises(RemoteFailed, match="401"):
+                fleet.client.generate("far", "bad", timeout=20)
+
+            def ended() -> str:
+                return next(
+                    (i.reason for i in fleet.client.instances() if i.instance == instance and i.state.is_terminal), ""
+                )
+
+            assert "401" in eventually(ended, "the instance to give up", 10)
+            server.key = KEY
+            assert fleet.client.generate("far", "good", timeout=30).text == "doog"
+
+
+def test_a_minute_has_no_more_requests_than_allowed(tmp_path: Path) -> None:
+    with openai_server() as server:
+        tmp_path.joinpath("packtrain.toml").write_text(config(server, key_env="", concurrency=4, requests_per_minute=3))
+        with scripted_fleet(tmp_path, {}) as fleet:
+            jobs = [fleet.client.submit("far", f"n{i}") for i in range(6)]
+            for job in jobs[:3]:
+                job.result(timeout=20)
+            time.sleep(1)
+
+            assert len(server.seen) == 3
+            assert "authorization" not in server.seen[0].headers
+            # The others wait in the queue and not in a slot.
+            assert [job.status().state for job in jobs[3:]] == [JobState.QUEUED] * 3
+
+
+def test_a_node_without_the_key_says_so_and_offers_the_rest(tmp_path: Path) -> None:
+    with openai_server(key=KEY) as server:
+        tmp_path.joinpath("packtrain.toml").write_text(config(server))
+        with scripted_fleet(tmp_path, {"near": {}}) as fleet:
+            (node,) = eventually(fleet.client.nodes, "the node")
+            assert [fault.file for fault in node.faults] == ["[models.far.remote]"]
+            assert "BIG_KEY" in node.faults[0].reason
+            assert node.models == ("near",)

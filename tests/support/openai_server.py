@@ -207,5 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
         key = self.openai.key
         if not key or self.headers.get("Authorization") == f"Bearer {key}":
             return False
-        self._json(401, {"error": {"message": f"wrong key {self.headers.get('Authorization')}", "code": "invalid_api_key"}})
+        self._json(
+            401, {"error": {"message": f"wrong key {self.headers.get('Authorization')}", "code": "invalid_api_key"}}
+        )
         return True
