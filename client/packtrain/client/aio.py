@@ -7,21 +7,22 @@ here, asynchronously, however many tasks do so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, overload
 
 from packtrain.broker.ids import JobId
+from packtrain.broker.messages import Piece, text_of
 from packtrain.client.aio_job import AsyncJob, AsyncTextStream
 from packtrain.client.aio_waiting import Waiter
 from packtrain.client.client import Packtrain
 from packtrain.client.job import Job
-from packtrain.client.reading import EMBED_IN_FLIGHT, Window
+from packtrain.client.reading import EMBED_IN_FLIGHT, Several, Window
 from packtrain.client.redis_transport import AsyncRedisTransport, open_transport
-from packtrain.client.request import Prompt, build_spec, choice_seeds
-from packtrain.client.result import Result
+from packtrain.client.request import Prompt, Tokens, build_listing_spec, build_spec, choice_seeds
+from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.threads import Twin, in_thread, new_pool
 from packtrain.client.transport import AsyncTransport
 from packtrain.client.verify import Verification, start_again
@@ -113,8 +114,28 @@ class AsyncPacktrain(Twin[Packtrain]):
         self, model: str, prompt: Prompt, *, raw: bool = False, timeout: float | None = None, **options: Any
     ) -> int:
         """As `Packtrain.count_tokens`."""
-        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, is_count=True)
+        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, count={})
         return (await (await self.hand_in(spec)).result(timeout)).usage.prompt_tokens
+
+    async def tokenize(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> tuple[Piece, ...]:
+        """As `Packtrain.tokenize`."""
+        spec = build_listing_spec(model, prompt, add_special=add_special, parse_special=parse_special, options=options)
+        return (await (await self.hand_in(spec)).result(timeout)).pieces
+
+    async def detokenize(
+        self, model: str, tokens: Iterable[int], *, timeout: float | None = None, **options: Any
+    ) -> str:
+        """As `Packtrain.detokenize`."""
+        return text_of(await self.tokenize(model, Tokens(tokens), timeout=timeout, **options))
 
     async def map(
         self,
@@ -134,14 +155,20 @@ class AsyncPacktrain(Twin[Packtrain]):
 
     @overload
     async def embed(
-        self, model: str, texts: str, *, dimensions: int | None = None, timeout: float | None = None, **options: Any
+        self,
+        model: str,
+        texts: str | Tokens,
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
     ) -> list[float]: ...
 
     @overload
     async def embed(
         self,
         model: str,
-        texts: Iterable[str],
+        texts: Iterable[str | Tokens],
         *,
         dimensions: int | None = None,
         timeout: float | None = None,
@@ -151,7 +178,7 @@ class AsyncPacktrain(Twin[Packtrain]):
     async def embed(
         self,
         model: str,
-        texts: str | Iterable[str],
+        texts: str | Tokens | Iterable[str | Tokens],
         *,
         dimensions: int | None = None,
         timeout: float | None = None,
@@ -159,10 +186,21 @@ class AsyncPacktrain(Twin[Packtrain]):
     ) -> list[float] | list[list[float]]:
         """As `Packtrain.embed`."""
         window = Window(EMBED_IN_FLIGHT, raises=True, options=options)
-        each = iter([texts] if isinstance(texts, str) else texts)
+        each: Iterator[str | Tokens] = iter([texts] if isinstance(texts, str | Tokens) else texts)
         submits = (partial(self.submit_embedding, model, text, dimensions=dimensions, **options) for text in each)
         vectors = [list(r.embedding or ()) async for r in self._waiter.run_in_order(submits, window, timeout)]
-        return vectors[0] if isinstance(texts, str) else vectors
+        return vectors[0] if isinstance(texts, str | Tokens) else vectors
+
+    async def answers(self, jobs: Sequence[AsyncJob]) -> AsyncGenerator[tuple[int, AnswerDelta | Result]]:
+        """As `Packtrain.answers`."""
+        several = Several([job.id for job in jobs])
+        async with aclosing(self._waiter.read_events(several.cursors, None)) as events:
+            async for event in events:
+                for found in several.take(event):
+                    yield found
+                if event.end:
+                    for found in several.ended(event.job_id, await self.job(event.job_id).status()):
+                        yield found
 
     async def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
         """As `Packtrain.verify`."""

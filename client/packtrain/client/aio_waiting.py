@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
 from itertools import islice
@@ -37,7 +37,7 @@ class Waiter(Twin[Transport]):
         if window.cursors.after:
             await self._in_thread(partial(cancel_all, self._sync, list(window.cursors.after)))
 
-    async def read_events(self, cursors: Cursors, deadline: float | None) -> AsyncIterator[Event]:
+    async def read_events(self, cursors: Cursors, deadline: float | None) -> AsyncGenerator[Event]:
         """As `waiting.read_events`."""
         patience = Patience()
         while cursors.after:

@@ -237,7 +237,9 @@ class _Building:
             n_ctx=n_ctx,
             n_slots=n_slots,
             reserved_slots=reserved_slots(
-                n_slots, defaults.reserved_slots if options.reserved_slots is None else options.reserved_slots
+                n_slots,
+                defaults.reserved_slots if options.reserved_slots is None else options.reserved_slots,
+                parks=load.parking and not header.embeds_only,
             ),
             required_bytes=memory(n_slots).required_bytes,
             memory=memory(n_slots),

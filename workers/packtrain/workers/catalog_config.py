@@ -11,7 +11,7 @@
     aliases = ["smol", "tiny"]  # further names that jobs may use
     context = 2048
     slots = 16
-    reserved_slots = 2          # left to interactive jobs by bulk ones; left out: 1 where there are 4 slots or more
+    reserved_slots = 2          # left to interactive jobs by bulk ones; left out: 0, and without parking 1 of 4 or more
     parking = false             # bulk jobs do not leave their slots to interactive ones for a while
     keep_alive = "10m"          # seconds, or "30s", "10m", "2h"; negative: never unload
     pinned = true               # never evicted
@@ -119,7 +119,7 @@ class Defaults(LoadOptions):
     context: Context = Field(DEFAULT_CONTEXT, description="tokens of one slot; less where a model was trained on less")
     slots: Slots | None = Field(None, description="sequences at once; null: what fits in a quarter of the budget")
     reserved_slots: Reserved | None = Field(
-        None, description="slots that bulk jobs leave to interactive ones; null: 1 of 4 or more"
+        None, description="slots that bulk jobs leave to interactive ones; null: 0, and without parking 1 of 4 or more"
     )
     keep_alive: KeepAlive = Field(DEFAULT_KEEP_ALIVE_S, description="seconds; negative: never unload")
 

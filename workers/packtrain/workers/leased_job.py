@@ -19,7 +19,7 @@ from packtrain.broker.chat import ToolCall, join_calls
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.errors import FleetLoop, InvalidParameter, JobExpired, PromptEmpty
 from packtrain.broker.ids import InstanceId, JobId, NodeId, model_of
-from packtrain.broker.messages import JobSpec, Outcome, Timings, TokenLogprob, Usage
+from packtrain.broker.messages import JobSpec, Outcome, Piece, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
@@ -63,6 +63,7 @@ class LeasedJob:
         self.spec = spec
         self.seed = seed
         self.prompt: Sequence[int] = ()
+        self.pieces: tuple[Piece, ...] = ()  # of the prompt, where they are to be listed
         self.adapters: AdapterSet = ()
         self.ended: Ended | None = None
         self.published = threading.Event()  # the broker knows the end, or need not
@@ -178,6 +179,7 @@ class LeasedJob:
             state=state,
             text="".join(part.content for part in self._parts),
             finish_reason=self._finish_reason(ended, calls),
+            stopped_by=ended.stopped_by,
             reasoning="".join(part.reasoning for part in self._parts),
             tool_calls=calls,
             usage=ended.usage
@@ -193,6 +195,7 @@ class LeasedJob:
             tokens=tuple(self._tokens) if self.spec.deterministic else (),
             logprobs=tuple(self._logprobs),
             prompt_logprobs=ended.prompt_logprobs,
+            pieces=self.pieces,
             embedding=vectors.to_wire(ended.embedding),
             receipt=computer.receipt(
                 threads=threads,

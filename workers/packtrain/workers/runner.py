@@ -38,7 +38,7 @@ from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.adapters import adapters_of
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.bulk_share import BulkShare
-from packtrain.workers.chat.preparing import Prepared, prepare
+from packtrain.workers.chat.preparing import Prepared, pieces_of, prepare, prepare_count
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.seam import JobEngine
@@ -310,6 +310,8 @@ class EngineJobs:
         prompt = prepared.tokens
         job.prompt = prompt
         if job.spec.kind == "count":
+            if job.spec.list_tokens:
+                job.pieces = pieces_of(prompt, self._backend)
             job.on_end(Ended(End.STOP))
             return None
         left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
@@ -346,7 +348,10 @@ class EngineJobs:
                 f"{self._model!r} only makes vectors of texts (`embed`); ask another model, see `packtrain models`",
                 model=self._model,
             )
-        prepared = prepare(spec, job.job_id, self._backend, limit=None if spec.kind == "count" else limit)
+        if spec.kind == "count":
+            prepared = prepare_count(spec, job.job_id, self._backend)
+        else:
+            prepared = prepare(spec, job.job_id, self._backend, limit=limit)
         num_tokens = len(prepared.tokens)
         if not num_tokens:  # a template or tokenizer may make nothing of something
             raise PromptEmpty()

@@ -62,6 +62,7 @@ class Ended:
     error: PacktrainError | None = None
     embedding: bytes = b""  # of an embed request: 32-bit little-endian floats
     prompt_logprobs: tuple[PromptLogprob, ...] = ()  # where the job asks for them
+    stopped_by: str = ""  # the stop string that ended it
     usage: Usage | None = None  # as another server counted it
 
 

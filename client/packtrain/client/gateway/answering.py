@@ -1,0 +1,106 @@
+"""The jobs of one request under way: handed in together, read together, and cancelled when nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+
+from packtrain.broker.errors import PacktrainError
+from packtrain.client.aio import AsyncPacktrain
+from packtrain.client.aio_job import AsyncJob
+from packtrain.client.openai import Call
+from packtrain.client.result import AnswerDelta, Result
+
+#: Jobs of one request that are handed in at once: each holds a thread for 1 to 2 ms.
+_AT_ONCE = 8
+
+Item = tuple[int, AnswerDelta | Result]
+
+
+class Answering:
+    """The jobs of one request, submitted. Made by `begin`, and to be left by `close`."""
+
+    def __init__(self, jobs: Sequence[AsyncJob], items: AsyncIterator[Item], *, may_cancel: bool) -> None:
+        self.jobs = jobs
+        self._items = items
+        self._may_cancel = may_cancel
+        self._next: asyncio.Task[Item] | None = None
+        self._left = len(jobs)
+
+    @classmethod
+    async def begin(cls, fleet: AsyncPacktrain, call: Call) -> Answering:
+        """Hand in all jobs of a call, or none of them.
+
+        Raises:
+            PacktrainError: One was refused.
+        """
+        turn = asyncio.Semaphore(_AT_ONCE)
+
+        async def hand_in(number: int, key: str | None) -> AsyncJob:
+            async with turn:
+                return await fleet.hand_in(call.specs[number], idempotency_key=key)
+
+        tasks = [asyncio.create_task(hand_in(number, key)) for number, key in enumerate(call.keys())]
+        try:
+            jobs = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            if not call.idempotency_key:
+                await _cancel([job for job in done if isinstance(job, AsyncJob)])
+            raise
+        # A job with a key belongs to whoever comes back with the key.
+        return cls(jobs, fleet.answers(jobs), may_cancel=not call.idempotency_key)
+
+    @property
+    def is_over(self) -> bool:
+        """True when every job has ended well."""
+        return not self._left
+
+    async def next(self, timeout_s: float | None) -> Item | None:
+        """What comes next of any job; None: nothing came for so long.
+
+        Not to be called when `is_over`.
+
+        Raises:
+            PacktrainError: A job has failed.
+        """
+        if self._next is None:
+            self._next = asyncio.ensure_future(anext(self._items))
+        done, _ = await asyncio.wait([self._next], timeout=timeout_s)
+        if not done:
+            return None
+        task, self._next = self._next, None
+        item = task.result()
+        if isinstance(item[1], Result):
+            self._left -= 1
+        return item
+
+    async def results(self) -> list[Result]:
+        """The results of all jobs, in their order.
+
+        Raises:
+            PacktrainError: A job has failed.
+        """
+        found: dict[int, Result] = {}
+        while not self.is_over:
+            item = await self.next(None)
+            if item and isinstance(item[1], Result):
+                found[item[0]] = item[1]
+        return [found[number] for number in range(len(self.jobs))]
+
+    async def close(self) -> None:
+        """Nobody reads any more: what has not ended is cancelled."""
+        if self._next:
+            self._next.cancel()
+            await asyncio.wait([self._next])
+        if self._left and self._may_cancel:
+            await _cancel(self.jobs)
+
+
+async def _cancel(jobs: Sequence[AsyncJob]) -> None:
+    for job in jobs:
+        with suppress(PacktrainError):
+            await job.cancel()

@@ -1,0 +1,59 @@
+"""The gateway as an ASGI application."""
+
+from __future__ import annotations
+
+import secrets
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.failures import handle_failures
+from packtrain.client.gateway.openai_api import add_openai
+from packtrain.client.gateway.schema import describe
+
+
+def make_app(door: Door) -> FastAPI:
+    """A gateway before a fleet. It holds no state, so several may stand before the same one."""
+    app = FastAPI(
+        title="Packtrain",
+        version=version("packtrain"),
+        description="One queue in front of all your computers: OpenAI's API and Packtrain's own.",
+        redirect_slashes=False,
+    )
+    handle_failures(app)
+    add_openai(app, door)
+    describe(app)
+    app.add_middleware(_RequestIds)
+    if door.settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(door.settings.cors),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-packtrain-job", "retry-after"],
+        )
+    return app
+
+
+class _RequestIds:
+    """Gives each response an `x-request-id`, which OpenAI's clients show in errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(12)}".encode()
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id)]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

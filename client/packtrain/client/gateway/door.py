@@ -1,0 +1,22 @@
+"""What every route of a gateway works with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from packtrain.client.aio import AsyncPacktrain
+from packtrain.client.gateway.access import Access, OpenAccess
+from packtrain.client.gateway.settings import GatewaySettings
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A fleet with the manners of a gateway before it."""
+
+    fleet: AsyncPacktrain
+    settings: GatewaySettings = field(default_factory=GatewaySettings)
+    access: Access = field(default_factory=OpenAccess)
+    now: Callable[[], float] = time.time  # seconds since 1970
+    started: float = field(default_factory=time.time)

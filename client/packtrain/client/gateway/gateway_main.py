@@ -1,0 +1,97 @@
+"""Composition root of a gateway: a process before the fleet, run by `packtrain serve` and `packtrain up`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from packtrain.broker import lifeline, logs
+from packtrain.broker.errors import PacktrainError, SetupError
+from packtrain.broker.settings import load_settings
+from packtrain.client.aio import AsyncPacktrain
+from packtrain.client.gateway.app import make_app
+from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.settings import GatewaySettings, load_gateway_settings
+
+logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ is __main__: only warnings are logged
+
+#: Connections that wait to be accepted. Every SSE client of a burst is one.
+BACKLOG = 2048
+
+
+def run(settings: GatewaySettings, url: str, *, drain_s: float, ready: Callable[[str], None] = lambda _: None) -> None:
+    """Serve until SIGTERM, SIGINT, or the end of who started it. Requests under way may take `drain_s` to end.
+
+    Args:
+        url: Of the broker.
+        ready: Called with the URL of the gateway once it listens.
+
+    Raises:
+        SetupError: The port is taken.
+    """
+    asyncio.run(_serve(settings, url, drain_s, ready))
+
+
+async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Callable[[str], None]) -> None:
+    listener = _listen(settings)
+    async with AsyncPacktrain(url) as fleet:
+        config = uvicorn.Config(
+            make_app(Door(fleet, settings)),
+            log_config=None,  # ours: to stderr, from WARNING on
+            access_log=False,
+            timeout_graceful_shutdown=int(drain_s) or 1,
+            server_header=False,
+        )
+        server = uvicorn.Server(config)
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(setattr, server, "should_exit", True)
+
+        lifeline.watch(stop)
+        where = _url(listener)
+        logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
+        ready(where)
+        await server.serve([listener])
+
+
+def _listen(settings: GatewaySettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SetupError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); choose another with --port or "
+            "PACKTRAIN_HTTP_PORT (0 takes a free one)"
+        ) from error
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    try:
+        settings = load_settings()
+        logs.configure(settings.log_level)
+        run(load_gateway_settings(), settings.broker_url(), drain_s=settings.drain_s)
+    except PacktrainError as error:
+        sys.stderr.write(f"packtrain serve: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

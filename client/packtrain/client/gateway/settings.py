@@ -1,0 +1,54 @@
+"""Settings of a gateway, from the environment: `PACKTRAIN_HTTP_<NAME>`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from packtrain.broker.errors import SetupError
+
+
+class GatewaySettings(BaseSettings):
+    """How a gateway behaves."""
+
+    model_config = SettingsConfigDict(env_prefix="PACKTRAIN_HTTP_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="address to listen on; beyond loopback only with API keys")
+    port: int = Field(8080, ge=0, le=65_535, description="0: a free one")
+    hold_s: float = Field(
+        1.0,
+        ge=0,
+        description="a stream begins this long after its request at the latest; until then an error still has its own "
+        "status, seconds",
+    )
+    keepalive_s: float = Field(
+        10.0, gt=0, description="a comment goes into a stream after so long without text, seconds"
+    )
+    max_body: int = Field(32 * 1024 * 1024, ge=1024, description="bytes of one request")
+    max_depth: int = Field(64, ge=8, le=500, description="levels of JSON in one request")
+    cors: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins of web pages that may call, separated by ','; '*': all"
+    )
+
+    @field_validator("cors", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+
+def load_gateway_settings(**overrides: object) -> GatewaySettings:
+    """The settings of this process, from the environment and these overrides.
+
+    Raises:
+        SetupError: A variable has a wrong value; the message names it.
+    """
+    try:
+        return GatewaySettings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "PACKTRAIN_HTTP_" + str(first["loc"][0]).upper()
+        raise SetupError(f"{name} = {first.get('input')!r}: {first['msg']}; correct or unset it") from None
