@@ -31,6 +31,8 @@ CASES: list[tuple[PacktrainError, int, str, str]] = [
     (errors.JobError("no"), 500, "server_error", "job_error"),
     (errors.JobFailed("no"), 500, "server_error", "job_failed"),
     (errors.JobDead(attempts=3, instance="i", cause="died"), 500, "server_error", "job_dead"),
+    (errors.RemoteFailed("no"), 502, "server_error", "remote_failed"),
+    (errors.FleetLoop("no"), 400, "invalid_request_error", "fleet_loop"),
     (errors.JobCancelled("no"), 409, "invalid_request_error", "job_cancelled"),
     (errors.JobExpired("no"), 504, "timeout_error", "job_expired"),
     (errors.ModelGone(model="m", waited_s=600, known=[]), 503, "unavailable_error", "model_gone"),
