@@ -46,7 +46,16 @@ CASES: list[tuple[PacktrainError, int, str, str]] = [
 ]
 #: The same request will fail again, so clients shall not send it again though 409 and 5xx ask for it.
 IN_VAIN = {
-    *("idempotency_conflict", "result_timeout", "job_expired", "job_cancelled", "job_error", "job_failed", "job_dead"),
+    *(
+        "idempotency_conflict",
+        "result_timeout",
+        "job_expired",
+        "job_cancelled",
+        "job_error",
+        "job_failed",
+        "remote_failed",
+        "job_dead",
+    ),
     *("model_error", "model_file_invalid", "model_too_large", "model_load_failed", "model_fetch_failed"),
     *("setup_error", "internal_error"),
 }

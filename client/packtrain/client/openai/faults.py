@@ -93,7 +93,7 @@ def _kind(error: errors.PacktrainError) -> tuple[int, str, str, bool | None]:
             return 504, "timeout_error", error.code, False
         case errors.JobCancelled():
             return 409, _INVALID, error.code, False
-        case errors.RemoteFailed():  # what it said and waited for was obeyed already, see docs/remote.md
+        case errors.RemoteFailed():  # it was asked again already, as often as it let us
             return 502, "server_error", error.code, False
         case errors.JobError():
             return 500, "server_error", error.code, False
