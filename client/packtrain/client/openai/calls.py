@@ -117,6 +117,9 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
     )
     if body.echo and body.logprobs is not None:
         params["prompt_logprobs"] = body.logprobs
+        if body.max_tokens == 1 and "response_format" not in params:
+            # lm-eval scores a prompt so, and drops the last entry as the answer's: there must be one, not an end.
+            params["ignore_eos"] = True
     prompts = [fields | prompt for prompt in _prompts(body.prompt, "prompt")]
     return _generation(body, prompts, params, CompletionForm(body.n, echo=body.echo))
 
