@@ -13,6 +13,7 @@ from packtrain.client.gateway.anthropic_api import add_anthropic
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import handle_failures
 from packtrain.client.gateway.openai_api import add_openai
+from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
 
 
@@ -26,6 +27,7 @@ def make_app(door: Door) -> FastAPI:
     )
     handle_failures(app)
     add_openai(app, door)
+    add_responses(app, door)
     add_anthropic(app, door)
     describe(app)
     app.add_middleware(_RequestIds)
