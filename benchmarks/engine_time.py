@@ -95,7 +95,7 @@ def run(
         params = SamplingParams.model_validate(
             {"temperature": ask.temperature, "max_tokens": ask.max_tokens, "ignore_eos": True, **SAMPLING}
         )
-        prompt = tuple(backend.tokenize(ask.prompt, is_rendered=False))
+        prompt = tuple(backend.tokenize(ask.prompt))
         job_id = JobId(f"{name}-{ask.number}")
 
         def on_tokens(_: Tokens, number: int = ask.number) -> None:

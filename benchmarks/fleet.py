@@ -1,12 +1,12 @@
 """Many models on few machines: what the fleet makes of a mixed stream, beside first come, first served.
 
-    python -m benchmarks.fleet [--jobs 300] [--per-second 5] [--run-baseline]
+    python -m benchmarks.fleet [--jobs 300] [--per-second 5]
 
 Three hosts (network namespaces of this machine), each with a memory budget that holds two of five models: SmolLM2 in
 five quantisations. Every job asks for a word that only its own prompt names, and is right if it says that word and its
 receipt names the file of its model. The baseline is the same stream on the same hosts with a list in Redis, from which
-each host takes the oldest job, and a cache of two models: its loads are counted by going through the stream, or, with
---run-baseline, in a real run, which takes some 15 minutes. Needs root or user namespaces, and iproute2.
+each host takes the oldest job, and a cache of two models: what one would write first. Needs root or user namespaces,
+and iproute2; takes some MINUTES minutes on two cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tests.support.mixed_load import (
     BUDGET,
     Report,
     five_models,
-    loads_first_come,
     mixed_stream,
     run_first_come,
     run_on_fleet,
@@ -36,7 +35,6 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--per-second", type=float, default=5, help="jobs submitted a second")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--run-baseline", action="store_true", help="do not only count its loads")
     options = parser.parse_args()
     if missing := hosts.why_not():
         print(missing, file=sys.stderr)
@@ -46,22 +44,18 @@ def main() -> int:
         stream = mixed_stream(models.names, options.jobs, options.seed)
         with models.fleet(Path(folder) / "fleet") as fleet:
             ours = run_on_fleet(fleet, stream, models, per_s=options.per_second)
-        print(f"packtrain: {told(ours)}", flush=True)
-        print(f"first come, first served: {loads_first_come(stream, num_hosts=3)} loads, by count", flush=True)
-        if options.run_baseline:
-            with models.fleet(Path(folder) / "first-come") as fleet:
-                print(f"first come, first served: {told(run_first_come(fleet, stream, models))}")
+            print("| | loads | wrong answers | longest wait, s | in all, s |\n|---|---|---|---|---|")
+            print(f"| packtrain | {told(ours)} |", flush=True)
+            first_come = run_first_come(fleet, stream, models, per_s=options.per_second)
+            print(f"| first come, first served | {told(first_come)} |", flush=True)
     peaks = ", ".join(f"{name} {peak // MIB} MiB" for name, peak in sorted(ours.peaks.items()))
     print(f"most resident at one of {ours.samples} samples: {peaks}; budget {BUDGET // MIB} MiB")
     return 0 if is_good(ours) else 1
 
 
 def told(report: Report) -> str:
-    """What is compared."""
-    return (
-        f"{report.loads} loads, {len(report.wrong)} wrong answers, longest wait {report.longest_wait_s:.1f} s, "
-        f"{report.seconds:.0f} s in all"
-    )
+    """What is compared, as cells."""
+    return f"{report.loads} | {len(report.wrong)} | {report.longest_wait_s:.1f} | {report.seconds:.0f}"
 
 
 def is_good(report: Report) -> bool:

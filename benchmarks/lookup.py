@@ -50,7 +50,7 @@ def run(
     engine = Engine(backend, clock=time.monotonic, speculation=speculation)
     answers: list[list[int]] = [[] for _ in range(at_once)]
     for number, answer in enumerate(answers):
-        prompt = tuple(backend.tokenize(prompts(workload, number), is_rendered=False))
+        prompt = tuple(backend.tokenize(prompts(workload, number)))
         engine.submit(
             SequenceRequest(
                 JobId(f"j{number}"), prompt, GREEDY, 0, MAX_NEW,

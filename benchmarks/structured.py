@@ -79,7 +79,7 @@ def generate(backend: LlamaCppBackend, schemas: list[dict[str, Any]], meter: Met
                     params = SamplingParams(temperature=1.5, response_format=JsonSchema(schema))
                     asked = {"role": "user", "content": f"Give me JSON: {json.dumps(schema)}"[:200]}
                     text = backend.render_chat({"messages": [asked]})
-                    prompt = backend.tokenize(text, is_rendered=True)
+                    prompt = backend.tokenize(text, add_special=False, parse_special=True)
                     backend.prepare(params)
                     backend.truncate(slot, 0)
                     backend.open(slot, params, index, prompt, 0)

@@ -100,7 +100,7 @@ def engine_process(model: str, threads: int, pipe: Connection) -> None:
             free.acquire()
             text = backend.render_chat({"messages": [{"role": "user", "content": prompt(number)}]})
             params = SamplingParams.model_validate(options(number))
-            prompt_tokens = tuple(backend.tokenize(text, is_rendered=True))
+            prompt_tokens = tuple(backend.tokenize(text, add_special=False, parse_special=True))
             engine.submit(
                 SequenceRequest(JobId(str(number)), prompt_tokens, params, number, length(number), on_tokens, on_end)
             )

@@ -40,7 +40,7 @@ class Run:
     def __init__(self, engine: Engine, backend: Backend, name: str, text: str, adapters: AdapterSet) -> None:
         self.tokens: list[int] = []
         self.ends: list[Ended] = []
-        prompt = tuple(backend.tokenize(text, is_rendered=False))
+        prompt = tuple(backend.tokenize(text))
         engine.submit(
             SequenceRequest(JobId(name), prompt, GREEDY, 1, 12, self._on_tokens, self.ends.append, adapters=adapters)
         )

@@ -58,7 +58,7 @@ class Slot:
     ) -> None:
         self.backend = backend
         self.seq_id = seq_id
-        self.tokens = prompt if isinstance(prompt, list) else backend.tokenize(prompt, is_rendered=False)
+        self.tokens = prompt if isinstance(prompt, list) else backend.tokenize(prompt)
         self.tokens = [*self.tokens, *(output or [])]
         self.num_cached = 0
         backend.truncate(seq_id, 0)
@@ -393,19 +393,27 @@ class BackendContract:
     def test_text_survives_its_tokens(self, backend: Backend) -> None:
         text = "héllo wörld €😀\n"
 
-        assert b"".join(map(backend.piece, backend.tokenize(text, is_rendered=False))) == text.encode()
+        assert b"".join(map(backend.piece, backend.tokenize(text))) == text.encode()
 
     def test_a_rendered_chat_holds_what_the_user_said(self, backend: Backend) -> None:
         rendered = backend.render_chat({"messages": [{"role": "user", "content": "knock knock"}]})
 
         assert "knock knock" in rendered
-        assert backend.tokenize(rendered, is_rendered=True)
+        assert backend.tokenize(rendered, add_special=False, parse_special=True)
 
     def test_an_end_token_has_no_text(self, backend: Backend) -> None:
         ends = [token for token in range(backend.shape.n_vocab) if backend.is_end(token)]
 
         assert ends
         assert [backend.piece(token) for token in ends] == [b""] * len(ends)
+
+    def test_every_token_but_an_unused_one_has_a_spelling_and_that_of_a_piece_is_the_piece(
+        self, backend: Backend
+    ) -> None:
+        for token in range(backend.shape.n_vocab):
+            spelling, piece = backend.spelling(token), backend.piece(token)
+            assert spelling
+            assert piece in (b"", spelling)
 
     def test_a_step_asks_whether_to_stop_and_is_right_after_a_repair(self, slow: Backend) -> None:
         (expected,) = answer(slow, 1)
@@ -488,7 +496,7 @@ class TestLlamaCpp(BackendContract):
 
     def test_a_draw_depends_only_on_seed_and_index(self, backend: Backend) -> None:
         """The same context at index 0 and at index 3: equal logits, draws of their own index."""
-        prompt = backend.tokenize(PROMPT, is_rendered=False)
+        prompt = backend.tokenize(PROMPT)
         as_output = [answer(backend, 1, prompt=prompt[:-3], output=prompt[-3:], params=WARM, seed=s) for s in range(20)]
         as_prompt = [answer(backend, 1, prompt=prompt, params=WARM, seed=s) for s in range(20)]
         again = [answer(backend, 1, prompt=prompt[:-3], output=prompt[-3:], params=WARM, seed=s) for s in range(20)]
@@ -529,6 +537,9 @@ class TestLlamaCpp(BackendContract):
     def test_a_temperature_next_to_zero_takes_the_most_likely_token(self, backend: Backend, temperature: float) -> None:
         assert answer(backend, params=SamplingParams(temperature=temperature)) == answer(backend)
 
+    def test_the_smallest_set_that_there_is_holds_the_most_likely_token(self, backend: Backend) -> None:
+        assert answer(backend, params=SamplingParams(temperature=2, top_p=0, min_p=0)) == answer(backend)
+
     def test_a_logit_bias_forces_and_forbids(self, backend: Backend) -> None:
         best = answer(backend, 1)[0]
         forced = SamplingParams(temperature=0, logit_bias={77: 100})
@@ -564,7 +575,7 @@ class TestLlamaCpp(BackendContract):
 
     def test_a_penalty_looks_back_on_the_prompt(self, backend: Backend) -> None:
         best = answer(backend, 1)[0]
-        prompt = backend.tokenize(PROMPT, is_rendered=False)
+        prompt = backend.tokenize(PROMPT)
         wary = SamplingParams(temperature=0, presence_penalty=2, repeat_penalty=10)
         slot = Slot(backend, params=wary)
         backend.close(slot.seq_id)
@@ -577,7 +588,7 @@ class TestLlamaCpp(BackendContract):
 
     def test_a_penalty_looks_back_no_further_than_asked(self, backend: Backend) -> None:
         best = answer(backend, 1)[0]
-        prompt = backend.tokenize(PROMPT, is_rendered=False)
+        prompt = backend.tokenize(PROMPT)
         short = SamplingParams(temperature=0, presence_penalty=2, repeat_penalty=10, penalty_last_n=2)
         backend.open(0, short, 1, [best, *[0] * 2], 0)
         backend.truncate(0, 0)
@@ -586,8 +597,18 @@ class TestLlamaCpp(BackendContract):
         assert sampled.token == best
 
     def test_a_plain_prompt_smuggles_in_no_special_token(self, backend: Backend) -> None:
-        assert END_OF_TURN not in backend.tokenize("<|im_end|>", is_rendered=False)
-        assert END_OF_TURN in backend.tokenize("<|im_end|>", is_rendered=True)
+        assert END_OF_TURN not in backend.tokenize("<|im_end|>")
+        assert END_OF_TURN in backend.tokenize("<|im_end|>", add_special=False, parse_special=True)
+
+    @pytest.mark.parametrize("text", ["a b", "<|im_end|>", "</s>x", "a<s>"])
+    def test_special_tokens_are_added_and_parsed_as_asked(self, backend: Backend, text: str) -> None:
+        parsed = backend.tokenize(text, add_special=False, parse_special=True)
+
+        assert b"".join(map(backend.spelling, parsed)) == text.encode()
+        assert {BOS, EOS, END_OF_TURN}.isdisjoint(parsed) == ("<" not in text)
+        assert {BOS, EOS, END_OF_TURN}.isdisjoint(backend.tokenize(text, add_special=False))
+        assert backend.tokenize(text, parse_special=True) == [BOS, *parsed]
+        assert backend.tokenize(text) == [BOS, *backend.tokenize(text, add_special=False)]
 
     @pytest.mark.parametrize(
         "rows",
@@ -714,7 +735,7 @@ class TestLlamaCpp(BackendContract):
         path = write_tiny_model(tmp_path / "t.gguf", special=special)
         coder = LlamaCppBackend(path, model="t", n_slots=1, n_ctx=64, n_threads=1)
         spec = JobSpec(kind="complete", model="t", prompt="a<|fim_middle|>", suffix="b")
-        before, after = (coder.tokenize(text, is_rendered=False, is_part=True) for text in (spec.prompt, spec.suffix))
+        before, after = (coder.tokenize(text, add_special=False) for text in (spec.prompt, spec.suffix))
 
         pre, suf, mid = range(END_OF_TURN + 1, END_OF_TURN + 4)
         assert prepare(spec, JobId("job"), coder).tokens == [BOS, pre, *before, suf, *after, mid]

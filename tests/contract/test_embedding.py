@@ -33,7 +33,7 @@ def never() -> bool:
 
 
 def embed(backend: Backend, *texts: str) -> list[np.ndarray[Any, Any]]:
-    return backend.embed([backend.tokenize(text, is_rendered=False) for text in texts], never)
+    return backend.embed([backend.tokenize(text) for text in texts], never)
 
 
 def bits(vectors: Sequence[np.ndarray[Any, Any]]) -> list[bytes]:
@@ -76,7 +76,7 @@ class EmbeddingContract:
         expected = bits(embed(slow, *TEXTS))
 
         with pytest.raises(Interrupted):
-            slow.embed([slow.tokenize(text, is_rendered=False) for text in TEXTS], lambda: True)
+            slow.embed([slow.tokenize(text) for text in TEXTS], lambda: True)
 
         assert bits(embed(slow, *TEXTS)) == expected
 
@@ -86,7 +86,7 @@ class GeneratorContract(EmbeddingContract):
 
     def test_sequences_and_texts_do_not_disturb_each_other(self, backend: Backend) -> None:
         def answer(*texts: str) -> list[int]:
-            tokens = backend.tokenize("hello", is_rendered=False)
+            tokens = backend.tokenize("hello")
             backend.truncate(0, 0)
             backend.open(0, SamplingParams(temperature=0), 1, tokens, 0)
             output: list[int] = []
@@ -167,7 +167,7 @@ class TestBert(EmbeddingContract):
         return embedder
 
     def test_a_text_is_put_between_the_special_tokens_of_its_model(self, backend: Backend) -> None:
-        tokens = backend.tokenize("cat", is_rendered=False)
+        tokens = backend.tokenize("cat")
 
         assert (tokens[0], tokens[-1]) == (tiny_bert.CLS, tiny_bert.SEP)
         assert len(tokens) > 2

@@ -137,7 +137,7 @@ def test_a_resumed_sequence_goes_on_within_its_form(backend: LlamaCppBackend, sa
     params = schema_params(PERSON, **sampling)
     tokens, text = said(backend, params, seed=7)
     assert text
-    prompt = backend.tokenize("Hi", is_rendered=False)
+    prompt = backend.tokenize("Hi")
 
     for done in range(0, len(tokens), 5):
         slot = Slot(backend, prompt, params=params, seed=7, output=tokens[:done])

@@ -13,6 +13,8 @@ import pytest
 from packtrain.broker.ids import JobId
 from packtrain.broker.messages import SamplingParams
 from packtrain.broker.states import JobState
+from packtrain.client import Tokens as Ids
+from packtrain.client import text_of
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest, Tokens
@@ -92,7 +94,7 @@ def test_company_arrivals_prefixes_and_budgets_change_no_bit(backend: LlamaCppBa
 def test_guesses_change_no_bit(backend: LlamaCppBackend) -> None:
     quoted = "The list:\n1. Lima\n2. Oslo\n3. Cairo\n4. Quito\n" * 3 + "The list:\n"
     texts = [quoted, "Once upon a time", "ha ha ha ha", quoted + "1."]
-    jobs = [(f"j{n}", backend.tokenize(text, is_rendered=False), 0.8 * (n % 2)) for n, text in enumerate(texts)]
+    jobs = [(f"j{n}", backend.tokenize(text), 0.8 * (n % 2)) for n, text in enumerate(texts)]
 
     def run(speculation: Speculation, *, at_once: bool) -> tuple[dict[str, Answer], int]:
         answers: dict[str, Answer] = {}
@@ -183,3 +185,25 @@ def test_jobs_that_were_parked_have_the_bits_of_those_that_were_not(two_slots: F
         assert one.logprobs == other.logprobs
         assert len(one.logprobs) == 100
         assert one.receipt == other.receipt
+
+
+def test_tokens_are_scored_and_answered_bit_by_bit_as_their_text(two_slots: Fleet) -> None:
+    client = two_slots.client
+    text = "The capital of France is Paris \U0001f5fc. The capital of Italy is"
+    pieces = client.tokenize(MODEL, text)
+    ids = Ids(piece.token for piece in pieces)
+    options: dict[str, Any] = {
+        "max_tokens": 12, "temperature": 0, "echo": True, "prompt_logprobs": 2, "logprobs": 2, "deterministic": True,
+    }  # fmt: skip
+    by_text = client.generate(MODEL, text, raw=True, **options)
+    by_ids = client.generate(MODEL, ids, **options)
+
+    assert by_ids.text == by_text.text
+    assert by_ids.text.startswith(text)
+    assert (by_ids.logprobs, by_ids.prompt_logprobs) == (by_text.logprobs, by_text.prompt_logprobs)
+    assert by_ids.receipt is not None
+    assert by_text.receipt is not None
+    assert by_ids.receipt.prompt_sha256 == by_text.receipt.prompt_sha256
+    assert text_of([*by_ids.prompt_logprobs, *by_ids.logprobs]) == by_ids.text
+    assert any(piece.raw for piece in pieces)  # the tower is split
+    assert client.verify(by_ids.job_id).is_equal

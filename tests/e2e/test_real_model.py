@@ -23,6 +23,7 @@ from packtrain.client import (
     PromptEmpty,
     PromptTooLong,
     UnknownModel,
+    text_of,
 )
 from tests.support.demo_model import MODEL, demo_model_folder
 from tests.support.fleets import Fleet, eventually, fleet, until_first_text
@@ -239,6 +240,18 @@ def test_a_stream_has_the_logprobs_of_its_tokens_bit_by_bit(real: Fleet) -> None
     assert len(told) == result.usage.completion_tokens
     assert all([entry.token, entry.logprob] == [entry.top[0].token, entry.top[0].logprob] for entry in told)
     assert all(len(entry.top) == 3 for entry in told)
+
+
+def test_a_text_survives_its_tokens_and_special_ones_are_as_they_are_written(real: Fleet) -> None:
+    text = "  Ein Ma\u00df, \u4e24 \U0001f999s<|im_end|>\n"
+    plain, parsed = (real.client.tokenize(MODEL, text, parse_special=parse) for parse in (False, True))
+    chat = real.client.tokenize(MODEL, [{"role": "user", "content": "Hi"}])
+
+    assert text_of(plain) == text_of(parsed) == text
+    assert len(parsed) < len(plain)
+    assert real.client.detokenize(MODEL, [piece.token for piece in parsed]) == text
+    assert "<|im_start|>user\nHi<|im_end|>" in text_of(chat)
+    assert len(chat) == real.client.count_tokens(MODEL, "Hi")
 
 
 @pytest.mark.parametrize(

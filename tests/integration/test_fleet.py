@@ -39,6 +39,7 @@ from packtrain.client import (
     PromptEmpty,
     PromptTooLong,
     ResultTimeout,
+    Tokens,
     UnknownJob,
     UnknownModel,
 )
@@ -250,6 +251,42 @@ def test_tokens_are_counted(fleet: Fleet) -> None:
     assert fleet.client.count_tokens("echo", "x" * 2000, raw=True) == 2000
 
 
+def test_tokens_are_a_prompt_like_any_other(fleet: Fleet) -> None:
+    ids = Tokens(b"hello")
+    scored = fleet.client.generate("echo", ids, echo=True, max_tokens=0, prompt_logprobs=1)
+    told = "".join(fleet.client.stream("echo", ids))
+
+    assert (scored.text, [entry.token for entry in scored.prompt_logprobs]) == ("hello", list(ids))
+    assert told == "olleh"
+    assert [result.text for result in fleet.client.map("echo", [ids, Tokens(b"ab")])] == ["olleh", "ba"]
+    assert fleet.client.embed("echo", ids) == fleet.client.embed("echo", "hello")
+    assert fleet.client.embed("echo", [ids, "x"])[0] == fleet.client.embed("echo", "hello")
+    assert fleet.client.count_tokens("echo", ids) == 5
+
+
+def test_a_token_that_the_model_has_not_is_a_clear_error(fleet: Fleet) -> None:
+    with pytest.raises(InvalidParameter, match=r"prompt_tokens.1 = 300.*has 257 tokens.*packtrain tokenize"):
+        fleet.client.generate("echo", Tokens([1, 300]))
+
+
+def test_texts_become_tokens_and_texts_again(fleet: Fleet) -> None:
+    pieces = fleet.client.tokenize("echo", "a\u00e9")
+
+    assert [(piece.token, piece.data) for piece in pieces] == [(97, b"a"), (195, b"\xc3"), (169, b"\xa9")]
+    assert fleet.client.detokenize("echo", [piece.token for piece in pieces]) == "a\u00e9"
+    assert fleet.client.detokenize("echo", [104, 256]) == "h<end>"
+    assert [piece.text for piece in fleet.client.tokenize("echo", [{"role": "user", "content": "Hi"}])] == ["H", "i"]
+
+
+def test_the_async_twin_tokenizes(fleet: Fleet) -> None:
+    async def main() -> tuple[list[int], str]:
+        async with AsyncPacktrain(fleet.url) as client:
+            pieces = await client.tokenize("echo", "ab")
+            return [piece.token for piece in pieces], await client.detokenize("echo", b"ab")
+
+    assert asyncio.run(main()) == ([97, 98], "ab")
+
+
 def test_the_command_line_shows_reasoning_only_when_asked_and_counts(fleet: Fleet) -> None:
     def packtrain(*arguments: str) -> subprocess.CompletedProcess[str]:
         program = "from packtrain.client.cli.main import main; main()"
@@ -264,6 +301,10 @@ def test_the_command_line_shows_reasoning_only_when_asked_and_counts(fleet: Flee
     assert (quiet.stdout, quiet.stderr) == ("Yes\n", "")
     assert (shown.stdout, shown.stderr) == ("Yes\n", "Hm.\n")
     assert packtrain("count", "echo", "hello").stdout == "5\n"
+    assert packtrain("tokenize", "echo", "a\u00e9").stdout == "      97  'a'\n     195  b'\\xc3'\n     169  b'\\xa9'\n"
+    assert json.loads(packtrain("tokenize", "echo", "\u00e9", "--json").stdout)["tokens"][0] == {
+        "token": 195, "text": "\ufffd", "raw": "c3",
+    }  # fmt: skip
 
 
 def test_a_queued_job_is_cancelled_at_once(fleet: Fleet) -> None:

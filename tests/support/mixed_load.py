@@ -90,17 +90,6 @@ def five_models(folder: Path, source: Path) -> Models:
     return Models(folder, [quantised(folder, source, name).stem for name in TYPES])
 
 
-def loads_first_come(stream: Sequence[Asked], num_hosts: int) -> int:
-    """Loads that the stream takes where hosts take the oldest job in turn, and the least recently used model leaves."""
-    held: list[list[str]] = [[] for _ in range(num_hosts)]
-    loads = 0
-    for number, asked in enumerate(stream):
-        here = held[number % num_hosts]
-        loads += asked.model not in here
-        held[number % num_hosts] = [*(model for model in here if model != asked.model), asked.model][-HOLDS:]
-    return loads
-
-
 def mixed_stream(models: Sequence[str], count: int, seed: int) -> list[Asked]:
     """Jobs over these models in random order; no two that follow each other for one model ask for the same word."""
     random = Random(seed)
@@ -111,15 +100,13 @@ def run_on_fleet(fleet: HostFleet, stream: Sequence[Asked], models: Models, *, p
     """Submit the stream, so many jobs a second, and check every answer and its receipt."""
     hashes = {model: _sha256(models.folder / f"{model}.gguf") for model in models.names}
     begin = time.monotonic()
-    jobs = []
     with _sampled(fleet) as sampler:
-        for number, asked in enumerate(stream):
-            time.sleep(max(0.0, begin + number / per_s - time.monotonic()))
-            jobs.append(
-                fleet.client.submit(
-                    asked.model, asked.prompt, raw=True, stream=False, max_tokens=4, temperature=0, ignore_eos=True
-                )
+        jobs = [
+            fleet.client.submit(
+                asked.model, asked.prompt, raw=True, stream=False, max_tokens=4, temperature=0, ignore_eos=True
             )
+            for asked in _paced(stream, per_s)
+        ]
         wrong = []
         for asked, job in zip(stream, jobs, strict=True):
             result = job.result(timeout=600)
@@ -133,24 +120,32 @@ def run_on_fleet(fleet: HostFleet, stream: Sequence[Asked], models: Models, *, p
     return Report(wrong, loads, max(waits) / 1000, seconds, dict(sampler.peaks), sampler.samples)
 
 
-def run_first_come(fleet: HostFleet, stream: Sequence[Asked], models: Models) -> Report:
+def run_first_come(fleet: HostFleet, stream: Sequence[Asked], models: Models, *, per_s: float) -> Report:
     """The same stream on the same hosts without a fleet, each of which takes the oldest job as soon as it is free."""
-    fleet.redis.delete("fifo:jobs", "fifo:done")
-    rows = [json.dumps((number, asked.model, asked.prompt)) for number, asked in enumerate(stream)]
-    fleet.redis.rpush("fifo:jobs", *rows)
-    begin = time.monotonic()
     arguments = [sys.executable, "-m", "tests.support.fifo_host", fleet.url, str(models.folder), str(HOLDS)]
     processes = [node.host.start(arguments, {}, node.home / "fifo.log") for node in fleet.nodes.values()]
+    begin = time.monotonic()
     try:
+        for number, asked in enumerate(_paced(stream, per_s)):
+            fleet.redis.rpush("fifo:jobs", json.dumps((number, asked.model, asked.prompt, time.time())))
         eventually(lambda: fleet.redis.llen("fifo:done") == len(stream), "the last job", 3600)
     finally:
         for process in processes:
             process.kill()
+    seconds = time.monotonic() - begin
     done = [json.loads(row) for row in fleet.redis.lrange("fifo:done", 0, -1)]
-    fleet.redis.delete("fifo:done")
+    fleet.redis.delete("fifo:jobs", "fifo:done")
     wrong = [f"{text!r} for {stream[n]}" for n, text, _, _ in done if (text.split() or [""])[0] != stream[n].word]
-    loads = sum(bool(was_load) for _, _, was_load, _ in done)
-    return Report(wrong, loads, max(at for *_, at in done) - min(at for *_, at in done), time.monotonic() - begin)
+    loads = sum(was_load for _, _, was_load, _ in done)
+    return Report(wrong, loads, max(wait_s for *_, wait_s in done), seconds)
+
+
+def _paced(stream: Sequence[Asked], per_s: float) -> Iterator[Asked]:
+    """Each when its turn has come."""
+    begin = time.monotonic()
+    for number, asked in enumerate(stream):
+        time.sleep(max(0.0, begin + number / per_s - time.monotonic()))
+        yield asked
 
 
 @dataclass(slots=True)

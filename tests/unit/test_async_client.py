@@ -110,6 +110,23 @@ def test_a_wait_ends_after_its_timeout() -> None:
     asyncio.run(main())
 
 
+def test_answers_of_several_jobs_come_together_each_under_its_place() -> None:
+    async def run() -> list[tuple[int, str]]:
+        async with client() as (fleet, memory):
+            jobs = [await fleet.submit(MODEL, f"prompt {number}") for number in range(3)]
+            memory.answer_all()
+            several = [(place, str(found.text)) async for place, found in fleet.answers(jobs)]
+            sync = Packtrain(transport=memory)
+            again = [(place, str(found.text)) for place, found in sync.answers([sync.job(job.id) for job in jobs])]
+            assert sorted(again) == sorted(several)
+            return several
+
+    found = asyncio.run(run())
+
+    for place in range(3):  # each its text, and then its result with the same text
+        assert [text for at, text in found if at == place] == ["yes", "yes"]
+
+
 def test_cancelling_the_task_that_reads_a_stream_cancels_the_job() -> None:
     async def main() -> None:
         async with client() as (fleet, transport):

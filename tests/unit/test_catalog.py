@@ -326,7 +326,17 @@ def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
 def test_some_slots_are_left_to_interactive_jobs_and_one_at_least_to_bulk_ones(
     said: int | None, n_slots: int, expected: int
 ) -> None:
-    assert reserved_slots(n_slots, said) == expected
+    assert reserved_slots(n_slots, said, parks=False) == expected
+
+
+def test_no_slot_is_left_empty_for_interactive_jobs_where_bulk_ones_can_be_parked(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf")
+    write_gguf(tmp_path / "b.gguf")
+
+    models = catalog_of(tmp_path, defaults={"slots": 8}, models={"b": {"parking": False}}).models
+
+    assert [models[ModelId(name)].info.reserved_slots for name in ("a", "b")] == [0, 1]
+    assert reserved_slots(8, 2, parks=True) == 2
 
 
 def test_a_model_reserves_what_its_section_says_and_else_what_the_defaults_say(tmp_path: Path) -> None:

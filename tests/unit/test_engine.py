@@ -209,7 +209,7 @@ def test_a_stop_string_ends_the_answer_before_it() -> None:
     reader = bench.submit("one STOP two", stop=["POTS"])
     bench.finish()
 
-    assert (reader.text, reader.end) == ("owt ", End.STOP)
+    assert (reader.text, reader.end, reader.ends[0].stopped_by) == ("owt ", End.STOP, "POTS")
 
 
 def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:

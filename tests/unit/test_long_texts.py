@@ -18,8 +18,8 @@ class Watched(ScriptedBackend):
         super().__init__()
         self.asked: list[tuple[int, bool, bool]] = []
 
-    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
-        self.asked.append((len(text), is_rendered, is_part))
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        self.asked.append((len(text), add_special, parse_special))
         return [0] * -(-len(text) // 4)
 
 
@@ -27,30 +27,32 @@ class Watched(ScriptedBackend):
 def test_a_short_text_and_one_that_may_fit_are_tokenised_at_once(size: int, limit: int | None) -> None:
     backend = Watched()
 
-    assert len(tokens_of("x" * size, backend, model="m", limit=limit, is_rendered=True)) == -(-size // 4)
-    assert backend.asked == [(size, True, False)]
+    assert len(tokens_of("x" * size, backend, model="m", limit=limit, add_special=False, parse_special=True)) == -(
+        -size // 4
+    )
+    assert backend.asked == [(size, False, True)]
 
 
 def test_a_text_that_cannot_fit_is_refused_by_its_first_pieces() -> None:
     backend = Watched()
 
     with pytest.raises(PromptTooLong, match="has about 1048576 tokens, one slot of 'm' holds 4095") as refused:
-        tokens_of("x" * 2**22, backend, model="m", limit=4095, is_rendered=False)
+        tokens_of("x" * 2**22, backend, model="m", limit=4095)
 
     assert refused.value.data["num_tokens"] == 2**20
-    assert backend.asked == [(PIECE, False, False), (PIECE, False, True)]
+    assert backend.asked == [(PIECE, True, False), (PIECE, False, False)]
 
 
 def test_a_text_that_may_fit_after_all_is_tokenised_as_a_whole() -> None:
     backend = Watched()
-    tokens = tokens_of("x" * 100_000, backend, model="m", limit=25_000, is_rendered=False)
+    tokens = tokens_of("x" * 100_000, backend, model="m", limit=25_000)
 
     assert len(tokens) == 25_000
-    assert backend.asked[-1] == (100_000, False, False)
+    assert backend.asked[-1] == (100_000, True, False)
 
 
 def test_a_long_text_is_counted_in_pieces() -> None:
     backend = Watched()
 
-    assert len(tokens_of("x" * 2**22, backend, model="m", limit=None, is_rendered=False)) == 2**20
+    assert len(tokens_of("x" * 2**22, backend, model="m", limit=None)) == 2**20
     assert {size for size, *_ in backend.asked} == {PIECE}

@@ -13,18 +13,27 @@ from pydantic import BaseModel
 
 from packtrain.broker import errors
 from packtrain.broker.chat import CallDelta, join_calls
+from packtrain.broker.chunks import Chunk, parse_event, to_entry
 from packtrain.broker.errors import InvalidParameter, JobFailed, PacktrainError, PromptEmpty
+from packtrain.broker.fairness import cost_of
+from packtrain.broker.ids import JobId
 from packtrain.broker.messages import (
     MAX_PROMPT_CHARS,
+    MAX_PROMPT_TOKENS,
     Desired,
     InstanceBeat,
     JobSpec,
+    Logprob,
     ModelFault,
     ModelInfo,
     NodeBeat,
+    Piece,
+    TokenLogprob,
     dump_hash,
     load_hash,
     parse_spec,
+    piece_fields,
+    text_of,
 )
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import InstanceState
@@ -40,6 +49,10 @@ def chat(content: Any = "hello", **fields: Any) -> dict[str, Any]:
 
 def complete(prompt: str = "hello", **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "kind": "complete", "prompt": prompt, **fields}
+
+
+def by_ids(ids: Any = (5, 6), **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "kind": "complete", "prompt_tokens": ids, **fields}
 
 
 def tool(name: str = "look_up", **function: Any) -> dict[str, Any]:
@@ -75,11 +88,16 @@ def test_a_plain_chat_is_accepted_with_defaults() -> None:
         (chat(params={"temperature": -0.1}), "params.temperature"),
         (chat(params={"temperature": math.nan}), "params.temperature"),
         (chat(params={"temperature": math.inf}), "params.temperature"),
-        (chat(params={"top_p": 0}), "params.top_p"),
+        (chat(params={"top_p": -0.1}), "params.top_p"),
         (chat(params={"repeat_penalty": 0}), "params.repeat_penalty"),
         (chat(params={"seed": -1}), "params.seed"),
         (chat(params={"seed": 2**63}), "params.seed"),
         (chat(params={"stop": [""]}), "params.stop.0"),
+        (chat(params={"stop": ""}), "params.stop.0"),
+        (by_ids([-1]), "prompt_tokens.0"),
+        (by_ids([5, 2**31]), "prompt_tokens.1"),
+        (by_ids(["a"]), "prompt_tokens.0"),
+        (by_ids([1] * (MAX_PROMPT_TOKENS + 1)), "prompt_tokens"),
         (chat(params={"stop": ["x" * 257]}), "params.stop.0"),
         (chat(params={"stop": ["x"] * 9}), "params.stop"),
         (chat(params={"logit_bias": {"-1": 1}}), "params.logit_bias"),
@@ -142,6 +160,81 @@ def test_a_wrong_field_is_refused_by_its_name(fields: dict[str, Any], field: str
 def test_only_a_vector_has_dimensions(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter, match="of kind 'embed'"):
         parse_spec(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (by_ids(kind="chat"), "kind 'chat' takes `messages`"),
+        (by_ids(prompt="x"), "are the whole prompt"),
+        (by_ids(suffix="x"), "are the whole prompt"),
+        (by_ids(kind="count", messages=[{"role": "user", "content": "x"}]), "are the whole prompt"),
+        (complete(list_tokens=True), "of kind 'count'"),
+        (complete(add_special=False), "of kind 'count' with a `prompt`"),
+        (complete(parse_special=True), "of kind 'count' with a `prompt`"),
+        (chat(kind="count", parse_special=True), "of kind 'count' with a `prompt`"),
+        (by_ids(kind="count", add_special=False), "of kind 'count' with a `prompt`"),
+    ],
+)
+def test_tokens_are_a_prompt_of_their_own(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidParameter, match=says):
+        parse_spec(fields)
+
+
+@pytest.mark.parametrize("kind", ["complete", "embed", "count"])
+def test_tokens_are_taken_where_a_text_is(kind: str) -> None:
+    assert parse_spec(by_ids(kind=kind)).prompt_tokens == (5, 6)
+    with pytest.raises(PromptEmpty):
+        parse_spec(by_ids((), kind=kind))
+
+
+def test_the_longest_prompts_cost_the_same_in_tokens_and_in_characters() -> None:
+    longest = parse_spec(by_ids([1] * MAX_PROMPT_TOKENS))
+
+    assert cost_of(longest) == cost_of(parse_spec(complete("x" * MAX_PROMPT_CHARS)))
+
+
+def test_tokens_have_prefixes_of_their_own() -> None:
+    short, long, other = (
+        prefix_hashes(parse_spec(by_ids(ids))) for ids in (range(64), range(200), [*range(100), *range(100)])
+    )
+
+    assert (len(short), len(long)) == (1, 2)
+    assert long[:1] == other[:1] == short
+    assert long[1] != other[1]
+    assert prefix_hashes(parse_spec(by_ids(range(63)))) == ()
+    assert prefix_hashes(parse_spec(by_ids(range(64), adapters={"pirate": 1}))) != short
+
+
+def test_one_stop_string_may_stand_alone() -> None:
+    assert parse_spec(chat(params={"stop": "END"})).params.stop == ("END",)
+
+
+@pytest.mark.parametrize("data", [b"", b" the", "\u20ac".encode(), b"\xe2\x82", b"\xff\x00", "\ufffd".encode()])
+def test_a_piece_keeps_its_bytes_and_weighs_little_where_they_are_text(data: bytes) -> None:
+    piece = Piece(**piece_fields(7, data))
+
+    assert Piece.model_validate_json(piece.model_dump_json()) == piece
+    assert (piece.data, piece.text) == (data, data.decode("utf-8", "replace"))
+    assert ("raw" in piece.model_dump_json()) == (piece.text.encode() != data)
+
+
+def test_pieces_of_a_split_character_make_it_up_again() -> None:
+    whole = "a\U0001f999b".encode()
+    pieces = [Piece(**piece_fields(n, whole[n : n + 2])) for n in range(0, 6, 2)]
+
+    assert text_of(pieces) == "a\U0001f999b"
+    assert text_of(pieces[:2]) == "a\ufffd"
+
+
+def test_logprobs_survive_the_stream_bytes_and_all() -> None:
+    split, whole = piece_fields(1, b"\xe2\x82"), piece_fields(2, b"a")
+    top = (Logprob(**split, logprob=-0.5), Logprob(**whole, logprob=-1.5))
+    told = (TokenLogprob(**split, logprob=-0.5, top=top), TokenLogprob(**whole, logprob=-1.0))
+    entry = dict(zip("itkrcl", map(str, to_entry(Chunk(0, "a", (1, 2), logprobs=told))), strict=True))
+
+    assert parse_event(JobId("j"), "1-0", {k: v for k, v in entry.items() if v}).logprobs == told
+    assert entry["l"] == '[[1,["e282"],-0.5,1,["e282"],-0.5,2,"a",-1.5],[2,"a",-1.0]]'
 
 
 def test_a_text_to_embed_must_not_be_empty() -> None:
@@ -300,6 +393,8 @@ LOOKS = {"id": "c1", "type": "function", "function": {"name": "look", "arguments
         {"kind": "complete", "prompt": "x"},
         {"kind": "complete", "prompt": "a", "suffix": "b", "stream": False, "deterministic": True, "meant_for": "n1"},
         {"kind": "embed", "prompt": "x", "dimensions": 3, "expires_in_ms": 5, "max_run_ms": 6},
+        {"kind": "embed", "prompt_tokens": [5, 6, 7]},
+        {"kind": "count", "prompt": "x", "list_tokens": True, "add_special": False, "parse_special": True},
         {"messages": [{"role": "user", "content": ""}]},
         {"messages": [{"role": "user", "content": "\u00e9\U0001f999"}], "tools": [LOOK], "tool_choice": "required"},
         {
@@ -346,6 +441,8 @@ def test_a_digest_is_that_of_earlier_versions_where_nothing_new_is_asked_for() -
         spec("a").digest() == "2b4656baef9d4082a514747e3e2215b5"
     )  # or a key sent again after an update would be refused
     assert spec("a", max_run_ms=5).digest() != spec("a").digest()
+    assert spec("a", kind="count", list_tokens=True).digest() != spec("a", kind="count").digest()
+    assert spec("", prompt_tokens=[5]).digest() != spec("", prompt_tokens=[6]).digest()
 
 
 #: What travels on the wire never changes: a code is added here, not renamed.

@@ -313,7 +313,34 @@ def test_a_replica_is_added_when_the_backlog_outlasts_a_load_by_far() -> None:
     result = plan(backlog(31))
 
     assert loads(result) in ([(MODEL, "n2")], [(MODEL, "n3")])
-    assert "31 jobs of 2.0 s wait for 4 slots at work" in result.loads[0].reason
+    assert "31 jobs of 2.0 s wait for 4 slots at work, which takes 16 s" in result.loads[0].reason
+
+
+def test_as_many_replicas_are_added_at_once_as_the_backlog_is_worth() -> None:
+    # 61 jobs take two instances 15.25 s.
+    assert len(plan(backlog(60)).loads) == 1
+    result = plan(backlog(61))
+
+    assert sorted(node for _, node in loads(result)) == ["n2", "n3"]
+    assert "4 slots at work (replicas to come: 1), which takes 15 s" in result.loads[1].reason
+
+
+@pytest.mark.parametrize(
+    "other",
+    [ready("n2", state=InstanceState.LOADING, ready_ms=0), ready("n2", slots_used=0)],
+    ids=["loading", "just loaded"],
+)
+def test_one_that_is_coming_counts_before_another_is_added(other: InstanceBeat) -> None:
+    there = ready("n1", slots_used=4, n_slots=4, job_s=2.0)
+
+    assert loads(plan(backlog(60, instances=[there, other]))) == []
+    assert loads(plan(backlog(61, instances=[there, other]))) == [(MODEL, "n3")]
+
+
+def test_no_more_replicas_are_added_than_an_operator_allows() -> None:
+    offers = {MODEL: {NodeId(n): model_info(max_replicas=2) for n in ("n1", "n2", "n3")}}
+
+    assert len(plan(backlog(1000, offers=offers)).loads) == 1
 
 
 def test_a_backlog_of_bulk_jobs_that_leave_a_slot_to_others_counts_too() -> None:
@@ -327,7 +354,6 @@ def test_a_backlog_of_bulk_jobs_that_leave_a_slot_to_others_counts_too() -> None
     [
         {"instances": [ready("n1", slots_used=4, job_s=0)]},  # nothing is known of its jobs
         {"instances": [ready("n1", slots_used=1, job_s=9)]},  # most slots are free
-        {"instances": [ready("n1", slots_used=4, job_s=9), ready("n2", state=InstanceState.LOADING, ready_ms=0)]},
         {"instances": [ready(f"n{n}", slots_used=4, job_s=9) for n in (1, 2, 3)]},  # each node has one
         {"offers": {MODEL: {NodeId(n): model_info(max_replicas=1) for n in ("n1", "n2", "n3")}}},
     ],

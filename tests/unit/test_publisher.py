@@ -325,6 +325,17 @@ def test_an_end_without_success_says_why_and_keeps_the_text(desk: Desk, how: End
     assert (outcome.state, outcome.error["code"], outcome.text, outcome.finish_reason) == (state, code, "half", None)
 
 
+def test_an_outcome_names_the_stop_string_that_ended_it(desk: Desk) -> None:
+    job = desk.lease()
+    job.on_end(Ended(End.STOP, stopped_by="###"))
+    desk.publisher.start()
+    wait(job)
+
+    outcome = desk.status(job).outcome
+    assert outcome is not None
+    assert (outcome.finish_reason, outcome.stopped_by) == ("stop", "###")
+
+
 def test_text_of_an_earlier_lease_is_in_the_outcome_but_not_sent_again(desk: Desk) -> None:
     job = desk.lease()
     job.resume("before ", [], [])

@@ -20,11 +20,11 @@ from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import Claim, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobSpec, JobStatus, Numerics, TokenLogprob
+from packtrain.broker.messages import MAX_LISTED_TOKENS, JobSpec, JobStatus, Numerics, TokenLogprob, text_of
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows
-from packtrain.workers.backends.scripted import N_DIMS, ScriptedBackend
+from packtrain.workers.backends.scripted import END, N_DIMS, ScriptedBackend
 from packtrain.workers.bulk_share import BulkShare
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.preparing import prepare
@@ -36,7 +36,7 @@ from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import tokens_sha256
 from packtrain.workers.renewer import Renewer
-from packtrain.workers.runner import Runner, seed_of
+from packtrain.workers.runner import EngineJobs, Runner, seed_of
 from tests.support.clock import FakeClock
 from tests.support.factories import COMPUTER, DETERMINISTIC, INSTANCE, MODEL, NODE, ROUTE, spec
 
@@ -83,8 +83,8 @@ class Gated(ScriptedBackend):
         self.gate = threading.Event()
         self.gate.set()
 
-    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
-        return super().tokenize(text.strip(), is_rendered=is_rendered, is_part=is_part)
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return super().tokenize(text.strip(), add_special=add_special, parse_special=parse_special)
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
         assert self.gate.wait(PATIENCE_S)
@@ -114,8 +114,8 @@ class Instance:
         self.renewer = Renewer(self.store, self.engine, lease_ms=LEASE_MS, stall_s=60, clock=self.seconds)
         self.rung: list[str] = []
         self.runner = Runner(
-            self.store, self.backend, self.engine, self.publisher, self.renewer,
-            model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
+            self.store, EngineJobs(self.store, self.backend, self.engine, model=MODEL, clock=self.seconds),
+            self.engine, self.publisher, self.renewer, model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
             numerics=numerics, numerics_class=COMPUTER.numerics_class, bulk_slots=bulk_slots,
             extra_jobs=1, ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip
@@ -279,6 +279,77 @@ def test_a_resumed_echo_is_not_told_again(instance: Instance) -> None:
 
     assert instance.text() == "helloolleh"
     assert "".join(event.text for event in instance.store.events({first.job_id: "0"})) == "helloolleh"
+
+
+def test_tokens_are_answered_as_the_text_that_has_them(instance: Instance) -> None:
+    instance.submit("", prompt_tokens=list(b"hello"), echo=True, params={"prompt_logprobs": 0})
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.receipt is not None
+    assert outcome.text == "helloolleh"
+    assert "".join(entry.text for entry in outcome.prompt_logprobs) == "hello"
+    assert (outcome.usage.prompt_tokens, outcome.receipt.prompt_sha256) == (5, tokens_sha256(list(b"hello")))
+
+
+def test_an_echo_of_tokens_leaves_control_tokens_out(instance: Instance) -> None:
+    instance.submit("", prompt_tokens=[*b"a", END, *b"b"], echo=True, params={"max_tokens": 0, "prompt_logprobs": 0})
+    instance.runner.answer(ROUTE)
+
+    assert instance.text() == "ab"
+
+
+def test_a_token_outside_the_vocabulary_is_refused_with_its_place(instance: Instance) -> None:
+    instance.submit("", prompt_tokens=[104, END, END + 1])
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (instance.error(), outcome.error["data"]["field"]) == ("invalid_parameter", "prompt_tokens")
+    assert "prompt_tokens.2 = 257: the vocabulary of 'tiny' has 257 tokens, 0 to 256;" in outcome.error["message"]
+    assert not instance.engine.is_busy
+
+
+def test_tokens_of_a_text_are_listed_with_their_bytes(instance: Instance) -> None:
+    instance.submit("a\u00e9", kind="count", list_tokens=True)
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert [(piece.token, piece.data) for piece in outcome.pieces] == [(97, b"a"), (195, b"\xc3"), (169, b"\xa9")]
+    assert (text_of(outcome.pieces), outcome.usage.prompt_tokens, outcome.text) == ("a\u00e9", 3, "")
+
+
+def test_special_tokens_are_listed_as_they_are_written(instance: Instance) -> None:
+    instance.submit("", kind="count", list_tokens=True, prompt_tokens=[97, END])
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert text_of(outcome.pieces) == "a<end>"
+
+
+def test_a_job_that_only_counts_lists_nothing(instance: Instance) -> None:
+    instance.submit("abc", kind="count")
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert (outcome.pieces, outcome.usage.prompt_tokens) == ((), 3)
+
+
+@pytest.mark.parametrize("size", [MAX_LISTED_TOKENS + 1, 3 * MAX_LISTED_TOKENS])
+def test_more_tokens_than_a_record_shall_hold_are_not_listed(instance: Instance, size: int) -> None:
+    instance.submit("x" * size, kind="count", list_tokens=True)
+    instance.runner.answer(ROUTE)
+
+    outcome = instance.status().outcome
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (instance.error(), outcome.error["data"]["field"]) == ("invalid_parameter", "list_tokens")
+    assert f"about {size} tokens, at most 131072" in outcome.error["message"]
 
 
 def test_a_prompt_without_a_single_token_is_refused_and_the_engine_goes_on(instance: Instance) -> None:

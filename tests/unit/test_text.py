@@ -87,6 +87,15 @@ def test_a_stop_string_inside_another_is_complete_first(pieces: list[bytes]) -> 
     assert "".join(shown(pieces, "abc", "b")) == "a"
 
 
+def test_a_text_tells_which_stop_string_ended_it() -> None:
+    stream = TextStream(["b", "ab", "c"])
+    stream.push(b"x")
+    before = stream.stopped_by
+    stream.push(b"abc")
+
+    assert (before, stream.stopped_by) == ("", "ab")
+
+
 def test_nothing_is_shown_after_a_stop_string() -> None:
     stream = TextStream(["."])
     stream.push(b"a.")

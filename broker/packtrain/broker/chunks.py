@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Logprob, TokenLogprob
+from packtrain.broker.messages import Logprob, Piece, TokenLogprob, piece_fields
 from packtrain.broker.states import JobState
 
 
@@ -27,6 +28,12 @@ class Chunk:
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, where the job asks for them
+    num_pieces: int = 0  # that it is made of, where the answer comes from a server that names no token ids
+
+    @property
+    def next_index(self) -> int:
+        """Index of what follows it."""
+        return self.index + (len(self.tokens) or self.num_pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +69,15 @@ def parse_event(job_id: JobId, entry_id: str, fields: Mapping[str, str]) -> Even
 
 
 def _write_logprobs(logprobs: tuple[TokenLogprob, ...]) -> str:
-    """[[token, text, logprob, and the same of each of the likeliest], ...]: 36 bytes a token, 706 with 20 of them."""
+    """[[token, text, logprob, and the same of each of the likeliest], ...]: 36 bytes a token, 706 with 20 of them.
+
+    Where the bytes are no UTF-8, [their hex digits] stand for the text.
+    """
     if not logprobs:
         return ""
-    rows = [[part for one in (entry, *entry.top) for part in (one.token, one.text, one.logprob)] for entry in logprobs]
+    rows = [
+        [part for one in (entry, *entry.top) for part in (one.token, _said(one), one.logprob)] for entry in logprobs
+    ]
     return json.dumps(rows, separators=(",", ":"))
 
 
@@ -73,6 +85,14 @@ def _read_logprobs(text: str) -> tuple[TokenLogprob, ...]:
     found = []
     for row in json.loads(text):
         (token, piece, logprob), *top = zip(row[::3], row[1::3], row[2::3], strict=True)
-        likeliest = tuple(Logprob(token=t, text=p, logprob=lp) for t, p, lp in top)
-        found.append(TokenLogprob(token=token, text=piece, logprob=logprob, top=likeliest))
+        likeliest = tuple(Logprob(**_read_piece(t, p), logprob=lp) for t, p, lp in top)
+        found.append(TokenLogprob(**_read_piece(token, piece), logprob=logprob, top=likeliest))
     return tuple(found)
+
+
+def _said(piece: Piece) -> str | list[str]:
+    return piece.text if piece.raw is None else [piece.raw]
+
+
+def _read_piece(token: int, said: str | list[str]) -> dict[str, Any]:
+    return {"token": token, "text": said} if isinstance(said, str) else piece_fields(token, bytes.fromhex(said[0]))

@@ -16,7 +16,7 @@ from packtrain.broker.messages import Lane
 
 #: In the order in which they are served.
 LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")
-#: From so many slots on one is left to interactive jobs by default: of fewer it would be too large a part.
+#: From so many slots on one is left to interactive jobs where nothing can be parked: of fewer it would be too much.
 MIN_SLOTS_TO_RESERVE: Final = 4
 
 T = TypeVar("T")
@@ -36,14 +36,16 @@ def rank(lane: Lane, tag: float, job: T) -> tuple[int, float, T]:
     return LANES.index(lane), tag, job
 
 
-def reserved_slots(n_slots: int, said: int | None) -> int:
+def reserved_slots(n_slots: int, said: int | None, *, parks: bool) -> int:
     """Slots of `n_slots` that bulk jobs leave to interactive ones; one at least is theirs.
 
     Args:
         said: By packtrain.toml.
+        parks: A bulk job can be parked for an interactive one. Then none is left empty by default: the first token
+            comes nearly as soon, and bulk jobs have the slot while nobody asks.
     """
     if said is None:
-        return int(n_slots >= MIN_SLOTS_TO_RESERVE)
+        return int(not parks and n_slots >= MIN_SLOTS_TO_RESERVE)
     return min(said, n_slots - 1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -32,11 +33,17 @@ from packtrain.broker.structured import FreeText, ResponseFormat
 
 #: Characters of one prompt, all messages together. Far above any context, far below what hurts the broker.
 MAX_PROMPT_CHARS = 4 * 1024 * 1024
+#: Token ids of one prompt: as many as fit in the same room.
+MAX_PROMPT_TOKENS = MAX_PROMPT_CHARS // 4
+#: Tokens that one `count` job lists: some 4 MB in its record, and five seconds for the slowest vocabularies.
+MAX_LISTED_TOKENS = 131_072
 #: Characters of all tools' schemas together, as JSON.
 MAX_TOOLS_CHARS = 512 * 1024
 #: Adapters of one job.
 MAX_ADAPTERS = 4
 MAX_ADAPTER_SCALE = 100.0
+#: Fleets that one job may be sent through.
+MAX_VIA = 8
 #: Logprobs of one prompt, the likeliest beside each token included: some 4 MB in the job's record.
 MAX_PROMPT_LOGPROBS = 65_536
 
@@ -57,6 +64,7 @@ Recipe = Literal["fast", "batched", "serial"]
 #: A class of service. Interactive jobs come first, bulk ones fill what is left.
 Lane = Literal["interactive", "bulk"]
 
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 AdapterScale = Annotated[float, Field(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE, allow_inf_nan=False)]
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -76,7 +84,7 @@ class SamplingParams(_Input):
     )
     temperature: float = Field(0.8, ge=0, le=5, description="0 takes the most likely token")
     top_k: int = Field(40, ge=0, le=100_000, description="keep the k most likely tokens; 0: all")
-    top_p: float = Field(0.95, gt=0, le=1, description="keep the smallest set with this probability")
+    top_p: float = Field(0.95, ge=0, le=1, description="keep the smallest set with this probability; 0: one token")
     min_p: float = Field(0.05, ge=0, le=1, description="drop tokens below this share of the likeliest")
     typical_p: float = Field(1.0, gt=0, le=1, description="locally typical sampling; 1: off")
     repeat_penalty: float = Field(1.0, gt=0, le=10, description="1: off")
@@ -91,6 +99,11 @@ class SamplingParams(_Input):
     )
     ignore_eos: bool = Field(False, description="go on past the end-of-text token")
     response_format: ResponseFormat = Field(FreeText(), description="the form that the text must have")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_is_some(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("max_tokens")
     @classmethod
@@ -121,11 +134,17 @@ class JobSpec(_Input):
 
     v: Literal[1] = 1
     kind: Literal["chat", "complete", "embed", "count"] = Field(
-        "chat", description="`embed`: make a vector of the prompt; `count`: only count its tokens"
+        "chat", description="`embed`: make a vector of the prompt; `count`: only count or list its tokens"
     )
     model: SafeId
     messages: tuple[Message, ...] = Field((), max_length=4096, description="for kind `chat`")
     prompt: Text = Field("", description="for kind `complete`: continued as it is, no template; for `embed`: its text")
+    prompt_tokens: tuple[TokenId, ...] = Field(
+        (), max_length=MAX_PROMPT_TOKENS, description="instead of `prompt`: its tokens, taken exactly as they are"
+    )
+    list_tokens: bool = Field(False, description="for kind `count`: give the tokens, too, each with its text")
+    add_special: bool = Field(True, description="for kind `count`: put the model's own tokens around `prompt`")
+    parse_special: bool = Field(False, description="for kind `count`: take special tokens in `prompt` for such")
     echo: bool = Field(False, description="for kind `complete`: the text of the answer begins with the prompt")
     suffix: Text = Field("", description="for kind `complete`: what stands behind the gap that is to be filled")
     dimensions: int | None = Field(None, ge=1, le=65_536, description="for kind `embed`: keep the first so many")
@@ -145,6 +164,9 @@ class JobSpec(_Input):
     lane: Lane = "interactive"
     user: SafeId = "default"
     deterministic: bool = Field(False, description="only where company, chunks and restarts change no bit of it")
+    via: tuple[SafeId, ...] = Field(
+        (), max_length=MAX_VIA, description="fleets that the job has come through, each by its id: see hops.py"
+    )
     meant_for: SafeId | None = Field(None, description="the instance or node that alone may run it; null: any")
     stream: bool = Field(True, description="somebody reads the tokens as they come; false: they come once a second")
     expires_in_ms: int | None = Field(
@@ -187,6 +209,21 @@ class JobSpec(_Input):
         return self
 
     @model_validator(mode="after")
+    def _tokens_fit(self) -> Self:
+        if self.prompt_tokens and self.kind == "chat":
+            raise ValueError(
+                "kind 'chat' takes `messages`; `prompt_tokens` are of kinds 'complete', 'embed' and 'count'"
+            )
+        if self.prompt_tokens and (self.prompt or self.suffix or self.messages):
+            raise ValueError("`prompt_tokens` are the whole prompt; leave `prompt`, `suffix` and `messages` out")
+        if self.kind != "count" and self.list_tokens:
+            raise ValueError(f"kind {self.kind!r} lists no tokens; `list_tokens` is of kind 'count', leave it out")
+        is_text = self.kind == "count" and not (self.messages or self.prompt_tokens or self.suffix)
+        if not is_text and (self.parse_special or not self.add_special):
+            raise ValueError("`add_special` and `parse_special` are of kind 'count' with a `prompt`; leave them out")
+        return self
+
+    @model_validator(mode="after")
     def _adapters_fit(self) -> Self:
         if self.adapters and self.kind == "embed":
             raise ValueError("kind 'embed' takes no `adapters`; vectors are made by the model as it is")
@@ -217,7 +254,7 @@ class JobSpec(_Input):
 
     @property
     def num_chars(self) -> int:
-        """Characters of the prompt, all turns together."""
+        """Characters of the prompt, all turns together; 0 for one of tokens."""
         return len(self.prompt) + len(self.suffix) + sum(message.size for message in self.messages)
 
     @property
@@ -229,7 +266,7 @@ class JobSpec(_Input):
     def is_empty(self) -> bool:
         """True when there is nothing to answer."""
         if not self.is_chat:
-            return not (self.prompt or self.suffix)
+            return not (self.prompt or self.suffix or self.prompt_tokens)
         last = self.messages[-1] if self.messages else None
         return last is None or (last.role != "tool" and not last.content.strip() and not last.tool_calls)
 
@@ -251,8 +288,12 @@ class JobSpec(_Input):
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
         # A field that came later counts only when it says something: or no repeated request would survive an update.
-        later = {name for name in ("max_run_ms",) if getattr(self, name) is None}
-        return hashlib.sha256(self.model_dump_json(exclude={"stream", *later}).encode()).hexdigest()[:32]
+        silent = _LATER_FIELDS & _at_default(self)
+        return hashlib.sha256(self.model_dump_json(exclude={"stream", *silent}).encode()).hexdigest()[:32]
+
+
+#: Of `JobSpec`, those that the first requests did not have.
+_LATER_FIELDS = {"max_run_ms", "via", "prompt_tokens", "list_tokens", "add_special", "parse_special"}
 
 
 def _at_default(message: BaseModel) -> set[str]:
@@ -291,6 +332,7 @@ class Usage(_Report):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reused_tokens: int = Field(0, description="prompt tokens that were in a cache already")
+    cost: float | None = Field(None, description="of a remote answer, by the prices in packtrain.toml; null: not known")
 
 
 class Timings(_Report):
@@ -301,11 +343,37 @@ class Timings(_Report):
     run_ms: float = Field(0, description="claim to end")
 
 
-class Logprob(_Report):
-    """What the model thought of a token: a natural logarithm, before temperature and all other samplers."""
+class Piece(_Report):
+    """A token and what it stands for. A character may be split between tokens, so the pieces of a text are bytes."""
 
     token: int
-    text: str = ""
+    text: str = Field("", description="with U+FFFD in it where the bytes are no UTF-8")
+    raw: str | None = Field(
+        None, exclude_if=lambda raw: raw is None, description="the bytes, as hex digits, where they are no UTF-8"
+    )
+
+    @property
+    def data(self) -> bytes:
+        """The bytes. Those of neighbours make up the text."""
+        return self.text.encode() if self.raw is None else bytes.fromhex(self.raw)
+
+
+def piece_fields(token: int, data: bytes) -> dict[str, Any]:
+    """The fields of a `Piece` of these bytes."""
+    try:
+        return {"token": token, "text": data.decode()}
+    except UnicodeDecodeError:
+        return {"token": token, "text": data.decode("utf-8", "replace"), "raw": data.hex()}
+
+
+def text_of(pieces: Iterable[Piece]) -> str:
+    """The text that pieces make up; U+FFFD for what is no UTF-8 even together."""
+    return b"".join(piece.data for piece in pieces).decode("utf-8", "replace")
+
+
+class Logprob(Piece):
+    """What the model thought of a token: a natural logarithm, before temperature and all other samplers."""
+
     logprob: float
 
 
@@ -323,11 +391,9 @@ class UsedAdapter(_Report):
     sha256: str = Field("", description="of its file")
 
 
-class PromptLogprob(_Report):
+class PromptLogprob(Piece):
     """The same of a prompt token, given those before it."""
 
-    token: int
-    text: str = ""
     logprob: float | None = Field(None, description="null: the first one, which follows nothing")
     top: tuple[Logprob, ...] = Field((), description="likeliest first")
 
@@ -350,6 +416,11 @@ class Receipt(_Report):
     prompt_sha256: str
     output_sha256: str
     adapters: tuple[UsedAdapter, ...] = ()
+    remote: str = Field(
+        "",
+        description="host and model of the server that answered: nothing about its answer is proven, and all else but "
+        "the seed is empty",
+    )
 
 
 class Outcome(_Report):
@@ -359,6 +430,7 @@ class Outcome(_Report):
     state: JobState
     text: str = ""
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    stopped_by: str = Field("", description="the stop string that ended it; empty: none did")
     reasoning: str = Field("", description="what the model thought before it answered, where its family marks it")
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
@@ -369,6 +441,7 @@ class Outcome(_Report):
     prompt_logprobs: tuple[PromptLogprob, ...] = Field(
         (), description="of each prompt token, where the job asked for them and came so far"
     )
+    pieces: tuple[Piece, ...] = Field((), description="of the prompt; of a `count` job that lists its tokens")
     embedding: str = Field("", description="of an `embed` job: base64 of 32-bit little-endian floats, length 1")
     receipt: Receipt | None = None
     batch_peak: int = Field(0, description="most sequences that shared one step with this job")
@@ -474,6 +547,11 @@ class ModelInfo(_Report):
     v: Literal[1] = 1
     id: SafeId
     alias_of: str = Field("", description="this id is only another name of that model; the other fields are unset")
+    targets: tuple[SafeId, ...] = Field((), description="of an alias: models that may answer, the preferred one first")
+    spill_after_s: float | None = Field(
+        None, description="of an alias: jobs that would wait longer go to the next target; null: only after a failure"
+    )
+    remote: str = Field("", description="host and model name of the server that answers; empty: it is loaded here")
     file: str = Field("", description="file name, for people; never a path")
     architecture: str = ""
     quantization: str = ""

@@ -43,10 +43,12 @@ from packtrain.broker.messages import (
     JobStatus,
     ModelInfo,
     NodeBeat,
+    Piece,
     Receipt,
     SamplingParams,
     Timings,
     Usage,
+    text_of,
 )
 from packtrain.broker.node_wishes import NodeWish
 from packtrain.broker.states import InstanceState, JobState
@@ -54,6 +56,7 @@ from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.aio_job import AsyncJob, AsyncTextStream
 from packtrain.client.client import Packtrain
 from packtrain.client.job import Job, TextStream
+from packtrain.client.request import Tokens
 from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.verify import Verification
 
@@ -94,6 +97,7 @@ __all__ = [
     "NotDeterministic",
     "Packtrain",
     "PacktrainError",
+    "Piece",
     "PromptEmpty",
     "PromptTooLong",
     "QueueFull",
@@ -104,6 +108,7 @@ __all__ = [
     "SetupError",
     "TextStream",
     "Timings",
+    "Tokens",
     "Tool",
     "ToolCall",
     "TryLater",
@@ -112,4 +117,5 @@ __all__ = [
     "UnknownNode",
     "Usage",
     "Verification",
+    "text_of",
 ]

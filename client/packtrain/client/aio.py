@@ -7,21 +7,22 @@ here, asynchronously, however many tasks do so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, overload
 
 from packtrain.broker.ids import JobId
+from packtrain.broker.messages import Piece, text_of
 from packtrain.client.aio_job import AsyncJob, AsyncTextStream
 from packtrain.client.aio_waiting import Waiter
 from packtrain.client.client import Packtrain
 from packtrain.client.job import Job
-from packtrain.client.reading import EMBED_IN_FLIGHT, Cursors, Reader, Window
-from packtrain.client.redis_transport import AsyncRedisTransport, open_transport
-from packtrain.client.request import Prompt, build_spec, choice_seeds
-from packtrain.client.result import AnswerDelta, Result, delta_of, finished
+from packtrain.client.opening import open_async_transport
+from packtrain.client.reading import EMBED_IN_FLIGHT, Several, Window
+from packtrain.client.request import Prompt, Tokens, build_listing_spec, build_spec, choice_seeds
+from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.threads import Twin, in_thread, new_pool
 from packtrain.client.transport import AsyncTransport
 from packtrain.client.verify import Verification, start_again
@@ -45,8 +46,10 @@ def _submits(
 class AsyncPacktrain(Twin[Packtrain]):
     """A fleet, for one event loop. Arguments and errors as of `Packtrain`."""
 
-    def __init__(self, url: str | None = None, *, transport: AsyncTransport | None = None) -> None:
-        self._transport = transport or AsyncRedisTransport(open_transport(url))
+    def __init__(
+        self, url: str | None = None, *, api_key: str | None = None, transport: AsyncTransport | None = None
+    ) -> None:
+        self._transport = transport or open_async_transport(url, api_key)
         self._pool = new_pool()
         super().__init__(Packtrain(transport=self._transport.blocking), self._pool)
         self._waiter = Waiter(self._transport, self._pool)
@@ -61,6 +64,11 @@ class AsyncPacktrain(Twin[Packtrain]):
 
     def __repr__(self) -> str:
         return f"<AsyncPacktrain {self._transport.blocking.url}>"
+
+    @property
+    def transport(self) -> AsyncTransport:
+        """The way to the fleet, for those who pass on messages as they are."""
+        return self._transport
 
     async def close(self) -> None:
         """As `Packtrain.close`. Waits for calls under way, such as the cancelling of a job whose reader left."""
@@ -113,8 +121,28 @@ class AsyncPacktrain(Twin[Packtrain]):
         self, model: str, prompt: Prompt, *, raw: bool = False, timeout: float | None = None, **options: Any
     ) -> int:
         """As `Packtrain.count_tokens`."""
-        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, is_count=True)
+        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, count={})
         return (await (await self.hand_in(spec)).result(timeout)).usage.prompt_tokens
+
+    async def tokenize(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> tuple[Piece, ...]:
+        """As `Packtrain.tokenize`."""
+        spec = build_listing_spec(model, prompt, add_special=add_special, parse_special=parse_special, options=options)
+        return (await (await self.hand_in(spec)).result(timeout)).pieces
+
+    async def detokenize(
+        self, model: str, tokens: Iterable[int], *, timeout: float | None = None, **options: Any
+    ) -> str:
+        """As `Packtrain.detokenize`."""
+        return text_of(await self.tokenize(model, Tokens(tokens), timeout=timeout, **options))
 
     async def map(
         self,
@@ -134,14 +162,20 @@ class AsyncPacktrain(Twin[Packtrain]):
 
     @overload
     async def embed(
-        self, model: str, texts: str, *, dimensions: int | None = None, timeout: float | None = None, **options: Any
+        self,
+        model: str,
+        texts: str | Tokens,
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
     ) -> list[float]: ...
 
     @overload
     async def embed(
         self,
         model: str,
-        texts: Iterable[str],
+        texts: Iterable[str | Tokens],
         *,
         dimensions: int | None = None,
         timeout: float | None = None,
@@ -151,7 +185,7 @@ class AsyncPacktrain(Twin[Packtrain]):
     async def embed(
         self,
         model: str,
-        texts: str | Iterable[str],
+        texts: str | Tokens | Iterable[str | Tokens],
         *,
         dimensions: int | None = None,
         timeout: float | None = None,
@@ -159,29 +193,21 @@ class AsyncPacktrain(Twin[Packtrain]):
     ) -> list[float] | list[list[float]]:
         """As `Packtrain.embed`."""
         window = Window(EMBED_IN_FLIGHT, raises=True, options=options)
-        each = iter([texts] if isinstance(texts, str) else texts)
+        each: Iterator[str | Tokens] = iter([texts] if isinstance(texts, str | Tokens) else texts)
         submits = (partial(self.submit_embedding, model, text, dimensions=dimensions, **options) for text in each)
         vectors = [list(r.embedding or ()) async for r in self._waiter.run_in_order(submits, window, timeout)]
-        return vectors[0] if isinstance(texts, str) else vectors
+        return vectors[0] if isinstance(texts, str | Tokens) else vectors
 
     async def answers(self, jobs: Sequence[AsyncJob]) -> AsyncGenerator[tuple[int, AnswerDelta | Result]]:
-        """What comes of several jobs as it comes: the index of a job and a bit of its answer; at its end, its result.
-
-        All are read over one connection. Leaving early cancels none of them. Errors as of `Job.deltas`.
-        """
-        index = {job.id: number for number, job in enumerate(jobs)}
-        readers = {job.id: Reader(job.id) for job in jobs}
-        begun: set[JobId] = set()
-        async with aclosing(self._waiter.read_events(Cursors(index), None)) as events:
+        """As `Packtrain.answers`."""
+        several = Several([job.id for job in jobs])
+        async with aclosing(self._waiter.read_events(several.cursors, None)) as events:
             async for event in events:
-                if delta := readers[event.job_id].take(event):
-                    begun.add(event.job_id)
-                    yield index[event.job_id], delta
+                for found in several.take(event):
+                    yield found
                 if event.end:
-                    result = finished(await jobs[index[event.job_id]].status(), None)
-                    if event.job_id not in begun and (whole := delta_of(result)) != AnswerDelta():
-                        yield index[event.job_id], whole  # it ended long ago, and its stream has expired
-                    yield index[event.job_id], result
+                    for found in several.ended(event.job_id, await self.job(event.job_id).status()):
+                        yield found
 
     async def verify(self, job_id: str, *, on: str | None = None, timeout: float | None = None) -> Verification:
         """As `Packtrain.verify`."""

@@ -10,7 +10,7 @@ Sampling options are keyword arguments with the names of `SamplingParams`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -20,32 +20,44 @@ from pydantic import ValidationError
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route, is_safe_id
-from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, invalid
+from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Piece, invalid, text_of
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.client.job import Job, TextStream
-from packtrain.client.reading import EMBED_IN_FLIGHT, Window
-from packtrain.client.redis_transport import open_transport
-from packtrain.client.request import Prompt, build_embed_spec, build_spec, choice_seeds, job_id_of
-from packtrain.client.result import Result
+from packtrain.client.opening import open_transport
+from packtrain.client.reading import EMBED_IN_FLIGHT, Several, Window
+from packtrain.client.request import (
+    Prompt,
+    Tokens,
+    build_embed_spec,
+    build_listing_spec,
+    build_spec,
+    choice_seeds,
+    job_id_of,
+)
+from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.transport import Transport
 from packtrain.client.verify import Verification, start_again
-from packtrain.client.waiting import run_in_order
+from packtrain.client.waiting import read_events, run_in_order
 
 
 class Packtrain:
     """A fleet. Safe to share between threads.
 
     Args:
-        url: Of the fleet, redis:// or rediss://; default: `PACKTRAIN_URL`, else the one that `packtrain up` runs here.
+        url: Of the fleet: redis:// or rediss:// of its broker, or http:// or https:// of a gateway before it; default:
+            `PACKTRAIN_URL`, else the one that `packtrain up` runs here.
+        api_key: For a gateway that asks for one; default: `PACKTRAIN_API_KEY`.
         transport: Instead of a URL.
 
     Raises:
         SetupError: No fleet is known, or the URL is none.
     """
 
-    def __init__(self, url: str | None = None, *, transport: Transport | None = None) -> None:
-        self._transport = transport or open_transport(url)
+    def __init__(
+        self, url: str | None = None, *, api_key: str | None = None, transport: Transport | None = None
+    ) -> None:
+        self._transport = transport or open_transport(url, api_key)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +88,7 @@ class Packtrain:
         """Hand in a job and return at once.
 
         Args:
-            prompt: A text (one user turn), or the turns of a chat.
+            prompt: A text (one user turn), the turns of a chat, or `Tokens`, which are continued exactly as they are.
             raw: Continue the text as it stands, without the chat template.
             stream: False when only the result is wanted: tokens then come once a second, which spares the cores.
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
@@ -139,8 +151,38 @@ class Packtrain:
         Computed by an instance of the model, which is loaded if there is none. Arguments as of `submit`, errors as of
         `submit` and `Job.result`; a prompt too long for the model is counted all the same.
         """
-        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, is_count=True)
+        spec = build_spec(model, prompt, raw=raw, stream=False, expires_in=None, options=options, count={})
         return self.hand_in(spec).result(timeout).usage.prompt_tokens
+
+    def tokenize(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> tuple[Piece, ...]:
+        """The tokens of a prompt with the text of each; of a text as it stands, of a chat as its template makes it.
+
+        Computed as by `count_tokens`. At most 131,072 tokens. Some vocabularies begin each text with a blank.
+
+        Args:
+            prompt: A text, the turns of a chat, or `Tokens`, of which it gives the texts.
+            add_special: Put around a text what the vocabulary puts there, such as a token that begins each.
+            parse_special: Take what is written like a special token, such as `<|im_end|>`, for that token.
+            options: As of `submit`.
+
+        Raises:
+            InvalidParameter: There are too many tokens, or the vocabulary has no such token.
+        """
+        spec = build_listing_spec(model, prompt, add_special=add_special, parse_special=parse_special, options=options)
+        return self.hand_in(spec).result(timeout).pieces
+
+    def detokenize(self, model: str, tokens: Iterable[int], *, timeout: float | None = None, **options: Any) -> str:
+        """The text of tokens, special ones as they are written. Arguments and errors as of `tokenize`."""
+        return text_of(self.tokenize(model, Tokens(tokens), timeout=timeout, **options))
 
     def map(
         self,
@@ -166,7 +208,7 @@ class Packtrain:
         self,
         /,
         model: str,
-        text: str,
+        text: str | Tokens,
         *,
         dimensions: int | None = None,
         idempotency_key: str | None = None,
@@ -177,6 +219,7 @@ class Packtrain:
         """Hand in one text to embed and return at once. The vector is `Job.result().embedding`.
 
         Args:
+            text: Or its `Tokens`, which are taken exactly as they are, with nothing around them.
             dimensions: Keep only the first so many, stretched to length 1 again, for models trained for that.
             options: `lane`, `user`, `deterministic`.
 
@@ -189,14 +232,20 @@ class Packtrain:
 
     @overload
     def embed(
-        self, model: str, texts: str, *, dimensions: int | None = None, timeout: float | None = None, **options: Any
+        self,
+        model: str,
+        texts: str | Tokens,
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
     ) -> list[float]: ...
 
     @overload
     def embed(
         self,
         model: str,
-        texts: Iterable[str],
+        texts: Iterable[str | Tokens],
         *,
         dimensions: int | None = None,
         timeout: float | None = None,
@@ -206,7 +255,7 @@ class Packtrain:
     def embed(
         self,
         model: str,
-        texts: str | Iterable[str],
+        texts: str | Tokens | Iterable[str | Tokens],
         *,
         dimensions: int | None = None,
         timeout: float | None = None,
@@ -222,14 +271,25 @@ class Packtrain:
         Other arguments as of `submit_embedding`, errors as of it and of `Job.result`.
         """
         window = Window(EMBED_IN_FLIGHT, raises=True, options=options)
-        each = iter([texts] if isinstance(texts, str) else texts)
+        each: Iterator[str | Tokens] = iter([texts] if isinstance(texts, str | Tokens) else texts)
         submits = (partial(self.submit_embedding, model, text, dimensions=dimensions, **options) for text in each)
         vectors = [list(r.embedding or ()) for r in run_in_order(self._transport, submits, window, timeout)]
-        return vectors[0] if isinstance(texts, str) else vectors
+        return vectors[0] if isinstance(texts, str | Tokens) else vectors
 
     def job(self, job_id: str) -> Job:
         """A job by its id, whoever submitted it."""
         return Job(self._transport, JobId(job_id))
+
+    def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[int, AnswerDelta | Result]]:
+        """What comes of several jobs as it comes: the place of a job in `jobs`, with a bit of its answer or its result.
+
+        Jobs are read together, over one connection. Leaving early cancels none. Errors as of `Job.deltas`.
+        """
+        several = Several([job.id for job in jobs])
+        for event in read_events(self._transport, several.cursors, None):
+            yield from several.take(event)
+            if event.end:
+                yield from several.ended(event.job_id, self.job(event.job_id).status())
 
     def explain(self, job_id: str) -> Explanation:
         """Why a job is where it is, see `Job.explain`."""

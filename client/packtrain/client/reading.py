@@ -7,7 +7,7 @@ no token twice, none missing. A broker that is away is waited for, `patience_s` 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from packtrain.broker.chunks import Event
 from packtrain.broker.errors import (
@@ -20,7 +20,7 @@ from packtrain.broker.errors import (
 )
 from packtrain.broker.ids import JobId, new_job_id
 from packtrain.broker.messages import JobStatus
-from packtrain.client.result import AnswerDelta, Result, result_of
+from packtrain.client.result import AnswerDelta, Result, delta_of, finished, result_of
 
 #: How long a reader waits for a broker that went away, seconds. A restart takes 2, a reboot of its host a minute.
 PATIENCE_S = 120.0
@@ -65,7 +65,7 @@ class Reader:
     def __init__(self, job_id: JobId) -> None:
         self._job_id = job_id
         self._num_tokens = 0
-        self._has_given = False
+        self.has_given = False
 
     def take(self, event: Event) -> AnswerDelta | None:
         """What an event adds to the answer; None: nothing.
@@ -73,15 +73,40 @@ class Reader:
         Raises:
             AnswerBegunAnew: It comes again from its beginning, and some of the old one has been given.
         """
-        if event.index < self._num_tokens and self._has_given and not event.end:
+        if event.index < self._num_tokens and self.has_given and not event.end:
             raise AnswerBegunAnew(job_id=self._job_id)
         if not event.end:
             self._num_tokens = event.index + len(event.tokens)
         delta = AnswerDelta(event.text, event.reasoning, event.calls, event.logprobs)
         if delta == AnswerDelta():
             return None
-        self._has_given = True
+        self.has_given = True
         return delta
+
+
+class Several:
+    """The answers of several jobs, read together. Each is named by its place among them."""
+
+    def __init__(self, job_ids: Sequence[JobId]) -> None:
+        self.cursors = Cursors(job_ids)
+        self._place = {job_id: place for place, job_id in enumerate(job_ids)}
+        self._readers = {job_id: Reader(job_id) for job_id in job_ids}
+
+    def take(self, event: Event) -> list[tuple[int, AnswerDelta | Result]]:
+        """What an event adds to an answer. Errors as of `Reader.take`."""
+        delta = self._readers[event.job_id].take(event)
+        return [(self._place[event.job_id], delta)] if delta else []
+
+    def ended(self, job_id: JobId, status: JobStatus) -> list[tuple[int, AnswerDelta | Result]]:
+        """A job has ended with this record: its result, behind the whole answer where its stream has expired.
+
+        Raises:
+            PacktrainError: It did not succeed.
+        """
+        result = finished(status, None)
+        whole = delta_of(result)
+        is_unread = not self._readers[job_id].has_given and whole != AnswerDelta()
+        return [(self._place[job_id], found) for found in ((whole, result) if is_unread else (result,))]
 
 
 class Window:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import secrets
-from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, Self, SupportsIndex
 
 from packtrain.broker.chat import Message
 from packtrain.broker.errors import InvalidParameter
@@ -14,8 +15,28 @@ from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
 from packtrain.broker.messages import JobSpec, SamplingParams, parse_spec
 from packtrain.broker.structured import JsonObject, json_format
 
-#: A text, or the turns of a chat.
-Prompt = str | Sequence[Mapping[str, Any] | Message]
+
+class Tokens(tuple[int, ...]):
+    """Token ids as a prompt, taken exactly as they are: no template, and nothing put before or behind them.
+
+    Raises:
+        InvalidParameter: Something in it is no whole number.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, ids: Iterable[SupportsIndex]) -> Self:
+        try:
+            return super().__new__(cls, map(operator.index, ids))
+        except TypeError as error:
+            raise InvalidParameter(
+                f"tokens are a list of whole numbers, the ids ({error}); `tokenize` makes them of a text",
+                field="prompt_tokens",
+            ) from None
+
+
+#: A text, its tokens, or the turns of a chat.
+Prompt = str | Tokens | Sequence[Mapping[str, Any] | Message]
 
 #: Answers to one prompt at once.
 MAX_CHOICES = 128
@@ -38,19 +59,20 @@ def build_spec(
     expires_in: float | None,
     options: Mapping[str, Any],
     max_run: float | None = None,
-    is_count: bool = False,
+    count: Mapping[str, Any] | None = None,
 ) -> JobSpec:
     """A checked request.
 
     Args:
-        prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template.
+        prompt: A text becomes one user turn; with `raw` it is continued as it stands, without the chat template, and
+            so are `Tokens`, with it or without.
         stream: Somebody will read the tokens as they come.
         expires_in: Seconds until the job ends as EXPIRED.
         max_run: Seconds that it may run.
         options: Sampling parameters by name, the other fields of `JobSpec` that `submit` names, and one of `schema` (a
             JSON schema or a pydantic model), `json` (True: some JSON object) and `grammar` (GBNF), which are short for
             `response_format`.
-        is_count: Only count the prompt's tokens.
+        count: Only count the prompt's tokens, with these fields of `JobSpec` that are for that kind alone.
 
     Raises:
         InvalidParameter, PromptEmpty
@@ -61,8 +83,12 @@ def build_spec(
             fields |= {"kind": "complete", "prompt": prompt}
         else:
             fields["messages"] = [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, Tokens):
+        fields |= {"kind": "complete", "prompt_tokens": prompt}
     elif raw:
-        raise InvalidParameter("raw takes a text as prompt, not messages; join them yourself or leave raw out")
+        raise InvalidParameter(
+            "raw takes a text or Tokens as prompt, not messages; join them yourself or leave raw out", field="prompt"
+        )
     else:
         fields["messages"] = _turns(prompt)
     fields |= _milliseconds("expires_in", expires_in) | _milliseconds("max_run", max_run)
@@ -73,14 +99,27 @@ def build_spec(
     fields["params"] = {name: options[name] for name in SamplingParams.model_fields.keys() & options.keys()}
     if forms := _forms(options):
         fields["params"] |= forms
-    if is_count:
-        fields["kind"] = "count"
+    if count is not None:
+        fields |= {"kind": "count", **count}
     return parse_spec(fields)
+
+
+def build_listing_spec(
+    model: str, prompt: Prompt, *, add_special: bool, parse_special: bool, options: Mapping[str, Any]
+) -> JobSpec:
+    """A checked request for the tokens of a prompt: of a text as it stands, of a chat as its template makes it.
+
+    Raises:
+        InvalidParameter, PromptEmpty
+    """
+    count = {"list_tokens": True, "add_special": add_special, "parse_special": parse_special}
+    is_text = isinstance(prompt, str)
+    return build_spec(model, prompt, raw=is_text, stream=False, expires_in=None, options=options, count=count)
 
 
 def build_embed_spec(
     model: str,
-    text: str,
+    text: str | Tokens,
     *,
     dimensions: int | None,
     expires_in: float | None,
@@ -97,10 +136,13 @@ def build_embed_spec(
     Raises:
         InvalidParameter, PromptEmpty
     """
-    if not isinstance(text, str):
-        raise InvalidParameter(f"a text to embed is a str, not {type(text).__name__}; convert it", field="prompt")
+    if not isinstance(text, str | Tokens):
+        raise InvalidParameter(
+            f"a text to embed is a str or Tokens, not {type(text).__name__}; convert it", field="prompt"
+        )
     _check_known(options, _ANY_KIND_FIELDS)
-    fields = {"kind": "embed", "model": model, "prompt": text, "stream": False, "dimensions": dimensions}
+    prompt = "prompt_tokens" if isinstance(text, Tokens) else "prompt"
+    fields = {"kind": "embed", "model": model, prompt: text, "stream": False, "dimensions": dimensions}
     times = _milliseconds("expires_in", expires_in) | _milliseconds("max_run", max_run)
     return parse_spec(fields | times | dict(options))
 
@@ -156,8 +198,8 @@ def _turns(prompt: object) -> list[dict[str, Any]]:
     turns = list(prompt) if isinstance(prompt, Sequence) else None
     if turns is None or not all(isinstance(turn, Mapping | Message) for turn in turns):
         raise InvalidParameter(
-            f"a prompt is a text or a list of messages, not {type(prompt).__name__}; "
-            'a message is like {"role": "user", "content": "Hi"}',
+            f"a prompt is a text, Tokens or a list of messages, not {type(prompt).__name__}; "
+            'a message is like {"role": "user", "content": "Hi"}, and tokens are Tokens([1, 2, 3])',
             field="prompt",
         )
     return [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in turns]

@@ -8,7 +8,7 @@ from typing import Literal
 from packtrain.broker import vectors
 from packtrain.broker.chat import CallDelta, ToolCall
 from packtrain.broker.errors import JobFailed, PacktrainError, ResultTimeout
-from packtrain.broker.messages import JobStatus, Outcome, PromptLogprob, Receipt, Timings, TokenLogprob, Usage
+from packtrain.broker.messages import JobStatus, Outcome, Piece, PromptLogprob, Receipt, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 
 
@@ -32,6 +32,8 @@ class Result:
     reasoning: str = ""  # what the model thought before it answered, where its family marks it
     tool_calls: tuple[ToolCall, ...] = ()  # what it asks for; they can stand in the next request as they are
     prompt_logprobs: tuple[PromptLogprob, ...] = ()  # of each prompt token, with `prompt_logprobs=` in the request
+    pieces: tuple[Piece, ...] = ()  # tokens of the prompt, where the job was to list them
+    stopped_by: str = ""  # the stop string that ended it; it is no part of the text
 
     def __str__(self) -> str:
         return self.text
@@ -98,4 +100,6 @@ def result_of(job_id: str, outcome: Outcome, *, raise_error: bool = True) -> Res
         outcome.reasoning,
         outcome.tool_calls,
         outcome.prompt_logprobs,
+        outcome.pieces,
+        outcome.stopped_by,
     )

@@ -169,6 +169,8 @@ class _Building:
     def finish(self) -> Catalog:
         aliases: dict[ModelId, ModelId] = {}
         for name, options in self.config.models.items():
+            if options.remote:  # RemoteCatalog's
+                continue
             model = ModelId(name)
             if model not in self.models:
                 wanted = f"no file {printable(options.file)!r}" if options.file else f"no model {name!r}"
@@ -235,7 +237,9 @@ class _Building:
             n_ctx=n_ctx,
             n_slots=n_slots,
             reserved_slots=reserved_slots(
-                n_slots, defaults.reserved_slots if options.reserved_slots is None else options.reserved_slots
+                n_slots,
+                defaults.reserved_slots if options.reserved_slots is None else options.reserved_slots,
+                parks=load.parking and not header.embeds_only,
             ),
             required_bytes=memory(n_slots).required_bytes,
             memory=memory(n_slots),

@@ -57,8 +57,11 @@ class _Pass:
                     break
         if not self._short_of_memory:  # while a model waits for memory, no other gets a second share
             for route in wanted:
-                if one := another(route, self._view.up(route), self._view):
-                    self._place(route, one, has_any=True)
+                up, planned = self._view.up(route), 0
+                while one := another(route, up, self._view, planned=planned):
+                    if not self._place(route, one, has_any=True):
+                        break
+                    planned += 1
         self._unload_unwanted()
         return self._plan
 

@@ -2,9 +2,9 @@
 
 One more is worth its load when the backlog outlasts it by far: jobs that wait, times the seconds that a job holds a
 slot (measured by the instances), over all slots at work. Those are not always all: bulk jobs leave some to interactive
-ones. So a burst that one instance soon works off never loads a second one,
-and each new one must be READY and counted before the next. It pays on another node only: replicas on one node share
-its cores.
+ones. So a burst that one instance soon works off never loads a second one. One that is on its way, or has only just
+come, counts as if it were at work like the others: so as many are loaded at once as a long backlog is worth, and no
+more while they load. It pays on another node only: replicas on one node share its cores.
 """
 
 from __future__ import annotations
@@ -32,26 +32,35 @@ class Another:
     gain_s: float  # by which the backlog ends sooner: what making room for it may cost
 
 
-def another(route: Route, up: Sequence[InstanceBeat], view: View) -> Another | None:
-    """Whether the jobs that wait on a route are worth one more replica than those that are up."""
+def another(route: Route, up: Sequence[InstanceBeat], view: View, *, planned: int = 0) -> Another | None:
+    """Whether the jobs that wait on a route are worth one more replica than those that are up.
+
+    Args:
+        planned: Further ones that this plan loads.
+    """
     waiting = view.now.waiting.get(route, 0)
-    if not waiting or not up or any(i.state is not InstanceState.READY for i in up):
+    ready = [i for i in up if i.state is InstanceState.READY]
+    at_work = [i for i in ready if i.slots_used]
+    measured = [i.job_s for i in ready if i.job_s > 0]
+    if not waiting or not at_work or not measured:
         return None
-    slots = sum(i.slots_used for i in up)
-    measured = [i.job_s for i in up if i.job_s > 0]
-    if 2 * slots < sum(i.n_slots for i in up) or not slots or not measured:
+    used = sum(i.slots_used for i in at_work)
+    if 2 * used < sum(i.n_slots for i in ready):
         return None  # most are free: the jobs are on their way to them
+    coming = len(up) - len(at_work) + planned
+    slots = used + coming * used / len(at_work)
     job_s = sum(measured) / len(measured)
-    backlog_s, another_s = waiting * job_s / slots, max(load_s(i) for i in up)
+    backlog_s, another_s = waiting * job_s / slots, max(load_s(i) for i in ready)
     if backlog_s <= BACKLOG_PER_LOAD * another_s + BACKLOG_MARGIN_S:
         return None
     most = view.rules(model_of(route)).max_replicas
-    if most and len(up) >= most:
+    if most and len(up) + planned >= most:
         return None
+    others = f" (replicas to come: {coming})" if coming else ""
     return Another(
-        f"{waiting} jobs of {job_s:.1f} s wait for {slots} slots at work, which takes {backlog_s:.0f} s; "
+        f"{waiting} jobs of {job_s:.1f} s wait for {used} slots at work{others}, which takes {backlog_s:.0f} s; "
         f"one more is loaded in {another_s:.0f} s",
-        gain_s=(backlog_s - another_s) / (len(up) + 1),
+        gain_s=(backlog_s - another_s) / (len(up) + planned + 1),
     )
 
 

@@ -142,7 +142,8 @@ class ModelSection(Input):
     @property
     def bulk_slots(self) -> int:
         """Bulk jobs that an instance runs at once."""
-        return self.slots - reserved_slots(self.slots, self.reserved_slots)
+        # Parking is not simulated.
+        return self.slots - reserved_slots(self.slots, self.reserved_slots, parks=False)
 
 
 class JobsSection(Input):

@@ -29,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(run)
     app.command()(count)
+    app.command()(tokenize)
     app.command()(embed)
     app.command()(verify)
     app.command()(explain)
@@ -144,6 +145,26 @@ def count(
     with Packtrain() as fleet:
         tokens = fleet.count_tokens(model, text, raw=raw)
     _write(json.dumps({"model": model, "tokens": tokens}) + "\n" if as_json else f"{tokens}\n")
+
+
+def tokenize(
+    model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
+    text: Annotated[str | None, typer.Argument(help="The text; left out or '-': read from stdin.")] = None,
+    add_special: Annotated[bool, typer.Option(help="Put around it what the model puts around every text.")] = True,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Take what is written like a special token for that token.")
+    ] = False,
+    as_json: JSON = False,
+) -> None:
+    """Show id and text of each token of a text. Loads the model if no node has it loaded."""
+    prompt = _prompt(text)
+    with Packtrain() as fleet:
+        pieces = fleet.tokenize(model, prompt, add_special=add_special, parse_special=parse_special)
+    if as_json:
+        _write(json.dumps({"model": model, "tokens": [piece.model_dump() for piece in pieces]}) + "\n")
+    else:
+        texts = (piece.text if piece.raw is None else piece.data for piece in pieces)
+        _write("".join(f"{piece.token:>8}  {text!r}\n" for piece, text in zip(pieces, texts, strict=True)))
 
 
 def embed(
@@ -310,7 +331,7 @@ def _watch(job: Job, status: Status, done: threading.Event) -> None:
 
 def _result_json(result: Result) -> dict[str, Any]:
     fields = asdict(result)
-    del fields["error"], fields["embedding"]
+    del fields["error"], fields["embedding"], fields["pieces"]
     return fields | {
         "usage": result.usage.model_dump(),
         "timings": result.timings.model_dump(),

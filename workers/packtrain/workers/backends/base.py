@@ -109,8 +109,8 @@ class Parked:
 
 
 class Backend(Protocol):
-    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `is_end`, `prepare` and the properties are
-    thread-safe; the rest belongs to the engine thread alone."""
+    """One loaded model with its cache. `tokenize`, `render_chat`, `piece`, `spelling`, `is_end`, `prepare` and the
+    properties are thread-safe; the rest belongs to the engine thread alone."""
 
     @property
     def shape(self) -> Shape:
@@ -137,12 +137,13 @@ class Backend(Protocol):
         """Tokens around a gap to be filled; None: the model cannot."""
         ...
 
-    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids.
 
         Args:
-            is_rendered: Text from `render_chat`, whose special tokens are parsed and already complete.
-            is_part: A piece from the middle of a prompt: no special token is parsed, none is added around it.
+            add_special: Put around it what the vocabulary puts around a text. Not for what `render_chat` gives, which
+                has it already, nor for a piece from the middle of a prompt.
+            parse_special: Take the texts of special tokens for such; else they are plain text.
         """
         ...
 
@@ -156,6 +157,10 @@ class Backend(Protocol):
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; empty for control tokens, but for those that mark parts of an answer."""
+        ...
+
+    def spelling(self, token: int) -> bytes:
+        """The same, and of control tokens the text that `tokenize` parses for them."""
         ...
 
     def is_end(self, token: int) -> bool:

@@ -80,13 +80,11 @@ class LlamaCppModel:
         begin = (int(C.llama_vocab_bos(self._vocab)),) if C.llama_vocab_get_add_bos(self._vocab) else ()
         return FimTokens(prefix, suffix, middle if middle >= 0 else None, begin)
 
-    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         data = text.encode()
         capacity = len(data) + 8
         buffer = (C.llama_token * capacity)()
-        # A rendered chat brings its special tokens as text; a plain prompt may not smuggle any in.
-        is_whole = not is_rendered and not is_part
-        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, is_whole, is_rendered)
+        count = C.llama_tokenize(self._vocab, data, len(data), buffer, capacity, add_special, parse_special)
         assert count >= 0, f"{-count} tokens from {len(data)} bytes"
         return list(buffer[:count])
 
@@ -113,13 +111,11 @@ class LlamaCppModel:
         if not 0 <= token < self._n_vocab:  # resumed from another file of that name; C would end the process
             return b""
         if token not in self._pieces:
-            buffer, is_shown = ctypes.create_string_buffer(64), token in self._marks
-            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
-            if size < 0:
-                buffer = ctypes.create_string_buffer(-size)
-                size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
-            self._pieces[token] = buffer.raw[:size]
+            self._pieces[token] = self._bytes_of(token, is_shown=token in self._marks)
         return self._pieces[token]
+
+    def spelling(self, token: int) -> bytes:
+        return self._bytes_of(token, is_shown=True) if 0 <= token < self._n_vocab else b""
 
     def is_end(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self._vocab, token))
@@ -138,6 +134,14 @@ class LlamaCppModel:
             bos_token=self._text_of(C.llama_vocab_bos(self._vocab)),
             max_chars=MAX_RENDERED_CHARS,
         )
+
+    def _bytes_of(self, token: int, *, is_shown: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = C.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, is_shown)
+        return buffer.raw[:size]
 
     def _text_of(self, token: int) -> str:
         text = C.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""

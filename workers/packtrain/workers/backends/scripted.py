@@ -111,7 +111,7 @@ class ScriptedBackend:
     def fim_tokens(self) -> FimTokens | None:
         return None
 
-    def tokenize(self, text: str, *, is_rendered: bool, is_part: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return list(text.encode())
 
     def render_chat(self, variables: Mapping[str, Any]) -> str:
@@ -122,6 +122,9 @@ class ScriptedBackend:
 
     def piece(self, token: int) -> bytes:
         return b"" if token == END else bytes([token])
+
+    def spelling(self, token: int) -> bytes:
+        return b"<end>" if token == END else bytes([token])
 
     def is_end(self, token: int) -> bool:
         return token == END
@@ -210,7 +213,7 @@ class ScriptedBackend:
         self.embedded.append(list(inputs))
         self._pass_time(self._step_s + self._row_s * sum(map(len, inputs)), should_stop)
         for tokens in inputs:
-            self._make_trouble(bytes(tokens).decode(errors="replace"))
+            self._make_trouble(self._bytes(tokens).decode(errors="replace"))
         return [_vector(tokens) for tokens in inputs]
 
     def set_threads(self, count: int) -> None:
@@ -236,7 +239,10 @@ class ScriptedBackend:
             time.sleep(0.05)
 
     def _prompt(self, seq_id: int) -> str:
-        return bytes(self._caches[seq_id][: self._slots[seq_id].num_prompt]).decode(errors="replace")
+        return self._bytes(self._caches[seq_id][: self._slots[seq_id].num_prompt]).decode(errors="replace")
+
+    def _bytes(self, tokens: Sequence[int]) -> bytes:
+        return b"".join(map(self.piece, tokens))
 
     def _outputs(self, row: StepRows) -> Iterator[Sampled]:
         for num_cached, token in enumerate(row.scored, row.start + 1):
@@ -250,7 +256,7 @@ class ScriptedBackend:
 
     def _scored(self, seq_id: int, num_cached: int, token: int) -> Sampled:
         """What it thinks of a token behind the first `num_cached` ones: a number made of all of them."""
-        logprob = -zlib.crc32(bytes([*self._caches[seq_id][:num_cached], token])) / 2**32
+        logprob = -zlib.crc32(self._bytes([*self._caches[seq_id][:num_cached], token])) / 2**32
         return Sampled(token, logprob, ((token, logprob),)[: self._slots[seq_id].params.prompt_logprobs])
 
     def _sampled(self, seq_id: int, num_cached: int) -> Sampled:
@@ -261,7 +267,7 @@ class ScriptedBackend:
         return Sampled(token) if num_top is None else Sampled(token, 0.0, ((token, 0.0),)[:num_top])
 
     def _next(self, cached: list[int], num_prompt: int, adapters: AdapterSet) -> int:
-        prompt = bytes(cached[:num_prompt]).decode()
+        prompt = self._bytes(cached[:num_prompt]).decode(errors="replace")
         begin = "".join(f"{name}*{scale:g} " for name, scale in adapters)
         answer = list((begin + prompt[::-1]).encode())
         produced = len(cached) - num_prompt

@@ -26,8 +26,8 @@ def tokens_of(
     *,
     model: str,
     limit: int | None,
-    is_rendered: bool,
-    is_part: bool = False,
+    add_special: bool = True,
+    parse_special: bool = False,
     embeds: bool = False,
 ) -> list[int]:
     """As `Backend.tokenize` gives them.
@@ -40,11 +40,14 @@ def tokens_of(
         PromptTooLong: It has more than twice as many. Fewer, but too many, are whoever asks to refuse.
     """
     if len(text) <= SHORT or (limit is not None and len(text) <= 2 * limit):
-        return backend.tokenize(text, is_rendered=is_rendered, is_part=is_part)
+        return backend.tokenize(text, add_special=add_special, parse_special=parse_special)
     pieces: list[int] = []
     for begin in range(0, len(text), PIECE):
-        pieces += backend.tokenize(text[begin : begin + PIECE], is_rendered=is_rendered, is_part=is_part or begin > 0)
+        piece, is_first = text[begin : begin + PIECE], begin == 0
+        pieces += backend.tokenize(piece, add_special=add_special and is_first, parse_special=parse_special)
         if limit is not None and len(pieces) > 2 * limit:
             about = len(pieces) * len(text) // min(begin + PIECE, len(text))
             raise PromptTooLong(model=model, num_tokens=about, limit=limit, embeds=embeds, is_rough=True)
-    return pieces if limit is None else backend.tokenize(text, is_rendered=is_rendered, is_part=is_part)
+    if limit is None:
+        return pieces
+    return backend.tokenize(text, add_special=add_special, parse_special=parse_special)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from packtrain.broker.errors import InvalidRequest
+from packtrain.broker.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import JobSpec, SamplingParams
+from packtrain.broker.messages import MAX_LISTED_TOKENS, JobSpec, Piece, SamplingParams, piece_fields
 from packtrain.broker.structured import json_format
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.forced import forced_call_schema, is_forced
@@ -34,17 +35,18 @@ def prepare(spec: JobSpec, job_id: JobId, backend: Backend, *, limit: int | None
 
     Raises:
         PromptTooLong: Far more than `limit`.
-        InvalidRequest: The model cannot take it: no template, no tokens for a gap, or its template refuses.
+        InvalidRequest: The model cannot take it: no template, no tokens for a gap, or its template refuses; or its
+            vocabulary has no such token.
     """
     if not spec.is_chat:
-        parser = PlainParser(spec.prompt if spec.echo else "")
-        return Prepared(_plain_tokens(spec, backend, limit), parser, spec.params)
+        tokens = _plain_tokens(spec, backend, limit)
+        return Prepared(tokens, PlainParser(_echo(spec, backend)), spec.params)
     rendered = render(spec, backend.chat_format, backend.render_chat, backend.special_texts)
     tokens = [
         token
         for part in rendered.parts
         for token in tokens_of(
-            part.text, backend, model=spec.model, limit=limit, is_rendered=not part.is_users, is_part=part.is_users
+            part.text, backend, model=spec.model, limit=limit, add_special=False, parse_special=not part.is_users
         )
     ]
     params = spec.params
@@ -54,10 +56,52 @@ def prepare(spec: JobSpec, job_id: JobId, backend: Backend, *, limit: int | None
     return Prepared(tokens, _parser(spec, job_id, backend, rendered), params)
 
 
+def prepare_count(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
+    """As `prepare`, of a prompt that is only counted or listed: as long as it may be.
+
+    Raises:
+        InvalidRequest: As of `prepare`, or there are too many tokens to list.
+    """
+    if not spec.list_tokens:
+        return prepare(spec, job_id, backend)
+    try:
+        prepared = prepare(spec, job_id, backend, limit=MAX_LISTED_TOKENS)
+        num_tokens = len(prepared.tokens)
+    except PromptTooLong as error:
+        num_tokens = error.data["num_tokens"]
+    if num_tokens > MAX_LISTED_TOKENS:
+        raise InvalidParameter(
+            f"the prompt has about {num_tokens} tokens, at most {MAX_LISTED_TOKENS} can be listed; "
+            "cut it into several, or only count them",
+            field="list_tokens",
+        )
+    return prepared
+
+
+def pieces_of(tokens: Iterable[int], backend: Backend) -> tuple[Piece, ...]:
+    """Tokens with their texts; that of a special one is as it is written."""
+    return tuple(Piece(**piece_fields(token, backend.spelling(token))) for token in tokens)
+
+
+def _echo(spec: JobSpec, backend: Backend) -> str:
+    if not spec.echo:
+        return ""
+    return spec.prompt or b"".join(map(backend.piece, spec.prompt_tokens)).decode("utf-8", "replace")
+
+
 def _plain_tokens(spec: JobSpec, backend: Backend, limit: int | None) -> list[int]:
-    embeds = spec.kind == "embed"
+    if spec.prompt_tokens:
+        return _checked(spec, backend.shape.n_vocab)
     if not spec.suffix:
-        return tokens_of(spec.prompt, backend, model=spec.model, limit=limit, is_rendered=False, embeds=embeds)
+        return tokens_of(
+            spec.prompt,
+            backend,
+            model=spec.model,
+            limit=limit,
+            add_special=spec.add_special,
+            parse_special=spec.parse_special,
+            embeds=spec.kind == "embed",
+        )
     fim = backend.fim_tokens
     if fim is None:
         raise InvalidRequest(
@@ -65,10 +109,24 @@ def _plain_tokens(spec: JobSpec, backend: Backend, limit: int | None) -> list[in
             "leave `suffix` out, or ask a code model that has them"
         )
     prefix, suffix = (
-        tokens_of(text, backend, model=spec.model, limit=limit, is_rendered=False, is_part=True)
+        tokens_of(text, backend, model=spec.model, limit=limit, add_special=False)
         for text in (spec.prompt, spec.suffix)
     )
     return infill(fim, prefix, suffix)
+
+
+def _checked(spec: JobSpec, n_vocab: int) -> list[int]:
+    tokens = list(spec.prompt_tokens)
+    if max(tokens) >= n_vocab:
+        index, token = next((index, token) for index, token in enumerate(tokens) if token >= n_vocab)
+        raise InvalidParameter(
+            f"prompt_tokens.{index} = {token}: the vocabulary of {spec.model!r} has {n_vocab} tokens, 0 to "
+            f"{n_vocab - 1}; make them with its own tokenizer, as `packtrain tokenize` does",
+            field="prompt_tokens",
+            token=token,
+            n_vocab=n_vocab,
+        )
+    return tokens
 
 
 def _parser(spec: JobSpec, job_id: JobId, backend: Backend, rendered: Rendered) -> Parser:

@@ -372,7 +372,14 @@ class Engine:
         scores = self._describer.prompt(sequence.tokens[0], sequence.scores) if is_scored else ()
         sequence.request.on_end(
             Ended(
-                end, tail, sequence.num_output, sequence.batch_peak, sequence.num_reused, error, prompt_logprobs=scores
+                end,
+                tail,
+                sequence.num_output,
+                sequence.batch_peak,
+                sequence.num_reused,
+                error,
+                prompt_logprobs=scores,
+                stopped_by=sequence.text.stopped_by,
             )
         )
 

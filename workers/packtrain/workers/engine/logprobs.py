@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob
+from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob, piece_fields
 from packtrain.workers.backends.base import Sampled
 
 
@@ -22,20 +23,18 @@ class Describer:
         """Of a token of the answer; empty: nobody asked."""
         if sampled.logprob is None:
             return ()
-        text, top = self._text(sampled.token), self._top(sampled)
-        return (TokenLogprob(token=sampled.token, text=text, logprob=sampled.logprob, top=top),)
+        return (TokenLogprob(**self._said(sampled.token), logprob=sampled.logprob, top=self._top(sampled)),)
 
     def scored(self, scored: Sampled) -> PromptLogprob:
         """Of a token of the prompt."""
-        text, top = self._text(scored.token), self._top(scored)
-        return PromptLogprob(token=scored.token, text=text, logprob=scored.logprob, top=top)
+        return PromptLogprob(**self._said(scored.token), logprob=scored.logprob, top=self._top(scored))
 
     def prompt(self, first: int, scores: Sequence[PromptLogprob]) -> tuple[PromptLogprob, ...]:
         """Of a whole prompt: its first token follows nothing."""
-        return (PromptLogprob(token=first, text=self._text(first)), *scores)
+        return (PromptLogprob(**self._said(first)), *scores)
 
     def _top(self, sampled: Sampled) -> tuple[Logprob, ...]:
-        return tuple(Logprob(token=t, text=self._text(t), logprob=logprob) for t, logprob in sampled.top)
+        return tuple(Logprob(**self._said(t), logprob=logprob) for t, logprob in sampled.top)
 
-    def _text(self, token: int) -> str:
-        return self._piece(token).decode("utf-8", "replace")
+    def _said(self, token: int) -> dict[str, Any]:
+        return piece_fields(token, self._piece(token))

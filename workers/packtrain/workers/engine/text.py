@@ -24,7 +24,12 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(stop)
         self._held = ""
-        self.is_stopped = False
+        self.stopped_by = ""  # the stop string that has come; empty: none
+
+    @property
+    def is_stopped(self) -> bool:
+        """True when a stop string has ended the text."""
+        return bool(self.stopped_by)
 
     def push(self, piece: bytes) -> str:
         """Add the bytes of one token; the text that may now be shown. Nothing comes after a stop string."""
@@ -43,10 +48,9 @@ class TextStream:
             return ""
         self._held += text
         # The stop string that is complete first wins, the longest of those: so the cut into pieces changes nothing.
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
-            self.is_stopped = True
-            _, end = min(found)
+            _, end, self.stopped_by = min(found)
         else:
             end = len(self._held) - self._tail_that_may_stop()
         shown, self._held = self._held[:end], self._held[end:]
