@@ -10,6 +10,7 @@ it has given them a key to come back with.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -83,7 +84,10 @@ async def _begin(door: Door, request: Request, call: Call) -> Answering:
         await admission.end(0)
         raise
 
+    request.state.model = call.model
+
     async def over(results: Sequence[Result] | None) -> None:
+        door.metrics.over(call.model, time.monotonic() - request.state.began_s, results)
         await admission.end(None if results is None else call.form.used(results)["total_tokens"])
 
     answering.when_over = over
