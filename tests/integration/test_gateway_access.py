@@ -172,7 +172,7 @@ def test_metrics_tell_of_requests_tokens_and_the_fleet(keyed: Keyed) -> None:
     assert float(figures[f"packtrain_http_requests_total{{{by_model}}}"]) >= 2
     assert float(figures['packtrain_generation_tokens_total{model="m2"}']) >= 6
     assert float(figures['packtrain_time_to_first_token_seconds_count{model="m2"}']) >= 2
-    assert figures['packtrain_num_requests_waiting{model="m1",lane="bulk"}'] == "0.0"
+    assert figures['packtrain_num_requests_waiting{lane="bulk",model="m1"}'] == "0.0"
     assert figures['packtrain_instances{model="m2",state="ready"}'] == "1.0"
     assert (figures["packtrain_nodes"], figures["packtrain_streams_open"]) == ("1.0", "0.0")
     assert "made-up" not in said
