@@ -10,6 +10,7 @@
 | pt:deadlines           | zset   | while such jobs live                       | job id → deadline, ms |
 | pt:meant               | hash   | while such jobs live, 7 d from submit      | job id → who alone may run it |
 | pt:begun               | hash   | while such jobs live, 7 d from the last    | job id → numerics class of its tokens |
+| pt:movable:<route>:i / b| zset  | 7 d from the last such submit              | waiting jobs with several targets |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
 | pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
 | pt:fair:<model>:i / b  | zset   | 7 d from the last submit                   | user → finish tag, '' → clock |
@@ -56,6 +57,7 @@ SCHEMA_VERSION: Final = "1"
 JOB_PREFIX: Final = "pt:job:"
 OUT_PREFIX: Final = "pt:out:"
 READY_PREFIX: Final = "pt:ready:"
+MOVABLE_PREFIX: Final = "pt:movable:"
 HELD_PREFIX: Final = "pt:held:"
 FAIR_PREFIX: Final = "pt:fair:"
 QUEUED_PREFIX: Final = "pt:queued:"
@@ -120,6 +122,11 @@ def out(job_id: JobId) -> str:
 def ready(route: Route, lane: str) -> str:
     """The ready set of a route and lane (`interactive` or `bulk`)."""
     return f"{READY_PREFIX}{route}:{lane[0]}"
+
+
+def movable(route: Route, lane: str) -> str:
+    """Of the ready set of a route and lane, the jobs that may go to another model."""
+    return f"{MOVABLE_PREFIX}{route}:{lane[0]}"
 
 
 def rate(route: Route) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
 from packtrain.client.cli import (
+    bulk_commands,
     fleet_commands,
     job_commands,
     join_commands,
@@ -45,6 +46,7 @@ keys_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
+bulk_commands.add_to(app)
 journal_commands.add_to(app)
 simulation_commands.add_to(app)
 

@@ -191,7 +191,15 @@ def models_table(rows: Sequence[ModelInfo]) -> Table:
     table = _new("MODEL", "TYPE", "PARAMETERS", "QUANT", "WEIGHTS", "NEEDS", "CONTEXT", "SLOTS", "TRAINED", "DOES")
     for row in rows:
         if row.alias_of:
-            table.add_row(row.id, f"= {row.alias_of}", *[""] * 8)
+            spill = "" if row.spill_after_s is None else f" after {row.spill_after_s:g} s"
+            others = f", else{spill} {', '.join(row.targets[1:])}" if row.targets[1:] else ""
+            table.add_row(row.id, f"= {row.alias_of}{others}", *[""] * 8)
+            continue
+        if row.remote:
+            context = str(row.n_ctx or "")
+            table.add_row(
+                row.id, row.remote, "", "", "", size(row.required_bytes), context, str(row.n_slots), "", "remote"
+            )
             continue
         table.add_row(
             row.id, row.architecture, f"{row.parameters / 1e6:,.0f} M", row.quantization, size(row.weights_bytes),

@@ -62,7 +62,11 @@ def add_openai(app: FastAPI, door: Door) -> None:
 async def _jobs(url: str, request: Request, door: Door) -> Response:
     caller = await door.access.caller(request)
     body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-    call = parse_call(url, body, user=caller.user)
+    try:
+        call = parse_call(url, body, user=caller.user)
+    except UnknownModel as error:  # by a name that no model can have; say which there are
+        known = [info.id for info in await door.fleet.models()]
+        raise UnknownModel(model=str(error.data["model"]), known=known) from None
     return await serve(door, request, call, _OpenAI(call))
 
 
