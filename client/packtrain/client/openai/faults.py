@@ -66,7 +66,7 @@ def fault_of(error: errors.PacktrainError) -> Fault:
         _retry_after_s(error) if status in (429, 503) and should_retry is not False else None,
         should_retry,
         _extra(error),
-        error.to_wire(),
+        wire=error.to_wire(),
     )
 
 
