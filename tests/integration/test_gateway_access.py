@@ -77,7 +77,9 @@ class Keyed:
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     script = {"n_slots": 4, "n_ctx": 512, "step_ms": 2}
-    with scripted_fleet(tmp_path_factory.mktemp("home"), {"m1": script, "m2": script}) as fleet:
+    slow = {"n_slots": 1, "n_ctx": 4096, "step_ms": 20}
+    models = {"m1": script, "m2": script, "slow": slow, "large": {"required_mib": 900}}
+    with scripted_fleet(tmp_path_factory.mktemp("home"), models) as fleet:
         redis = connect(fleet.url, name="test")
         api_keys = ApiKeys(redis)
         secrets = {name: api_keys.create(name, **limits)[1] for name, limits in LIMITS.items()}
@@ -183,6 +185,30 @@ def test_a_revoked_key_is_refused_within_seconds(keyed: Keyed) -> None:
     keyed.api_keys.revoke("past")
 
     eventually(lambda: keyed.post(name, HELLO).status_code == 401, "the revoked key is refused", FRESH_S + 2)
+
+
+def test_a_request_that_would_wait_longer_than_it_says_is_refused_with_when_to_come_back(keyed: Keyed) -> None:
+    asked = {"model": "slow", "prompt": "abc", "max_wait": 0.7}
+    with keyed.door.streaming(COMPLETIONS, {"model": "slow", "prompt": "!long"}, **keyed.bearer("anna")) as events:
+        next(event for event in events if not event.comment)  # its only slot is taken
+
+        refused = keyed.post("anna", asked)
+        by_header = keyed.post("anna", {**HELLO, "model": "slow"}, **{"X-Packtrain-Max-Wait": "0.3"})
+
+        assert error_of(refused, 503)["code"] == "would_wait"
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        assert error_of(by_header, 503)["code"] == "would_wait"
+        assert keyed.fleet.client.waiting() == {}  # they were cancelled
+    eventually(lambda: keyed.post("anna", asked).status_code == 200, "a request that begins in time is answered")
+
+
+def test_a_model_whose_load_takes_longer_than_that_is_not_waited_for(keyed: Keyed) -> None:
+    refused = keyed.post("anna", {"model": "large", "prompt": "abc", "max_wait": 0.5})
+
+    error = error_of(refused, 503)
+    assert error["code"] == "would_wait"
+    assert "is not loaded" in error["message"]
+    assert int(refused.headers["retry-after"]) >= 2
 
 
 def test_the_command_line_makes_shows_and_ends_keys(keyed: Keyed) -> None:
