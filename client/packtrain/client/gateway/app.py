@@ -14,6 +14,7 @@ from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import handle_failures
 from packtrain.client.gateway.fleet_view import FleetView
 from packtrain.client.gateway.health import add_health
+from packtrain.client.gateway.metrics import add_metrics
 from packtrain.client.gateway.native_api import add_native
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.responses_api import add_responses
@@ -29,7 +30,9 @@ def make_app(door: Door) -> FastAPI:
         redirect_slashes=False,
     )
     handle_failures(app)
-    add_health(app, FleetView(door.fleet, door.depths))
+    view = FleetView(door.fleet, door.depths)
+    add_health(app, view)
+    add_metrics(app, door.metrics, view, door.access)
     add_openai(app, door)
     add_responses(app, door)
     add_anthropic(app, door)

@@ -35,6 +35,7 @@ class Call:
     stream: bool = False
     stream_options: StreamOptions = field(default_factory=StreamOptions)
     idempotency_key: str | None = None
+    max_wait_s: float | None = None  # refuse it rather than begin later; None: it waits
 
     @property
     def model(self) -> str:
@@ -127,7 +128,9 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
 def _embedding(body: EmbeddingBody, user: str | None, lane: str | None, known: Sequence[str]) -> Call:
     fields = _common(body, user, lane, known) | {"kind": "embed", "stream": False} | _given(dimensions=body.dimensions)
     specs = tuple(parse_spec(fields | prompt) for prompt in _prompts(body.input, "input"))
-    return Call(specs, EmbeddingForm(body.encoding_format), idempotency_key=body.idempotency_key)
+    return Call(
+        specs, EmbeddingForm(body.encoding_format), idempotency_key=body.idempotency_key, max_wait_s=body.max_wait
+    )
 
 
 def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: dict[str, Any], form: Form) -> Call:
@@ -143,7 +146,7 @@ def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: 
     specs = tuple(
         parse_spec({**fields, **every, "params": {**params, "seed": seed}}) for fields in prompts for seed in seeds
     )
-    return Call(specs, form, body.stream, body.stream_options, body.idempotency_key)
+    return Call(specs, form, body.stream, body.stream_options, body.idempotency_key, body.max_wait)
 
 
 def _seed_of(idempotency_key: str | None) -> int | None:
