@@ -8,6 +8,7 @@
     │   ├── UnknownModel          no node offers this model
     │   ├── AdapterUnavailable    the model has no such LoRA adapter, or cannot use it
     │   ├── UnknownJob            no such job, or its record has expired
+    │   ├── FleetLoop             fleets that are each other's remote would send it round for ever
     │   └── IdempotencyConflict   the key was used before with another request
     ├── TryLater                  send the same request again later
     │   ├── QueueFull             too many jobs wait for this model, or of this user for it
@@ -16,6 +17,7 @@
     │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
     ├── JobError                  the job has ended without a result
     │   ├── JobFailed             the engine could not finish it
+    │   │   └── RemoteFailed      the remote server that was to answer could not
     │   ├── JobCancelled          somebody cancelled it
     │   ├── JobExpired            its deadline passed
     │   └── JobDead               its instance died under it too often
@@ -161,6 +163,12 @@ class UnknownNode(InvalidRequest):
         super().__init__(f"no node {node!r} is up; those that are: {names}", node=node, known=sorted(known))
 
 
+class FleetLoop(InvalidRequest):
+    """Fleets that are each other's remote would send the job round for ever."""
+
+    code = "fleet_loop"
+
+
 class IdempotencyConflict(InvalidRequest):
     """The key was used before with another request."""
 
@@ -247,6 +255,15 @@ class JobFailed(JobError):
     """The engine could not finish the job."""
 
     code = "job_failed"
+
+
+class RemoteFailed(JobFailed):
+    """The remote server that was to answer could not.
+
+    `data` has `host`, `status` (of HTTP; null: none came) and `said` (by the server).
+    """
+
+    code = "remote_failed"
 
 
 class JobCancelled(JobError):

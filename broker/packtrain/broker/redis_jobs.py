@@ -38,8 +38,11 @@ class RedisJobs:
         max_waiting: int,
         max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,
+        may_move: bool = True,
     ) -> jobs.Submitted:
-        call = jobs.submit(job_id, spec, max_waiting=max_waiting, max_waiting_user=max_waiting_user, keep_ms=keep_ms)
+        call = jobs.submit(
+            job_id, spec, max_waiting=max_waiting, max_waiting_user=max_waiting_user, keep_ms=keep_ms, may_move=may_move
+        )
         try:
             return self._scripts.run(call)
         except errors.UnknownModel:
@@ -76,6 +79,15 @@ class RedisJobs:
 
     def release(self, job_id: JobId, epoch: int) -> bool:
         return self._scripts.run(jobs.release(job_id, epoch))
+
+    def fall_back(self, job_id: JobId, epoch: int, cause: Cause) -> Route | None:
+        return self._scripts.run(jobs.fall_back(job_id, epoch, cause))
+
+    def movable(self, route: Route) -> list[jobs.Movable]:
+        return self._scripts.run(jobs.movable(route))
+
+    def move(self, moves: Sequence[jobs.Move]) -> list[bool]:
+        return self._scripts.run_many([jobs.move(move) for move in moves])
 
     def cancel(self, job_id: JobId) -> JobState | None:
         return self._scripts.run(jobs.cancel(job_id))

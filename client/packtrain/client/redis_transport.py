@@ -9,7 +9,7 @@ from typing import Any
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from packtrain.broker import keys
+from packtrain.broker import hops, keys
 from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
@@ -62,11 +62,27 @@ class RedisTransport:
         with self._reachable():
             submitted = self._jobs.submit(
                 job_id, spec, max_waiting=self._max_waiting, max_waiting_user=self._max_waiting_user,
-                keep_ms=self._keep_ms,
+                keep_ms=self._keep_ms, may_move=not (spec.via and self._is_back(spec)),
             )  # fmt: skip
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.route)
         return submitted
+
+    def _is_back(self, spec: JobSpec) -> bool:
+        """Whether this fleet has sent the job out before; then no other server may answer here.
+
+        Raises:
+            FleetLoop: Its model is one that another server answers for.
+        """
+        fleet = hops.fleet_id(self._registry.secret())
+        if fleet not in spec.via:
+            return False
+        known = {info.id: info for info in self._registry.models()}
+        info = known.get(spec.model)
+        real = known.get(info.alias_of) if info and info.alias_of else info
+        if real and real.remote:
+            hops.trail_from(fleet, spec.via, model=spec.model)
+        return True
 
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
         with self._reachable():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
+from packtrain.client.gateway.fleet_view import Depths
 from packtrain.client.gateway.settings import GatewaySettings
 
 
@@ -18,5 +19,6 @@ class Door:
     fleet: AsyncPacktrain
     settings: GatewaySettings = field(default_factory=GatewaySettings)
     access: Access = field(default_factory=OpenAccess)
+    depths: Depths | None = None  # jobs that wait, by lane
     now: Callable[[], float] = time.time  # seconds since 1970
     started: float = field(default_factory=time.time)

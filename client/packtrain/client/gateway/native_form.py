@@ -37,7 +37,7 @@ def as_json(text: bytes | str) -> Response:
     return Response(text, media_type="application/json")
 
 
-def native_body(fault: Fault) -> dict[str, Any]:
+def native_body(fault: Fault, _request_id: str = "") -> dict[str, Any]:
     """OpenAI's four keys, `code` by our own names, and the values behind the message: `PacktrainError.from_wire`."""
     about = {"message": fault.message, "type": fault.type, "param": fault.param}
     return {"error": {**about, "code": fault.wire.get("code", fault.code), "data": fault.wire.get("data", {})}}
