@@ -152,7 +152,7 @@ class RemoteCatalog:
             has_chat_template=True,
             n_ctx=options.context or 0,
             n_slots=remote.concurrency,
-            reserved_slots=reserved_slots(remote.concurrency, wanted),
+            reserved_slots=reserved_slots(remote.concurrency, wanted, parks=False),
             required_bytes=memory.required_bytes,
             memory=memory,
             keep_alive_s=defaults.keep_alive if options.keep_alive is None else options.keep_alive,
