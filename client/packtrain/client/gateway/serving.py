@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from packtrain.broker import hops
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.explain import Explanation
 from packtrain.client.gateway.answering import Answering
@@ -59,6 +60,7 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
     Raises:
         PacktrainError: It was refused, or failed before its stream began.
     """
+    call = call.come_through(hops.parse_trail(request.headers.get(hops.HEADER)))
     try:
         answering = await _begin(door, request, call)
         stamp = Stamp(answering.jobs[0].id, int(door.now()), call.model)

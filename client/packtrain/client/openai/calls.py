@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -41,6 +41,10 @@ class Call:
     def model(self) -> str:
         """The model, as it was asked for."""
         return self.specs[0].model
+
+    def come_through(self, fleets: tuple[str, ...]) -> Call:
+        """The same, sent here by another fleet: see hops.py."""
+        return replace(self, specs=tuple(s.model_copy(update={"via": fleets}) for s in self.specs)) if fleets else self
 
     def keys(self) -> Iterator[str | None]:
         """The idempotency key of each job."""
