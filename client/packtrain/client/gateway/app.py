@@ -9,8 +9,10 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from packtrain.client.gateway.batches_api import add_batches
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import handle_failures
+from packtrain.client.gateway.files_api import add_files
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.schema import describe
 
@@ -25,6 +27,9 @@ def make_app(door: Door) -> FastAPI:
     )
     handle_failures(app)
     add_openai(app, door)
+    if door.files:
+        add_files(app, door, door.files)
+        add_batches(app, door, door.files)
     describe(app)
     app.add_middleware(_RequestIds)
     if door.settings.cors:

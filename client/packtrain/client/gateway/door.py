@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
@@ -18,5 +19,6 @@ class Door:
     fleet: AsyncPacktrain
     settings: GatewaySettings = field(default_factory=GatewaySettings)
     access: Access = field(default_factory=OpenAccess)
+    files: Path | None = None  # folder of uploads and batches; None: there are none
     now: Callable[[], float] = time.time  # seconds since 1970
     started: float = field(default_factory=time.time)

@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
 
@@ -24,24 +25,29 @@ logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ 
 BACKLOG = 2048
 
 
-def run(settings: GatewaySettings, url: str, *, drain_s: float, ready: Callable[[str], None] = lambda _: None) -> None:
+def run(
+    settings: GatewaySettings, url: str, *, files: Path, drain_s: float, ready: Callable[[str], None] = lambda _: None
+) -> None:
     """Serve until SIGTERM, SIGINT, or the end of who started it. Requests under way may take `drain_s` to end.
 
     Args:
         url: Of the broker.
+        files: Folder of uploads and batches.
         ready: Called with the URL of the gateway once it listens.
 
     Raises:
         SetupError: The port is taken.
     """
-    asyncio.run(_serve(settings, url, drain_s, ready))
+    asyncio.run(_serve(settings, url, files, drain_s, ready))
 
 
-async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Callable[[str], None]) -> None:
+async def _serve(
+    settings: GatewaySettings, url: str, files: Path, drain_s: float, ready: Callable[[str], None]
+) -> None:
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
         config = uvicorn.Config(
-            make_app(Door(fleet, settings)),
+            make_app(Door(fleet, settings, files=files)),
             log_config=None,  # ours: to stderr, from WARNING on
             access_log=False,
             timeout_graceful_shutdown=int(drain_s) or 1,
@@ -86,7 +92,7 @@ def main() -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        run(load_gateway_settings(), settings.broker_url(), drain_s=settings.drain_s)
+        run(load_gateway_settings(), settings.broker_url(), files=settings.files_folder, drain_s=settings.drain_s)
     except PacktrainError as error:
         sys.stderr.write(f"packtrain serve: {error}\n")
         return 1
