@@ -25,7 +25,7 @@ if f[2] == ARGV[3] then return 1 end
 if f[2] ~= 'RUNNING' then return 0 end
 if ARGV[5] then
   append(KEYS[2], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
-  redis.call('HSETNX', KEYS[1], 'first_token_ms', now_ms())
+  note_first(KEYS[1])
 end
 if ARGV[3] == 'SUCCEEDED' then measure(tonumber(f[3])) end
 settle(ARGV[1], ARGV[3], ARGV[4])

@@ -11,6 +11,7 @@ from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
 from packtrain.client.gateway.fleet_view import Depths
 from packtrain.client.gateway.metrics import Metrics
+from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.settings import GatewaySettings
 
 
@@ -24,5 +25,6 @@ class Door:
     depths: Depths | None = None  # jobs that wait, by lane
     metrics: Metrics = field(default_factory=Metrics)
     files: Path | None = None  # folder of uploads and batches; None: there are none
+    watch: Watch | None = None  # looks at the fleet for its page; None: there is no page
     now: Callable[[], float] = time.time  # seconds since 1970
     started: float = field(default_factory=time.time)
