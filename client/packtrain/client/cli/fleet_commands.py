@@ -20,7 +20,7 @@ from rich.console import Console
 from packtrain.broker import coordinator_main
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
-from packtrain.broker.ids import route_of
+from packtrain.broker.ids import ModelId, route_of
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
@@ -329,7 +329,7 @@ def _wait(
 def _reason(info: ModelInfo) -> Iterator[Callable[[], str]]:
     """What the planner says of a model whose instances it cannot load now."""
     redis = connect(load_settings().broker_url(), name="load")
-    registry, route = RedisRegistry(redis), route_of(info.id)
+    registry, route = RedisRegistry(redis), route_of(ModelId(info.id))
     try:
         yield lambda: (registry.waits() or {}).get(route, "")
     finally:
