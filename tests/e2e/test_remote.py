@@ -9,13 +9,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.demo_model import demo_model
+from tests.support.demo_model import demo_model_folder
 from tests.support.fleets import Fleet, fleet, scripted_fleet
 from tests.support.gateways import gateway
 
 pytestmark = pytest.mark.e2e
 
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["n"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Two:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     with ExitStack() as stack:
         there_home, here_home = tmp_path_factory.mktemp("there"), tmp_path_factory.mktemp("here")
-        there = stack.enter_context(fleet(there_home, demo_model().parent))
+        there_home.joinpath("packtrain.toml").write_text("[defaults]\ncontext = 512\nslots = 2\n")
+        there = stack.enter_context(fleet(there_home, demo_model_folder()))
         door = stack.enter_context(gateway(there.url, there_home))
         here_home.joinpath("packtrain.toml").write_text(
             f'[models.far.remote]\nurl = {json.dumps(door.url + "/v1")}\nmodel = "smollm2"\n'
