@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
 
 
 def test_the_other_fleet_answers_as_it_would_its_own(two: Two) -> None:
-    options = {"temperature": 0, "max_tokens": 24, "logprobs": 1}
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "logprobs": 1}
     ours = two.here.client.submit("far", "Why is the sky blue?", **options)
     streamed = "".join(ours.stream())
     result, theirs = ours.result(), two.there.client.generate("smollm2", "Why is the sky blue?", **options)

@@ -48,10 +48,9 @@ def test_a_shorter_answer_parts_at_its_end() -> None:
 
 
 def test_an_answer_of_another_server_cannot_be_verified() -> None:
-    receipt = Receipt(
-        model_sha256="", numerics="fast", recipe="fast", numerics_class="", library="", features="", flags="", threads=0,
-        seed=0, prompt_sha256="", output_sha256="", remote="api.example.com big",
-    )  # fmt: skip
+    texts = ("model_sha256", "numerics_class", "library", "features", "flags", "prompt_sha256", "output_sha256")
+    empty = dict.fromkeys(texts, "")
+    receipt = Receipt(**empty, numerics="fast", recipe="fast", threads=0, seed=0, remote="api.example.com big")
     with pytest.raises(InvalidRequest, match=r"answered by api.example.com big, and nothing"):
         request_again("j", spec(), answer(1).model_copy(update={"receipt": receipt}), model="far", on=None)
 

@@ -122,8 +122,8 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
         raise InvalidRequest(f"job {job_id} ended as {outcome.state}; only a whole answer can be verified")
     if outcome.receipt and outcome.receipt.remote:
         raise InvalidRequest(
-            f"job {job_id} was answered by {outcome.receipt.remote}, and nothing about its answers can be proven; verify "
-            "one that was computed here"
+            f"job {job_id} was answered by {outcome.receipt.remote}, and nothing about its answers can be proven; "
+            "verify one that was computed here"
         )
     ranks = spec.deterministic and spec.kind != "embed"
     update: dict[str, object] = {"seed": outcome.seed, "logprobs": NUM_TOP if ranks else None}
