@@ -12,7 +12,7 @@
     │   └── IdempotencyConflict   the key was used before with another request
     ├── TryLater                  send the same request again later
     │   ├── QueueFull             too many jobs wait for this model, or of this user for it
-    │   ├── BrokerUnavailable     Redis cannot be reached
+    │   ├── BrokerUnavailable     Redis cannot be reached, or the gateway before it
     │   ├── ResultTimeout         the job goes on; only this wait has ended
     │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
     ├── JobError                  the job has ended without a result
@@ -205,13 +205,14 @@ class QueueFull(TryLater):
 
 
 class BrokerUnavailable(TryLater):
-    """Redis cannot be reached."""
+    """Redis cannot be reached, or the gateway before it."""
 
     code = "broker_unavailable"
 
     def __init__(self, *, url: str, reason: str) -> None:
+        who = "gateway" if url.startswith("http") else "broker"
         super().__init__(
-            f"no broker answers at {url} ({reason}); start a fleet with `packtrain up`, or set PACKTRAIN_URL",
+            f"no {who} answers at {url} ({reason}); start a fleet with `packtrain up`, or set PACKTRAIN_URL",
             url=url,
             reason=reason,
         )

@@ -84,7 +84,7 @@ class SamplingParams(_Input):
     )
     temperature: float = Field(0.8, ge=0, le=5, description="0 takes the most likely token")
     top_k: int = Field(40, ge=0, le=100_000, description="keep the k most likely tokens; 0: all")
-    top_p: float = Field(0.95, gt=0, le=1, description="keep the smallest set with this probability")
+    top_p: float = Field(0.95, ge=0, le=1, description="keep the smallest set with this probability; 0: one token")
     min_p: float = Field(0.05, ge=0, le=1, description="drop tokens below this share of the likeliest")
     typical_p: float = Field(1.0, gt=0, le=1, description="locally typical sampling; 1: off")
     repeat_penalty: float = Field(1.0, gt=0, le=10, description="1: off")

@@ -107,6 +107,15 @@ class RedisJobs:
     def status(self, job_id: JobId) -> JobStatus | None:
         return jobs.parse_status(job_id, cast(dict[str, str], self._redis.hgetall(keys.job(job_id))))
 
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
+        """The records of many, or None, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hgetall(keys.job(job_id))
+        return {
+            job_id: jobs.parse_status(job_id, fields) for job_id, fields in zip(job_ids, pipe.execute(), strict=True)
+        }
+
     def spec(self, job_id: JobId) -> JobSpec | None:
         """What was asked for, or None."""
         found = cast(str | None, self._redis.hget(keys.job(job_id), "spec"))
@@ -145,11 +154,7 @@ class RedisJobs:
     def recent(self, limit: int) -> list[JobStatus]:
         """The newest jobs first, at most `limit`."""
         ids = cast(list[str], self._redis.zrevrange(keys.RECENT, 0, limit - 1))
-        pipe = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hgetall(keys.job(JobId(job_id)))
-        found = (jobs.parse_status(JobId(job_id), fields) for job_id, fields in zip(ids, pipe.execute(), strict=True))
-        return [status for status in found if status]
+        return [status for status in self.statuses([JobId(job_id) for job_id in ids]).values() if status]
 
 
 def parse_rate(fields: Mapping[str, str]) -> Rate:

@@ -28,7 +28,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PACKTRAIN_", frozen=True, extra="ignore")
 
-    url: str = Field("", description="broker of the fleet, redis:// or rediss://; empty: the fleet of this home")
+    url: str = Field(
+        "",
+        description="broker of the fleet, redis:// or rediss://, or for clients a gateway, http:// or https://; "
+        "empty: the fleet of this home",
+    )
+    api_key: str = Field("", repr=False, description="for a gateway that asks for one")
+    ca: Path | None = Field(None, description="PEM file of the certificates that a gateway's must be signed by")
     home: Path = Field(default_factory=_default_home, description="folder for data, logs, sockets and models")
     models: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="model folders besides <home>/models, separated by ':'"
@@ -71,6 +77,9 @@ class Settings(BaseSettings):
         "127.0.0.1:0",
         description="address:port where other nodes may read this one's model files, port 0 is a free one; "
         "empty: nowhere",
+    )
+    files: Path | None = Field(
+        None, description="folder of files that clients upload, and of batches; unset: <home>/files"
     )
     files_rate: int | None = Field(None, ge=1024, description="bytes per second that all of them may read together")
     fetch_stall_s: float = Field(
@@ -126,6 +135,11 @@ class Settings(BaseSettings):
     def joined_file(self) -> Path:
         """Where a machine that joined a fleet keeps the URL (mode 0600: it holds the password)."""
         return self.home / "joined.json"
+
+    @property
+    def files_folder(self) -> Path:
+        """Where uploaded files and batches are."""
+        return (self.files or self.home / "files").expanduser().absolute()
 
     @property
     def model_folders(self) -> tuple[Path, ...]:

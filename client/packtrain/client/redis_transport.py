@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked
 from packtrain.broker.errors import (
     AdapterUnavailable,
     BrokerUnavailable,
-    SetupError,
     UnknownModel,
     UnknownNode,
 )
@@ -29,7 +28,6 @@ from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
 
 
@@ -93,6 +91,10 @@ class RedisTransport:
     def status(self, job_id: JobId) -> JobStatus | None:
         with self._reachable():
             return self._jobs.status(job_id)
+
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
+        with self._reachable():
+            return self._jobs.statuses(job_ids)
 
     def spec(self, job_id: JobId) -> JobSpec | None:
         with self._reachable():
@@ -188,24 +190,6 @@ class AsyncRedisTransport:
     async def close(self) -> None:
         await self._redis.aclose()
         self.blocking.close()
-
-
-def open_transport(url: str | None) -> RedisTransport:
-    """The transport that a URL's scheme asks for; None: the URL of the settings.
-
-    Raises:
-        SetupError: There is no fleet at such a URL.
-    """
-    settings = load_settings(**({"url": url} if url else {}))
-    url = settings.broker_url()
-    if url.startswith(("http://", "https://")):
-        raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
-    return RedisTransport(
-        url,
-        max_waiting=settings.max_waiting,
-        max_waiting_user=settings.max_waiting_user,
-        keep_ms=int(settings.keep_s * 1000),
-    )
 
 
 @contextmanager

@@ -12,13 +12,16 @@ import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
 from packtrain.client.cli import (
+    bulk_commands,
     fleet_commands,
     job_commands,
     join_commands,
     journal_commands,
+    keys_commands,
     model_commands,
     node_commands,
     pull_commands,
+    serve_commands,
     simulation_commands,
 )
 
@@ -38,9 +41,12 @@ app = typer.Typer(
 fleet_commands.add_to(app)
 node_commands.add_to(app)
 join_commands.add_to(app)
+serve_commands.add_to(app)
+keys_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
+bulk_commands.add_to(app)
 journal_commands.add_to(app)
 simulation_commands.add_to(app)
 

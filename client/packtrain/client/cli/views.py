@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from packtrain.broker import vectors
+from packtrain.broker.api_keys import ApiKey
 from packtrain.broker.explain import Explanation
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import InstanceState
@@ -170,6 +172,18 @@ def node_state(row: NodeBeat) -> str:
     if row.draining:
         return "draining"
     return "quarantine" if row.quarantine else "up"
+
+
+def keys_table(rows: Sequence[ApiKey]) -> Table:
+    """API keys: what each may do."""
+    table = _new("NAME", "ID", "MODELS", "AT ONCE", "TOKENS/MIN", "ADMIN", "CREATED")
+    for key in rows:
+        created = datetime.fromtimestamp(key.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        table.add_row(
+            key.name, key.id, ", ".join(key.models) or "all", str(key.concurrent or "any"),
+            str(key.tokens_per_minute or "any"), "yes" if key.is_admin else "no", created,
+        )  # fmt: skip
+    return table
 
 
 def models_table(rows: Sequence[ModelInfo]) -> Table:

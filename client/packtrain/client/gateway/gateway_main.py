@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
+from redis.exceptions import RedisError
 
 from packtrain.broker import lifeline, logs
+from packtrain.broker.api_keys import ApiKeys
+from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
+from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import load_settings
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.door import Door
-from packtrain.client.gateway.settings import GatewaySettings, load_gateway_settings
+from packtrain.client.gateway.keys import KeyAccess
+from packtrain.client.gateway.settings import GatewaySettings, check_reach, load_gateway_settings
 
 logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ is __main__: only warnings are logged
 
@@ -24,24 +31,42 @@ logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ 
 BACKLOG = 2048
 
 
-def run(settings: GatewaySettings, url: str, *, drain_s: float, ready: Callable[[str], None] = lambda _: None) -> None:
-    """Serve until SIGTERM, SIGINT, or the end of who started it. Requests under way may take `drain_s` to end.
+def run(
+    settings: GatewaySettings, url: str, *, files: Path, drain_s: float, ready: Callable[[str], None] = lambda _: None
+) -> None:
+    """Serve until SIGTERM, SIGINT, or the end of who started it. Main thread only.
+
+    Requests under way may take `drain_s` to end.
 
     Args:
         url: Of the broker.
+        files: Folder of uploads and batches.
         ready: Called with the URL of the gateway once it listens.
 
     Raises:
-        SetupError: The port is taken.
+        SetupError: The port is taken, or other machines would reach it without API keys.
+        BrokerUnavailable: The broker does not answer.
     """
-    asyncio.run(_serve(settings, url, drain_s, ready))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn stops at them, and then raises them again: nothing is left to do by then.
+        signal.signal(number, lambda *_: None)
+    asyncio.run(_serve(settings, url, files, drain_s, ready))
 
 
-async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Callable[[str], None]) -> None:
+async def _serve(
+    settings: GatewaySettings, url: str, files: Path, drain_s: float, ready: Callable[[str], None]
+) -> None:
+    redis = connect(url, name="gateway")
+    keys = ApiKeys(redis)
+    try:
+        check_reach(settings.host, has_keys=bool(keys.all()))
+    except RedisError as error:
+        raise unavailable(url, error) from error
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
+        door = Door(fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files=files)
         config = uvicorn.Config(
-            make_app(Door(fleet, settings)),
+            make_app(door),
             log_config=None,  # ours: to stderr, from WARNING on
             access_log=False,
             timeout_graceful_shutdown=int(drain_s) or 1,
@@ -58,11 +83,13 @@ async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Cal
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
         await server.serve([listener])
+    redis.close()
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With TCP by name: asyncio switches Nagle's algorithm off only then, which costs each answer 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
@@ -86,7 +113,7 @@ def main() -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        run(load_gateway_settings(), settings.broker_url(), drain_s=settings.drain_s)
+        run(load_gateway_settings(), settings.broker_url(), files=settings.files_folder, drain_s=settings.drain_s)
     except PacktrainError as error:
         sys.stderr.write(f"packtrain serve: {error}\n")
         return 1

@@ -10,6 +10,7 @@ it has given them a key to come back with.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from packtrain.broker.explain import Explanation
 from packtrain.client.gateway.answering import Answering
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused, json_response
+from packtrain.client.gateway.patience import begin_in_time
 from packtrain.client.gateway.streams import EventStream, Gone, unless_gone
 from packtrain.client.openai import Call, Fault, Stamp, fault_of
 from packtrain.client.result import AnswerDelta, Result
@@ -60,7 +62,7 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
     """
     call = call.come_through(hops.parse_trail(request.headers.get(hops.HEADER)))
     try:
-        answering = await unless_gone(request.receive, Answering.begin(door.fleet, call))
+        answering = await _begin(door, request, call)
         stamp = Stamp(answering.jobs[0].id, int(door.now()), call.model)
         headers = {"X-Packtrain-Job": answering.jobs[0].id}
         if call.stream:
@@ -74,6 +76,31 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
         return json_response(answerer.body(stamp, results), headers=headers)
     except Gone:
         raise Refused(Fault(499, "invalid_request_error", "client_gone", "the client has left")) from None
+
+
+async def _begin(door: Door, request: Request, call: Call) -> Answering:
+    """Hand in the jobs of a caller who may, and see to it that they are counted."""
+    admission = await door.access.admit(await door.access.caller(request), call.specs)
+    try:
+        answering = await unless_gone(request.receive, Answering.begin(door.fleet, call))
+    except BaseException:
+        await admission.end(0)
+        raise
+
+    request.state.model = call.model
+
+    async def over(results: Sequence[Result] | None) -> None:
+        door.metrics.over(call.model, time.monotonic() - request.state.began_s, results)
+        await admission.end(None if results is None else call.form.used(results)["total_tokens"])
+
+    answering.when_over = over
+    if max_wait_s := call.max_wait_s or door.settings.max_wait_s:
+        try:
+            await unless_gone(request.receive, begin_in_time(door.fleet, answering, max_wait_s))
+        except BaseException:
+            await answering.close()
+            raise
+    return answering
 
 
 async def _begun(

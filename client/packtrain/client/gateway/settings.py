@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
@@ -27,10 +28,20 @@ class GatewaySettings(BaseSettings):
         10.0, gt=0, description="a comment goes into a stream after so long without text, seconds"
     )
     max_body: int = Field(32 * 1024 * 1024, ge=1024, description="bytes of one request")
+    max_file: int = Field(200 * 1024 * 1024, ge=1, description="bytes of one uploaded file")
     max_depth: int = Field(64, ge=8, le=500, description="levels of JSON in one request")
     cors: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins of web pages that may call, separated by ','; '*': all"
     )
+
+    max_wait_s: float | None = Field(
+        None, gt=0, description="requests that would begin later get a 503 instead, seconds; unset: they wait"
+    )
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when only this machine reaches it."""
+        return is_loopback(self.host)
 
     @field_validator("cors", mode="before")
     @classmethod
@@ -38,6 +49,27 @@ class GatewaySettings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
         return value
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_reach(host: str, *, has_keys: bool) -> None:
+    """Refuse to let other machines in without API keys.
+
+    Raises:
+        SetupError
+    """
+    if not has_keys and not is_loopback(host):
+        raise SetupError(
+            f"{host} can be reached from other machines, and there is no API key; start on 127.0.0.1, create one with "
+            "`packtrain keys create NAME`, and start anew"
+        )
 
 
 def load_gateway_settings(**overrides: object) -> GatewaySettings:

@@ -1,0 +1,387 @@
+"""A bulk run from its files to its files: opened, taken up where it was left, run, put together.
+
+Beside the output `out.jsonl` stands a folder `out.jsonl.packtrain` with all that a run knows:
+
+    lock            held (flock) while a process works on the run; the kernel lets go of it however that ends
+    ledger.sqlite   each row and how far it is
+    input.jsonl     a copy of an input that cannot be read again at any place: stdin, .gz, a table
+    answers.jsonl   of an ordered run, until all are there; others are added to `out.jsonl` as they come
+    errors.jsonl    the same of rows that failed
+
+To go on with a run is to start it again: same input, same output, same options.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from packtrain.broker.errors import InvalidParameter, ModelError, PacktrainError, SetupError
+from packtrain.client.bulk.feeder import Feeder
+from packtrain.client.bulk.intake import MOST_FAULTS, Faults, FileInvalid, Intake, hash_of, take_in
+from packtrain.client.bulk.ledger import End, Ledger, State
+from packtrain.client.bulk.output import Journal, assemble
+from packtrain.client.bulk.progress import Forecast, Snapshot, Tally, forecast
+from packtrain.client.bulk.rows import Defaults, id_hash
+from packtrain.client.bulk.sources import STDIN, is_plain, open_lines
+from packtrain.client.bulk.translate import Manner
+from packtrain.client.transport import Transport
+
+#: Of what the ledger's facts mean.
+_VERSION = 1
+FOLDER_SUFFIX = ".packtrain"
+
+Report = Callable[[Snapshot], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BulkOptions:
+    """What to run. Attributes that change jobs or lines have to stay the same while a run goes on.
+
+    Attributes:
+        source: Path of the input, or `-`.
+        out: Where answers go.
+        errors: Where rows that failed go; None: `<out>.errors.jsonl` beside `out`.
+        template: Of a table.
+        defaults: Of rows.
+        user, lane, max_run: See `translate.Manner`.
+        ordered: Lines in the order of the input, and nothing in them that happens to be so.
+        created: Seconds, for the answers; None: when the run was begun, or 0 if it is ordered.
+        skip_invalid: Run the other rows of a file that has faults; those go to `errors`.
+        skip_refused: The same of rows whose bodies ask for something that cannot be, as OpenAI's batches do.
+        models: Of the fleet's, those that rows may name; None: all.
+        retry_failed: Run rows again that failed in an earlier run.
+        restart: Forget what is there and begin anew.
+        limit: Rows that the input may have.
+    """
+
+    source: str
+    out: Path
+    errors: Path | None = None
+    template: str | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    user: str = ""
+    max_run: float | None = None
+    ordered: bool = False
+    created: int | None = None
+    skip_invalid: bool = False
+    skip_refused: bool = False
+    models: frozenset[str] | None = None
+    retry_failed: bool = False
+    restart: bool = False
+    limit: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps what it knows."""
+        return self.out.with_name(self.out.name + FOLDER_SUFFIX)
+
+    @property
+    def errors_file(self) -> Path:
+        """Where rows that failed go."""
+        return self.errors or self.out.with_name(self.out.name + ".errors.jsonl")
+
+    def fixed(self) -> dict[str, Any]:
+        """What has to stay the same, as the ledger keeps it."""
+        said = asdict(self)
+        return {name: said[name] for name in ("template", "defaults", "user", "max_run", "ordered")}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to."""
+
+    total: int
+    completed: int
+    failed: int
+    left: int  # rows still to do
+    in_flight: int  # jobs of these that go on in the fleet
+    blocked: tuple[ModelError, ...]  # why rows of some models cannot run
+
+
+class BulkRun:
+    """A run, opened by one process. For one thread; `stop` and `cancel` may be called by signal handlers.
+
+    Args:
+        transport: To the fleet.
+        options: What to run.
+
+    Raises:
+        InvalidParameter: The output is of something else, or the input has changed.
+        SetupError: Another process works on this run, or the folder cannot be written.
+    """
+
+    def __init__(self, transport: Transport, options: BulkOptions) -> None:
+        self._transport = transport
+        self._options = options
+        self._feeder: Feeder | None = None
+        self._wants = ""
+        self._meta: dict[str, Any] = {}
+        self._stack = ExitStack()
+        try:
+            _check_free(options)
+            self._lock()
+            if options.restart:
+                self._clear()
+            self._ledger = Ledger(options.folder / "ledger.sqlite")
+            self._stack.callback(self._ledger.close)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the run."""
+        self._stack.close()
+
+    @property
+    def total(self) -> int:
+        """All rows, after `prepare`."""
+        return int(self._meta["rows"])
+
+    def prepare(self, report: Callable[[int], None] = lambda _: None) -> Forecast:
+        """Read the input, or take up the run where it was left. Nothing has run afterwards.
+
+        Args:
+            report: Told how many rows were read.
+
+        Raises:
+            FileInvalid: Rows are wrong; all is as before.
+            InvalidParameter: The input or options are others than those that the run began with.
+        """
+        may = self._options.models
+        models = {i.id: i.alias_of or i.id for i in self._transport.models() if may is None or i.id in may}
+        meta = self._ledger.meta
+        if meta.get("version") != _VERSION:
+            meta = self._begin(models, report)
+        else:
+            self._check_same(meta)
+            self._recover()
+        if self._options.retry_failed and self._ledger.retry_failed():
+            self._journal(State.FAILED).clear()
+        self._meta = meta
+        return forecast(self._ledger.counts(), self._transport.instances())
+
+    def run(self, report: Report = lambda _: None) -> Summary:
+        """Run what is to do, after `prepare`; returns when all rows are through, or `stop` or `cancel` was called.
+
+        Args:
+            report: Told twice a second how far it is.
+        """
+        options = self._options
+        answers, errors = self._journal(State.DONE), self._journal(State.FAILED)
+        tally = Tally.of(self._ledger.counts())
+        with self._input() as rows:
+            try:
+                self._feeder = self._feed(rows, answers, errors, tally, report)
+                self._pass_on()
+                blocked = self._feeder.run()
+            finally:
+                answers.close()
+                errors.close()
+        left = tally.total - tally.completed - tally.failed
+        if options.ordered and (not left or self._wants == "cancel"):
+            assemble(answers.path, self._ledger.places(State.DONE), options.out)
+            assemble(errors.path, self._ledger.places(State.FAILED), options.errors_file)
+        return Summary(tally.total, tally.completed, tally.failed, left, tally.in_flight, tuple(blocked))
+
+    def stop(self) -> None:
+        """Have `run` return soon; jobs in the fleet go on."""
+        self._wants = self._wants or "stop"
+        self._pass_on()
+
+    def cancel(self) -> None:
+        """Have `run` cancel what is in the fleet and return."""
+        self._wants = "cancel"
+        self._pass_on()
+
+    def fail_rest(self, error: PacktrainError) -> None:
+        """Have this be the answer of all rows that are still to do. After `run`."""
+        errors = self._journal(State.FAILED)
+        with self._input() as rows:
+            try:
+                self._feed(rows, self._journal(State.DONE), errors, Tally.of(self._ledger.counts())).fail_rest(error)
+            finally:
+                errors.close()
+
+    def _pass_on(self) -> None:
+        if self._feeder and self._wants:
+            (self._feeder.cancel if self._wants == "cancel" else self._feeder.stop)()
+
+    def _feed(
+        self, rows: int, answers: Journal, errors: Journal, tally: Tally, report: Report = lambda _: None
+    ) -> Feeder:
+        return Feeder(
+            self._transport, self._ledger, rows, answers, errors, run_id=self._meta["run_id"],
+            manner=self._manner(self._meta["created"]), tally=tally, report=report,
+        )  # fmt: skip
+
+    # --- files
+
+    @contextmanager
+    def _input(self) -> Iterator[int]:
+        """Descriptor of the file that the ledger's places are in."""
+        rows = os.open(self._options.source if self._is_plain else self._copy, os.O_RDONLY)
+        try:
+            yield rows
+        finally:
+            os.close(rows)
+
+    @property
+    def _is_plain(self) -> bool:
+        return is_plain(self._options.source)
+
+    @property
+    def _copy(self) -> Path:
+        return self._options.folder / "input.jsonl"
+
+    def _journal(self, state: State) -> Journal:
+        options = self._options
+        done = state is State.DONE
+        if options.ordered:
+            return Journal(options.folder / ("answers.jsonl" if done else "errors.jsonl"))
+        return Journal(options.out if done else options.errors_file)
+
+    def _manner(self, created: int) -> Manner:
+        options = self._options
+        return Manner(options.defaults, options.user, max_run=options.max_run, created=created, ordered=options.ordered)
+
+    def _lock(self) -> None:
+        folder = self._options.folder
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SetupError(
+                f"cannot write {folder} ({error.strerror}); choose another output, in a folder that exists"
+            ) from error
+        self._stack.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError(
+                f"another process runs {self._options.out} already; wait for it, or choose another output"
+            ) from None
+
+    def _clear(self) -> None:
+        """Forget all of the run but its lock."""
+        for path in self._options.folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+        self._options.out.unlink(missing_ok=True)
+        self._options.errors_file.unlink(missing_ok=True)
+
+    def _begin(self, models: Mapping[str, str], report: Callable[[int], None]) -> dict[str, Any]:
+        options = self._options
+        found = take_in(
+            options.source, self._ledger, self._manner(0), models, copy_to=None if self._is_plain else self._copy,
+            template=options.template, limit=options.limit, report=report,
+        )  # fmt: skip
+        faults = _fatal(found, options)
+        if faults.count:
+            self.close()
+            shutil.rmtree(options.folder, ignore_errors=True)
+            raise FileInvalid(faults)
+        for state in (State.DONE, State.FAILED):
+            self._journal(state).clear()
+        created = options.created if options.created is not None else 0 if options.ordered else int(time.time())
+        meta = {
+            "run_id": secrets.token_hex(16), "created": created, "sha256": found.sha256, "rows": found.rows,
+            "source": options.source, "stamp": _stamp(options.source), "options": options.fixed(), "version": _VERSION,
+        }  # fmt: skip
+        self._ledger.set_meta(meta)
+        return meta
+
+    def _check_same(self, meta: Mapping[str, Any]) -> None:
+        """Whether this is the run that was begun here.
+
+        Raises:
+            InvalidParameter: It is another one; says in what.
+        """
+        out = self._options.out
+        for name, now in self._options.fixed().items():
+            if (then := meta["options"].get(name)) != now:
+                raise InvalidParameter(
+                    f"{out} was begun with {name} = {then!r}, not {now!r}; give the same options to go on with it, "
+                    "--restart to begin anew, or another output",
+                    field=name,
+                )
+        source = self._options.source
+        stamp = _stamp(source)
+        if stamp and stamp == meta["stamp"]:
+            return
+        found = hash_of(source) if self._is_plain else _hash_of_lines(source, self._options.template)
+        if found and found != meta["sha256"]:
+            raise InvalidParameter(
+                f"{source} has other rows than when {out} was begun; choose another output, or --restart to begin anew",
+                field="input",
+            )
+
+    def _recover(self) -> None:
+        """Bring the ledger up to date with the files that answers are in."""
+        for state in (State.DONE, State.FAILED):
+            journal = self._journal(state)
+            known = self._ledger.end_of(state)
+            if journal.size < known:
+                self._ledger.forget_beyond(state, journal.size)
+            ends = []
+            for custom_id, place, size in journal.recover(self._ledger.end_of(state)):
+                line = self._ledger.line_of(id_hash(custom_id))
+                if line is not None:
+                    ends.append(End(line, state, place, size))
+            self._ledger.record(ends)
+            journal.close()
+
+
+def _check_free(options: BulkOptions) -> None:
+    out = options.out
+    if out.is_dir() or out == options.errors_file:
+        raise InvalidParameter(f"{out} cannot take the answers; name a file of its own", field="out")
+    if options.source != STDIN and Path(options.source).exists() and out.exists() and out.samefile(options.source):
+        raise InvalidParameter(f"{out} is the input; name another file for the answers", field="out")
+    is_ours = options.folder.exists() or options.restart
+    if not is_ours and out.exists() and out.stat().st_size:
+        raise InvalidParameter(
+            f"{out} exists and is of no run of ours; choose another output, or --restart to replace it", field="out"
+        )
+
+
+def _fatal(found: Intake, options: BulkOptions) -> Faults:
+    """Faults that keep a file from being run, by line."""
+    parts = [found.fatal]
+    if not options.skip_invalid:
+        parts += [found.bad] if options.skip_refused else [found.bad, found.refused]
+    kept = sorted((fault for part in parts for fault in part.kept), key=lambda fault: fault.line)
+    return Faults(sum(part.count for part in parts), kept[:MOST_FAULTS])
+
+
+def _stamp(source: str) -> list[int] | None:
+    """What tells a file that nobody touched; None: there is no telling."""
+    if source == STDIN:
+        return None
+    stat = os.stat(source)
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+def _hash_of_lines(source: str, template: str | None) -> str:
+    """sha256 of the lines of a source; empty: there are none, as of a stdin that nobody feeds."""
+    digest, some = hashlib.sha256(), False
+    with open_lines(source, template) as lines:
+        for line in lines:
+            digest.update(line)
+            some = True
+    return digest.hexdigest() if some else ""
