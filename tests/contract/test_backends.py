@@ -537,6 +537,9 @@ class TestLlamaCpp(BackendContract):
     def test_a_temperature_next_to_zero_takes_the_most_likely_token(self, backend: Backend, temperature: float) -> None:
         assert answer(backend, params=SamplingParams(temperature=temperature)) == answer(backend)
 
+    def test_the_smallest_set_that_there_is_holds_the_most_likely_token(self, backend: Backend) -> None:
+        assert answer(backend, params=SamplingParams(temperature=2, top_p=0, min_p=0)) == answer(backend)
+
     def test_a_logit_bias_forces_and_forbids(self, backend: Backend) -> None:
         best = answer(backend, 1)[0]
         forced = SamplingParams(temperature=0, logit_bias={77: 100})

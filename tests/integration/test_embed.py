@@ -109,7 +109,7 @@ def test_what_cannot_be_embedded_is_a_clear_error(fleet: Fleet) -> None:
         fleet.client.embed("bert", ["fine", ""], timeout=30)
     with pytest.raises(InvalidParameter, match="'temperature'"):
         fleet.client.embed("bert", "fine", temperature=0)
-    with pytest.raises(InvalidParameter, match="is a str, not int"):
+    with pytest.raises(InvalidParameter, match="is a str or Tokens, not int"):
         fleet.client.embed("bert", [1])  # type: ignore[list-item]
 
 

@@ -26,7 +26,9 @@ JOBS = [
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     script = {"n_slots": 1, "required_mib": 300, "load_ms": 500, "step_ms": 5}
     env = {"PACKTRAIN_MEMORY": str(500 * 2**20), "PACKTRAIN_MIN_RESIDENCY_S": "1"}
-    with scripted_fleet(tmp_path_factory.mktemp("home"), dict.fromkeys("abc", script), flower=False, **env) as running:
+    with scripted_fleet(
+        tmp_path_factory.mktemp("home"), dict.fromkeys("abc", script), flower=False, http_port=None, **env
+    ) as running:
         yield running
 
 

@@ -53,19 +53,19 @@ class Fleet:
 
 @contextmanager
 def scripted_fleet(
-    home: Path, models: dict[str, dict[str, Any]], *, flower: bool = False, **env: str
+    home: Path, models: dict[str, dict[str, Any]], *, flower: bool = False, http_port: int | None = None, **env: str
 ) -> Iterator[Fleet]:
     """A fleet that offers scripted models, each by what its file says."""
     folder = home / "models"
     folder.mkdir(parents=True, exist_ok=True)
     for name, script in models.items():
         (folder / f"{name}.scripted.json").write_text(json.dumps(script))
-    with fleet(home, flower=flower, PACKTRAIN_SCRIPTED="1", **env) as running:
+    with fleet(home, flower=flower, http_port=http_port, PACKTRAIN_SCRIPTED="1", **env) as running:
         yield running
 
 
 @contextmanager
-def fleet(home: Path, *models: Path, flower: bool = False, **env: str) -> Iterator[Fleet]:
+def fleet(home: Path, *models: Path, flower: bool = False, http_port: int | None = None, **env: str) -> Iterator[Fleet]:
     """A fleet as `packtrain up` runs it, with short leases."""
     options = UpOptions(
         home=home,
@@ -75,6 +75,7 @@ def fleet(home: Path, *models: Path, flower: bool = False, **env: str) -> Iterat
         drain_s=5,
         flower=flower,
         flower_port=0,
+        http_port=http_port,
         quiet=True,
         env={"PACKTRAIN_LEASE_MS": str(LEASE_MS), **env},
     )

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from packtrain.broker.messages import ModelMemory, SamplingParams
 from packtrain.workers.backends.base import StepRows
-from packtrain.workers.instance_main import import_backend, load_backend
 from packtrain.workers.instance_messages import InstanceConfig
+from packtrain.workers.instance_parts import import_backend, load_backend
 from packtrain.workers.load_options import max_outputs, rows_per_step
 from packtrain.workers.memory_book import Readings, measured_bytes
 from packtrain.workers.own_memory import OwnMemory, own_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.explain import Explanation, look
@@ -45,6 +45,9 @@ class MemoryTransport:
 
     def status(self, job_id: JobId) -> JobStatus | None:
         return self.store.status(job_id)
+
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
+        return {job_id: self.store.status(job_id) for job_id in job_ids}
 
     def spec(self, job_id: JobId) -> JobSpec | None:
         return None

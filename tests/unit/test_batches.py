@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import httpx2
 import pytest
 from starlette.requests import Request
 
+from packtrain.broker.messages import JobSpec
 from packtrain.client import AsyncPacktrain
-from packtrain.client.gateway.access import Caller
+from packtrain.client.gateway.access import Admission, Caller
 from packtrain.client.gateway.app import make_app
-from packtrain.client.gateway.batches_main import MOST_AT_ONCE, due
+from packtrain.client.gateway.batches_keeper import MOST_AT_ONCE, due
 from packtrain.client.gateway.batches_store import WINDOW_S, BatchStatus, BatchStore
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.files_store import FileStore, plain_name
@@ -37,13 +38,16 @@ class Names:
     async def caller(self, request: Request) -> Caller:
         return {"ann": ANN, "bob": BOB, ADMIN: BOSS}.get(request.headers.get("authorization", ""), Caller())
 
+    async def admit(self, caller: Caller, specs: Sequence[JobSpec]) -> Admission:
+        return Admission()
+
 
 def run(folder: Path, test: Callable[[Client], Coroutine[Any, Any, None]], **settings: Any) -> None:
     """Run a test as a client of a gateway whose files are in `folder`."""
 
     async def main() -> None:
         async with AsyncPacktrain(transport=AsyncMemoryTransport()) as fleet:
-            door = Door(fleet, GatewaySettings(**settings), Names(), folder)
+            door = Door(fleet, GatewaySettings(**settings), Names(), files=folder)
             transport = httpx2.ASGITransport(app=make_app(door))
             async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
                 await test(client)

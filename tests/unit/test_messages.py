@@ -88,7 +88,7 @@ def test_a_plain_chat_is_accepted_with_defaults() -> None:
         (chat(params={"temperature": -0.1}), "params.temperature"),
         (chat(params={"temperature": math.nan}), "params.temperature"),
         (chat(params={"temperature": math.inf}), "params.temperature"),
-        (chat(params={"top_p": 0}), "params.top_p"),
+        (chat(params={"top_p": -0.1}), "params.top_p"),
         (chat(params={"repeat_penalty": 0}), "params.repeat_penalty"),
         (chat(params={"seed": -1}), "params.seed"),
         (chat(params={"seed": 2**63}), "params.seed"),

@@ -36,7 +36,7 @@ from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import tokens_sha256
 from packtrain.workers.renewer import Renewer
-from packtrain.workers.runner import Runner, seed_of
+from packtrain.workers.runner import EngineJobs, Runner, seed_of
 from tests.support.clock import FakeClock
 from tests.support.factories import COMPUTER, DETERMINISTIC, INSTANCE, MODEL, NODE, ROUTE, spec
 
@@ -114,8 +114,8 @@ class Instance:
         self.renewer = Renewer(self.store, self.engine, lease_ms=LEASE_MS, stall_s=60, clock=self.seconds)
         self.rung: list[str] = []
         self.runner = Runner(
-            self.store, self.backend, self.engine, self.publisher, self.renewer,
-            model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
+            self.store, EngineJobs(self.store, self.backend, self.engine, model=MODEL, clock=self.seconds),
+            self.engine, self.publisher, self.renewer, model=MODEL, instance=INSTANCE, node=NODE, lease_ms=LEASE_MS,
             numerics=numerics, numerics_class=COMPUTER.numerics_class, bulk_slots=bulk_slots,
             extra_jobs=1, ring=lambda model: self.rung.append(model), clock=self.seconds,
         )  # fmt: skip

@@ -28,6 +28,12 @@ class Chunk:
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()  # one for each token, where the job asks for them
+    num_pieces: int = 0  # that it is made of, where the answer comes from a server that names no token ids
+
+    @property
+    def next_index(self) -> int:
+        """Index of what follows it."""
+        return self.index + (len(self.tokens) or self.num_pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,11 @@ def _check(url: str) -> None:
         is_good = parts.scheme in ("redis", "rediss") and parts.port != 0
     except ValueError:  # of a port that is no number, of brackets that do not close
         is_good = False
+    if url.startswith(("http://", "https://")):
+        raise SetupError(
+            f"PACKTRAIN_URL = {masked(url)!r} is a gateway, and this needs the broker itself; run it on a machine of "
+            "the fleet, or use the broker's redis:// URL"
+        )
     if not is_good:
         raise SetupError(
             f"PACKTRAIN_URL = {masked(url)!r} is no broker; use redis://host:port/0 or rediss://host:port/0"

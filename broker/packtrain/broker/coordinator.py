@@ -15,6 +15,7 @@ from typing import Protocol
 
 from packtrain.broker import placement
 from packtrain.broker.celery_app import MAX_BELLS
+from packtrain.broker.diverting import Diverter
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, new_instance_id
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.journal import Entry, Journal, decisions_of
@@ -78,6 +79,8 @@ class Coordinator:
         self._max_wait_ms = max_wait_ms
         self._min_residency_ms = min_residency_ms
         self._journal = journal
+        self._diverter = Diverter(jobs, bells)
+        self._models: list[ModelInfo] = []
         self._short_before: dict[Route, int] = {}
         self._term = 0
         self._missing_since: dict[ModelId, int] = {}
@@ -98,8 +101,11 @@ class Coordinator:
         if reap:
             self._strand(snapshot)
             self._begin_anew(snapshot)
+        if self._diverter.spill(snapshot, self._models):
+            snapshot = replace(snapshot, waiting=self._jobs.waiting())
         self._ring_lost_bells(snapshot)
         plan = placement.plan(snapshot)
+        self._diverter.note_plan(plan.waits)
         self._carry_out(plan, snapshot, term)
         self._registry.put_waits(plan.waits)
         return plan
@@ -123,11 +129,12 @@ class Coordinator:
             )
 
     def _look(self, term: int) -> Snapshot:
+        self._models = self._registry.models()
         snapshot = Snapshot(
             now_ms=self._registry.now_ms(),
             nodes=self._registry.nodes(),
             instances=self._registry.instances(),
-            models=real_models(self._registry.models()),
+            models=real_models(self._models),
             offers=self._registry.offers(),
             waiting=self._jobs.waiting(),
             desired=self._registry.desired(),
@@ -189,6 +196,7 @@ class Coordinator:
     def _carry_out(self, plan: Plan, snapshot: Snapshot, term: int) -> None:
         told: dict[Route, int] = {}
         for reject in plan.rejects:
+            self._diverter.leave(reject.route, str(reject.error))
             if failed := self._jobs.reject(reject.route, reject.error):
                 told[reject.route] = failed
                 logger.warning(

@@ -8,14 +8,16 @@
     │   ├── UnknownModel          no node offers this model
     │   ├── AdapterUnavailable    the model has no such LoRA adapter, or cannot use it
     │   ├── UnknownJob            no such job, or its record has expired
+    │   ├── FleetLoop             fleets that are each other's remote would send it round for ever
     │   └── IdempotencyConflict   the key was used before with another request
     ├── TryLater                  send the same request again later
     │   ├── QueueFull             too many jobs wait for this model, or of this user for it
-    │   ├── BrokerUnavailable     Redis cannot be reached
+    │   ├── BrokerUnavailable     Redis cannot be reached, or the gateway before it
     │   ├── ResultTimeout         the job goes on; only this wait has ended
     │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
     ├── JobError                  the job has ended without a result
     │   ├── JobFailed             the engine could not finish it
+    │   │   └── RemoteFailed      the remote server that was to answer could not
     │   ├── JobCancelled          somebody cancelled it
     │   ├── JobExpired            its deadline passed
     │   └── JobDead               its instance died under it too often
@@ -161,6 +163,12 @@ class UnknownNode(InvalidRequest):
         super().__init__(f"no node {node!r} is up; those that are: {names}", node=node, known=sorted(known))
 
 
+class FleetLoop(InvalidRequest):
+    """Fleets that are each other's remote would send the job round for ever."""
+
+    code = "fleet_loop"
+
+
 class IdempotencyConflict(InvalidRequest):
     """The key was used before with another request."""
 
@@ -197,13 +205,14 @@ class QueueFull(TryLater):
 
 
 class BrokerUnavailable(TryLater):
-    """Redis cannot be reached."""
+    """Redis cannot be reached, or the gateway before it."""
 
     code = "broker_unavailable"
 
     def __init__(self, *, url: str, reason: str) -> None:
+        who = "gateway" if url.startswith("http") else "broker"
         super().__init__(
-            f"no broker answers at {url} ({reason}); start a fleet with `packtrain up`, or set PACKTRAIN_URL",
+            f"no {who} answers at {url} ({reason}); start a fleet with `packtrain up`, or set PACKTRAIN_URL",
             url=url,
             reason=reason,
         )
@@ -246,6 +255,15 @@ class JobFailed(JobError):
     """The engine could not finish the job."""
 
     code = "job_failed"
+
+
+class RemoteFailed(JobFailed):
+    """The remote server that was to answer could not.
+
+    `data` has `host`, `status` (of HTTP; null: none came) and `said` (by the server).
+    """
+
+    code = "remote_failed"
 
 
 class JobCancelled(JobError):

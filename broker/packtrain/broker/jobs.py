@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from packtrain.broker import errors, keys
 from packtrain.broker.chunks import Chunk, Event, to_entry
 from packtrain.broker.fairness import HAIR, cost_of
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, route_of
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
 from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Numerics, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.rates import Rate, retry_after_s
@@ -82,6 +82,30 @@ class Place:
     first_attempts: int  # how many instances that one has lost
 
 
+@dataclass(frozen=True, slots=True)
+class Movable:
+    """A waiting job that was asked for by a name with several targets."""
+
+    job_id: JobId
+    lane: Lane
+    ahead: int  # jobs that are served before it
+    waited_ms: int  # since its submission
+    spill_ms: int | None  # that it may wait; None: as long as it takes
+    targets: tuple[ModelId, ...]  # in the order of preference
+    failed: frozenset[ModelId] = frozenset()  # of these
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A waiting job shall wait for another target."""
+
+    job_id: JobId
+    source: Route
+    target: ModelId
+    cause: Cause  # for people
+    has_failed: bool = False  # the old target could not run it, and is not to be tried again
+
+
 class EmitReply(IntEnum):
     """What the server says to a chunk."""
 
@@ -104,6 +128,7 @@ class JobStore(Protocol):
         max_waiting: int,
         max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,
+        may_move: bool = True,
     ) -> Submitted:
         """Write the record and make it ready. The same id with the same spec again is the same job.
 
@@ -111,6 +136,7 @@ class JobStore(Protocol):
             max_waiting: Jobs that may wait on one route.
             max_waiting_user: Jobs of one user that may wait for one model; None: any number.
             keep_ms: How long the record is kept after its end.
+            may_move: Where its model is a name with several targets, the job may go to another than the first.
 
         Raises:
             IdempotencyConflict, QueueFull, UnknownModel
@@ -156,6 +182,22 @@ class JobStore(Protocol):
 
     def release(self, job_id: JobId, epoch: int) -> bool:
         """Give a job back without counting an attempt. False when this epoch no longer owned it."""
+        ...
+
+    def fall_back(self, job_id: JobId, epoch: int, cause: Cause) -> Route | None:
+        """Give a job without a token to the next of its targets that has not failed; the route on which it waits now.
+
+        None: it has no such target, or this epoch no longer owns it.
+        """
+        ...
+
+    def movable(self, route: Route) -> list[Movable]:
+        """Waiting jobs of a route that have further targets: up to `SCRIPT_BATCH` of each lane that came last and as
+        many that come next, those that come last first."""
+        ...
+
+    def move(self, moves: Sequence[Move]) -> list[bool]:
+        """Let waiting jobs wait for another of their targets; which were moved, and not claimed meanwhile."""
         ...
 
     def cancel(self, job_id: JobId) -> JobState | None:
@@ -226,6 +268,7 @@ def submit(
     max_waiting: int,
     max_waiting_user: int | None = None,
     keep_ms: int = keys.ENDED_TTL_MS,
+    may_move: bool = True,
     known: Sequence[str] = (),
 ) -> Call[Submitted]:
     """Call of submit.lua."""
@@ -260,6 +303,7 @@ def submit(
             job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
             suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),
             repr(HAIR), "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
+            int(may_move and spec.meant_for is None),
         ),
         parse,
     )  # fmt: skip
@@ -313,7 +357,7 @@ def emit(job_id: JobId, epoch: int, chunk: Chunk) -> Call[EmitReply]:
     return Call(
         "emit",
         (keys.job(job_id), keys.out(job_id)),
-        (epoch, chunk.index + len(chunk.tokens), *to_entry(chunk)),
+        (epoch, chunk.next_index, *to_entry(chunk)),
         lambda reply: EmitReply(int(reply)),
     )
 
@@ -344,6 +388,46 @@ def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = Non
 def release(job_id: JobId, epoch: int) -> Call[bool]:
     """Call of release.lua."""
     return Call("release", (keys.job(job_id),), (job_id, epoch, _CANCELLED), lambda reply: reply == 1)
+
+
+def fall_back(job_id: JobId, epoch: int, cause: Cause) -> Call[Route | None]:
+    """Call of fall_back.lua."""
+    told = cause.model_dump_json(exclude_defaults=True)
+    return Call(
+        "fall_back",
+        (keys.job(job_id),),
+        (job_id, epoch, told, repr(HAIR), _CANCELLED),
+        lambda reply: Route(reply) or None,
+    )
+
+
+def movable(route: Route) -> Call[list[Movable]]:
+    """Call of movable.lua."""
+
+    def parse(reply: Any) -> list[Movable]:
+        return [
+            Movable(
+                JobId(job_id), lane, ahead, int(waited), int(spill) if spill else None,
+                tuple(map(ModelId, targets.split())), frozenset(map(ModelId, failed.split())),
+            )
+            for job_id, lane, ahead, waited, spill, targets, failed in reply
+        ]  # fmt: skip
+
+    lanes = ("interactive", "bulk")
+    names = [*(keys.ready(route, lane) for lane in lanes), *(keys.movable(route, lane) for lane in lanes)]
+    return Call("movable", names, (SCRIPT_BATCH,), parse)
+
+
+def move(move: Move) -> Call[bool]:
+    """Call of move.lua."""
+    suffix = move.source.removeprefix(model_of(move.source))
+    told = move.cause.model_dump_json(exclude_defaults=True)
+    return Call(
+        "move",
+        (keys.job(move.job_id),),
+        (move.job_id, move.source, move.target, suffix, told, repr(HAIR), int(move.has_failed)),
+        lambda reply: reply == 1,
+    )
 
 
 def cancel(job_id: JobId) -> Call[JobState | None]:

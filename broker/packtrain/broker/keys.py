@@ -10,6 +10,7 @@
 | pt:deadlines           | zset   | while such jobs live                       | job id → deadline, ms |
 | pt:meant               | hash   | while such jobs live, 7 d from submit      | job id → who alone may run it |
 | pt:begun               | hash   | while such jobs live, 7 d from the last    | job id → numerics class of its tokens |
+| pt:movable:<route>:i / b| zset  | 7 d from the last such submit              | waiting jobs with several targets |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
 | pt:recent              | zset   | permanent, trimmed to 10,000               | job id → submit time, ms |
 | pt:fair:<model>:i / b  | zset   | 7 d from the last submit                   | user → finish tag, '' → clock |
@@ -33,6 +34,9 @@
 | pt:invite:<id>         | hash   | as long as it was made for, at most a day  | code, secret, uses and tries left |
 | pt:invite              | string | as the invitation                          | id of the one whose code is asked for |
 | pt:pairing             | string | 15 s from the last sign of it              | `PairingPlace`: where machines join |
+| pt:apikeys             | hash   | permanent                                  | name → `ApiKey` |
+| pt:apikey:<id>:busy    | zset   | 60 s from the last sign of a request       | request → until when it counts |
+| pt:apikey:<id>:spent   | hash   | 120 s from the last charge                 | second → tokens charged in it |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -53,6 +57,7 @@ SCHEMA_VERSION: Final = "1"
 JOB_PREFIX: Final = "pt:job:"
 OUT_PREFIX: Final = "pt:out:"
 READY_PREFIX: Final = "pt:ready:"
+MOVABLE_PREFIX: Final = "pt:movable:"
 HELD_PREFIX: Final = "pt:held:"
 FAIR_PREFIX: Final = "pt:fair:"
 QUEUED_PREFIX: Final = "pt:queued:"
@@ -73,6 +78,7 @@ SECRET: Final = "pt:secret"  # noqa: S105
 NODE_WISHES: Final = "pt:nodes:wishes"
 INVITE: Final = "pt:invite"
 PAIRING: Final = "pt:pairing"
+API_KEYS: Final = "pt:apikeys"
 WAITS: Final = "pt:waits"
 JOURNAL: Final = "pt:journal"
 SNAPSHOTS: Final = "pt:snapshots"
@@ -100,7 +106,7 @@ PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000
 
 #: Keys that may stand without a TTL. Tests check that nothing else does.
-PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, NODE_WISHES, TERM, SCHEMA})
+PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, NODE_WISHES, API_KEYS, TERM, SCHEMA})
 
 
 def job(job_id: JobId) -> str:
@@ -116,6 +122,11 @@ def out(job_id: JobId) -> str:
 def ready(route: Route, lane: str) -> str:
     """The ready set of a route and lane (`interactive` or `bulk`)."""
     return f"{READY_PREFIX}{route}:{lane[0]}"
+
+
+def movable(route: Route, lane: str) -> str:
+    """Of the ready set of a route and lane, the jobs that may go to another model."""
+    return f"{MOVABLE_PREFIX}{route}:{lane[0]}"
 
 
 def rate(route: Route) -> str:
@@ -156,6 +167,16 @@ def pull(pull_id: str) -> str:
 def invite(invite_id: str) -> str:
     """An invitation to join."""
     return f"{INVITE}:{invite_id}"
+
+
+def api_busy(key_id: str) -> str:
+    """Requests of an API key that are under way."""
+    return f"pt:apikey:{key_id}:busy"
+
+
+def api_spent(key_id: str) -> str:
+    """Tokens that an API key was charged lately."""
+    return f"pt:apikey:{key_id}:spent"
 
 
 def model_queue(route: Route) -> str:

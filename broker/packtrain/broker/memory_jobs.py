@@ -15,7 +15,7 @@ from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.claims import lanes_for, rank
 from packtrain.broker.fairness import FairTags, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Outcome
+from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, ModelInfo, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
@@ -44,6 +44,9 @@ class _Record:
     first_token_ms: int | None = None
     finished_ms: int | None = None
     cause: Cause | None = None
+    targets: tuple[ModelId, ...] = ()
+    spill_ms: int | None = None
+    failed: frozenset[ModelId] = frozenset()  # targets
     outcome: Outcome | None = None
     events: list[Event] = field(default_factory=list)
 
@@ -72,11 +75,13 @@ class MemoryJobs:
     Args:
         now_ms: The server's clock, milliseconds.
         models: Models that may be asked for, alias → real id.
+        aliases: Of these names with several targets, what catalogs say.
     """
 
-    def __init__(self, now_ms: Callable[[], int], models: Mapping[str, str]) -> None:
+    def __init__(self, now_ms: Callable[[], int], models: Mapping[str, str], aliases: Sequence[ModelInfo] = ()) -> None:
         self._now_ms = now_ms
         self._models = models
+        self._aliases = {info.id: info for info in aliases}
         self._records: dict[JobId, _Record] = {}
         self._tags: dict[tuple[ModelId, Lane], FairTags] = defaultdict(FairTags)
         self._rates: dict[Route, Rate] = {}
@@ -90,6 +95,7 @@ class MemoryJobs:
         max_waiting: int,
         max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,  # noqa: ARG002
+        may_move: bool = True,
     ) -> jobs.Submitted:
         with self._changed:
             seen = self._records.get(job_id)
@@ -119,7 +125,11 @@ class MemoryJobs:
             now = self._now_ms()
             deadline = None if spec.expires_in_ms is None else now + spec.expires_in_ms
             tag = self._tags[model, spec.lane].start(spec.user, cost_of(spec))
-            self._records[job_id] = _Record(spec, model, tag, now, deadline)
+            self._records[job_id] = record = _Record(spec, model, tag, now, deadline)
+            alias = self._aliases.get(spec.model)
+            if alias and len(alias.targets) > 1 and may_move and spec.meant_for is None:
+                record.targets = tuple(map(ModelId, alias.targets))
+                record.spill_ms = None if alias.spill_after_s is None else int(alias.spill_after_s * 1000)
             return jobs.Submitted(job_id, model, route, True, ready + 1)
 
     def claim(
@@ -205,6 +215,45 @@ class MemoryJobs:
             else:
                 record.state = JobState.QUEUED
             return True
+
+    def fall_back(self, job_id: JobId, epoch: int, cause: Cause) -> Route | None:
+        with self._changed:
+            record = self._owned(job_id, epoch)
+            if record is None or record.next_index:
+                return None
+            if record.cancel and record.targets:
+                self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
+                return None
+            failed = record.failed | {record.model}
+            target = next((target for target in record.targets if target not in failed), None)
+            if target is None:
+                return None
+            record.failed = failed
+            self._enqueue(record, target, cause)
+            return record.route
+
+    def movable(self, route: Route) -> list[jobs.Movable]:
+        with self._changed:
+            ready, found = self._ready([route]), []
+            for lane in ("interactive", "bulk"):
+                mine = [(i, r) for i, r in ready if r.spec.lane == lane]
+                before = len(ready) - len(mine) if lane == "bulk" else 0
+                placed = [(i, r, before + rank) for rank, (i, r) in enumerate(mine) if r.targets]
+                most = jobs.SCRIPT_BATCH
+                chosen = placed if len(placed) <= 2 * most else [*placed[:most], *placed[-most:]]
+                found += [
+                    jobs.Movable(
+                        job_id, lane, ahead, self._now_ms() - record.submitted_ms, record.spill_ms, record.targets,
+                        record.failed,
+                    )
+                    for job_id, record, ahead in reversed(chosen)
+                    if not record.next_index
+                ]  # fmt: skip
+            return found
+
+    def move(self, moves: Sequence[jobs.Move]) -> list[bool]:
+        with self._changed:
+            return [self._move(move) for move in moves]
 
     def cancel(self, job_id: JobId) -> JobState | None:
         with self._changed:
@@ -386,7 +435,7 @@ class MemoryJobs:
             return jobs.EmitReply.LOST
         if chunk.index == record.next_index:
             self._append(job_id, record, chunk)
-            record.next_index = chunk.index + len(chunk.tokens)
+            record.next_index = chunk.next_index
         return jobs.EmitReply.CANCEL if record.cancel else jobs.EmitReply.OK
 
     def _append(self, job_id: JobId, record: _Record, chunk: Chunk) -> None:
@@ -398,6 +447,22 @@ class MemoryJobs:
             Event(job_id, event_id, chunk.text, chunk.index, chunk.tokens, chunk.reasoning, chunk.calls, chunk.logprobs)
         )
         self._changed.notify_all()
+
+    def _move(self, move: jobs.Move) -> bool:
+        record = self._records.get(move.job_id)
+        if not record or not record.is_queued or record.route != move.source or not record.targets or record.next_index:
+            return False
+        if move.has_failed:
+            record.failed |= {record.model}
+        model, lane, user = record.model, record.spec.lane, record.spec.user
+        self._enqueue(record, move.target, move.cause)
+        if user not in self._users_waiting(model, lane):
+            self._tags[model, lane].forget(user)
+        return True
+
+    def _enqueue(self, record: _Record, target: ModelId, cause: Cause) -> None:
+        record.state, record.model, record.cause = JobState.QUEUED, target, cause
+        record.order = self._tags[target, record.spec.lane].start(record.spec.user, cost_of(record.spec))
 
     def _lapse(self, job_id: JobId, record: _Record) -> None:
         record.attempts += 1

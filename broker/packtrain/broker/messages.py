@@ -42,6 +42,8 @@ MAX_TOOLS_CHARS = 512 * 1024
 #: Adapters of one job.
 MAX_ADAPTERS = 4
 MAX_ADAPTER_SCALE = 100.0
+#: Fleets that one job may be sent through.
+MAX_VIA = 8
 #: Logprobs of one prompt, the likeliest beside each token included: some 4 MB in the job's record.
 MAX_PROMPT_LOGPROBS = 65_536
 
@@ -82,7 +84,7 @@ class SamplingParams(_Input):
     )
     temperature: float = Field(0.8, ge=0, le=5, description="0 takes the most likely token")
     top_k: int = Field(40, ge=0, le=100_000, description="keep the k most likely tokens; 0: all")
-    top_p: float = Field(0.95, gt=0, le=1, description="keep the smallest set with this probability")
+    top_p: float = Field(0.95, ge=0, le=1, description="keep the smallest set with this probability; 0: one token")
     min_p: float = Field(0.05, ge=0, le=1, description="drop tokens below this share of the likeliest")
     typical_p: float = Field(1.0, gt=0, le=1, description="locally typical sampling; 1: off")
     repeat_penalty: float = Field(1.0, gt=0, le=10, description="1: off")
@@ -162,6 +164,9 @@ class JobSpec(_Input):
     lane: Lane = "interactive"
     user: SafeId = "default"
     deterministic: bool = Field(False, description="only where company, chunks and restarts change no bit of it")
+    via: tuple[SafeId, ...] = Field(
+        (), max_length=MAX_VIA, description="fleets that the job has come through, each by its id: see hops.py"
+    )
     meant_for: SafeId | None = Field(None, description="the instance or node that alone may run it; null: any")
     stream: bool = Field(True, description="somebody reads the tokens as they come; false: they come once a second")
     expires_in_ms: int | None = Field(
@@ -288,7 +293,7 @@ class JobSpec(_Input):
 
 
 #: Of `JobSpec`, those that the first requests did not have.
-_LATER_FIELDS = {"max_run_ms", "prompt_tokens", "list_tokens", "add_special", "parse_special"}
+_LATER_FIELDS = {"max_run_ms", "via", "prompt_tokens", "list_tokens", "add_special", "parse_special"}
 
 
 def _at_default(message: BaseModel) -> set[str]:
@@ -327,6 +332,7 @@ class Usage(_Report):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reused_tokens: int = Field(0, description="prompt tokens that were in a cache already")
+    cost: float | None = Field(None, description="of a remote answer, by the prices in packtrain.toml; null: not known")
 
 
 class Timings(_Report):
@@ -410,6 +416,11 @@ class Receipt(_Report):
     prompt_sha256: str
     output_sha256: str
     adapters: tuple[UsedAdapter, ...] = ()
+    remote: str = Field(
+        "",
+        description="host and model of the server that answered: nothing about its answer is proven, and all else but "
+        "the seed is empty",
+    )
 
 
 class Outcome(_Report):
@@ -536,6 +547,11 @@ class ModelInfo(_Report):
     v: Literal[1] = 1
     id: SafeId
     alias_of: str = Field("", description="this id is only another name of that model; the other fields are unset")
+    targets: tuple[SafeId, ...] = Field((), description="of an alias: models that may answer, the preferred one first")
+    spill_after_s: float | None = Field(
+        None, description="of an alias: jobs that would wait longer go to the next target; null: only after a failure"
+    )
+    remote: str = Field("", description="host and model name of the server that answers; empty: it is loaded here")
     file: str = Field("", description="file name, for people; never a path")
     architecture: str = ""
     quantization: str = ""

@@ -38,8 +38,11 @@ class RedisJobs:
         max_waiting: int,
         max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,
+        may_move: bool = True,
     ) -> jobs.Submitted:
-        call = jobs.submit(job_id, spec, max_waiting=max_waiting, max_waiting_user=max_waiting_user, keep_ms=keep_ms)
+        call = jobs.submit(
+            job_id, spec, max_waiting=max_waiting, max_waiting_user=max_waiting_user, keep_ms=keep_ms, may_move=may_move
+        )
         try:
             return self._scripts.run(call)
         except errors.UnknownModel:
@@ -77,6 +80,15 @@ class RedisJobs:
     def release(self, job_id: JobId, epoch: int) -> bool:
         return self._scripts.run(jobs.release(job_id, epoch))
 
+    def fall_back(self, job_id: JobId, epoch: int, cause: Cause) -> Route | None:
+        return self._scripts.run(jobs.fall_back(job_id, epoch, cause))
+
+    def movable(self, route: Route) -> list[jobs.Movable]:
+        return self._scripts.run(jobs.movable(route))
+
+    def move(self, moves: Sequence[jobs.Move]) -> list[bool]:
+        return self._scripts.run_many([jobs.move(move) for move in moves])
+
     def cancel(self, job_id: JobId) -> JobState | None:
         return self._scripts.run(jobs.cancel(job_id))
 
@@ -94,6 +106,15 @@ class RedisJobs:
 
     def status(self, job_id: JobId) -> JobStatus | None:
         return jobs.parse_status(job_id, cast(dict[str, str], self._redis.hgetall(keys.job(job_id))))
+
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
+        """The records of many, or None, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hgetall(keys.job(job_id))
+        return {
+            job_id: jobs.parse_status(job_id, fields) for job_id, fields in zip(job_ids, pipe.execute(), strict=True)
+        }
 
     def spec(self, job_id: JobId) -> JobSpec | None:
         """What was asked for, or None."""
@@ -133,11 +154,7 @@ class RedisJobs:
     def recent(self, limit: int) -> list[JobStatus]:
         """The newest jobs first, at most `limit`."""
         ids = cast(list[str], self._redis.zrevrange(keys.RECENT, 0, limit - 1))
-        pipe = self._redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hgetall(keys.job(JobId(job_id)))
-        found = (jobs.parse_status(JobId(job_id), fields) for job_id, fields in zip(ids, pipe.execute(), strict=True))
-        return [status for status in found if status]
+        return [status for status in self.statuses([JobId(job_id) for job_id in ids]).values() if status]
 
 
 def parse_rate(fields: Mapping[str, str]) -> Rate:

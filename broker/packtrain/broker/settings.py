@@ -28,7 +28,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PACKTRAIN_", frozen=True, extra="ignore")
 
-    url: str = Field("", description="broker of the fleet, redis:// or rediss://; empty: the fleet of this home")
+    url: str = Field(
+        "",
+        description="broker of the fleet, redis:// or rediss://, or for clients a gateway, http:// or https://; "
+        "empty: the fleet of this home",
+    )
+    api_key: str = Field("", repr=False, description="for a gateway that asks for one")
+    ca: Path | None = Field(None, description="PEM file of the certificates that a gateway's must be signed by")
     home: Path = Field(default_factory=_default_home, description="folder for data, logs, sockets and models")
     models: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="model folders besides <home>/models, separated by ':'"

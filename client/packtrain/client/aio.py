@@ -19,8 +19,8 @@ from packtrain.client.aio_job import AsyncJob, AsyncTextStream
 from packtrain.client.aio_waiting import Waiter
 from packtrain.client.client import Packtrain
 from packtrain.client.job import Job
+from packtrain.client.opening import open_async_transport
 from packtrain.client.reading import EMBED_IN_FLIGHT, Several, Window
-from packtrain.client.redis_transport import AsyncRedisTransport, open_transport
 from packtrain.client.request import Prompt, Tokens, build_listing_spec, build_spec, choice_seeds
 from packtrain.client.result import AnswerDelta, Result
 from packtrain.client.threads import Twin, in_thread, new_pool
@@ -46,8 +46,10 @@ def _submits(
 class AsyncPacktrain(Twin[Packtrain]):
     """A fleet, for one event loop. Arguments and errors as of `Packtrain`."""
 
-    def __init__(self, url: str | None = None, *, transport: AsyncTransport | None = None) -> None:
-        self._transport = transport or AsyncRedisTransport(open_transport(url))
+    def __init__(
+        self, url: str | None = None, *, api_key: str | None = None, transport: AsyncTransport | None = None
+    ) -> None:
+        self._transport = transport or open_async_transport(url, api_key)
         self._pool = new_pool()
         super().__init__(Packtrain(transport=self._transport.blocking), self._pool)
         self._waiter = Waiter(self._transport, self._pool)
@@ -62,6 +64,11 @@ class AsyncPacktrain(Twin[Packtrain]):
 
     def __repr__(self) -> str:
         return f"<AsyncPacktrain {self._transport.blocking.url}>"
+
+    @property
+    def transport(self) -> AsyncTransport:
+        """The way to the fleet, for those who pass on messages as they are."""
+        return self._transport
 
     async def close(self) -> None:
         """As `Packtrain.close`. Waits for calls under way, such as the cancelling of a job whose reader left."""

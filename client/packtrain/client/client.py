@@ -24,8 +24,8 @@ from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInf
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.client.job import Job, TextStream
+from packtrain.client.opening import open_transport
 from packtrain.client.reading import EMBED_IN_FLIGHT, Several, Window
-from packtrain.client.redis_transport import open_transport
 from packtrain.client.request import (
     Prompt,
     Tokens,
@@ -45,15 +45,19 @@ class Packtrain:
     """A fleet. Safe to share between threads.
 
     Args:
-        url: Of the fleet, redis:// or rediss://; default: `PACKTRAIN_URL`, else the one that `packtrain up` runs here.
+        url: Of the fleet: redis:// or rediss:// of its broker, or http:// or https:// of a gateway before it; default:
+            `PACKTRAIN_URL`, else the one that `packtrain up` runs here.
+        api_key: For a gateway that asks for one; default: `PACKTRAIN_API_KEY`.
         transport: Instead of a URL.
 
     Raises:
         SetupError: No fleet is known, or the URL is none.
     """
 
-    def __init__(self, url: str | None = None, *, transport: Transport | None = None) -> None:
-        self._transport = transport or open_transport(url)
+    def __init__(
+        self, url: str | None = None, *, api_key: str | None = None, transport: Transport | None = None
+    ) -> None:
+        self._transport = transport or open_transport(url, api_key)
 
     def __enter__(self) -> Self:
         return self

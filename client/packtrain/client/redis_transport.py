@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from packtrain.broker import keys
+from packtrain.broker import hops, keys
 from packtrain.broker.adapters import check_adapters
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
@@ -17,7 +17,6 @@ from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked
 from packtrain.broker.errors import (
     AdapterUnavailable,
     BrokerUnavailable,
-    SetupError,
     UnknownModel,
     UnknownNode,
 )
@@ -29,7 +28,6 @@ from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.settings import load_settings
 from packtrain.broker.states import JobState
 
 
@@ -64,11 +62,27 @@ class RedisTransport:
         with self._reachable():
             submitted = self._jobs.submit(
                 job_id, spec, max_waiting=self._max_waiting, max_waiting_user=self._max_waiting_user,
-                keep_ms=self._keep_ms,
+                keep_ms=self._keep_ms, may_move=not (spec.via and self._is_back(spec)),
             )  # fmt: skip
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.route)
         return submitted
+
+    def _is_back(self, spec: JobSpec) -> bool:
+        """Whether this fleet has sent the job out before; then no other server may answer here.
+
+        Raises:
+            FleetLoop: Its model is one that another server answers for.
+        """
+        fleet = hops.fleet_id(self._registry.secret())
+        if fleet not in spec.via:
+            return False
+        known = {info.id: info for info in self._registry.models()}
+        info = known.get(spec.model)
+        real = known.get(info.alias_of) if info and info.alias_of else info
+        if real and real.remote:
+            hops.trail_from(fleet, spec.via, model=spec.model)
+        return True
 
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
         with self._reachable():
@@ -77,6 +91,10 @@ class RedisTransport:
     def status(self, job_id: JobId) -> JobStatus | None:
         with self._reachable():
             return self._jobs.status(job_id)
+
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
+        with self._reachable():
+            return self._jobs.statuses(job_ids)
 
     def spec(self, job_id: JobId) -> JobSpec | None:
         with self._reachable():
@@ -172,24 +190,6 @@ class AsyncRedisTransport:
     async def close(self) -> None:
         await self._redis.aclose()
         self.blocking.close()
-
-
-def open_transport(url: str | None) -> RedisTransport:
-    """The transport that a URL's scheme asks for; None: the URL of the settings.
-
-    Raises:
-        SetupError: There is no fleet at such a URL.
-    """
-    settings = load_settings(**({"url": url} if url else {}))
-    url = settings.broker_url()
-    if url.startswith(("http://", "https://")):
-        raise SetupError("this version speaks to the broker itself; use a redis:// or rediss:// URL")
-    return RedisTransport(
-        url,
-        max_waiting=settings.max_waiting,
-        max_waiting_user=settings.max_waiting_user,
-        keep_ms=int(settings.keep_s * 1000),
-    )
 
 
 @contextmanager

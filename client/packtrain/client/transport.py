@@ -5,7 +5,7 @@ A transport moves messages; it knows nothing of prompts, streams or waiting, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from packtrain.broker.chunks import Event
@@ -33,6 +33,10 @@ class Transport(Protocol):
 
     def status(self, job_id: JobId) -> JobStatus | None:
         """A job's record, None: there is none."""
+        ...
+
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
+        """The same of many at once."""
         ...
 
     def spec(self, job_id: JobId) -> JobSpec | None:

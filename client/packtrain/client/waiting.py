@@ -49,10 +49,10 @@ def unsaid_ends(transport: Transport, cursors: Cursors) -> list[Event]:
         UnknownJob: A record is gone: nothing will come any more.
     """
     ends = []
-    for job_id, after in cursors.after.items():
-        status = transport.status(job_id)
+    for job_id, status in transport.statuses(cursors.after).items():
         if status is None:
             raise UnknownJob(job_id=job_id)
+        after = cursors.after[job_id]
         if status.state.is_terminal and not transport.events({job_id: after}, block_s=0):
             ends.append(Event(job_id, after, end=status.state))
     return ends

@@ -36,6 +36,7 @@ from packtrain.workers.managed import Managed
 from packtrain.workers.node_catalog import NodeCatalog
 from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.quarantine import SETTLED_S
+from packtrain.workers.remote.catalog import NO_PROOF
 from packtrain.workers.supervision import Limits, verdict
 from packtrain.workers.waking import Wakefulness
 
@@ -221,7 +222,7 @@ class Agent:
             n_slots=command.n_slots, reserved_slots=reserved,
             n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
-            adapters=self._catalog.adapters(ModelId(info.id)),
+            adapters=self._catalog.adapters(ModelId(info.id)), remote=self._catalog.remote(ModelId(info.id)),
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
@@ -230,7 +231,8 @@ class Agent:
             on_report=self._dealer.news,
             pid_file=self.run_folder / f"{instance}.json",
         )
-        self._dealer.add(instance, process, config.n_threads)
+        if not config.remote:  # else it computes nothing
+            self._dealer.add(instance, process, config.n_threads)
         beat = beat.model_copy(update={"pid": process.pid, "reserved_slots": reserved})
         self._instances[instance] = Managed(beat, process, config, index, state_since=time.monotonic())
 
@@ -287,7 +289,7 @@ class Agent:
         instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
         log = logger.error if has_failed else logger.info
         log("%s is %s: %s", instance, beat.state, beat.reason, extra={"event": "instance.ended", "state": beat.state})
-        if has_failed:
+        if has_failed and not managed.config.remote:  # what another server does tells nothing of this node
             others = [other.beat for other in self._instances.values()]
             self._standing.failed(was, cause, kill_reason=managed.kill_reason, others=others, now_ms=now_ms)
         self._ended[instance] = (beat, cause)
@@ -341,7 +343,8 @@ class Agent:
             devices=memories(memory.total, memory.available, self._devices.found if self._devices else ()),
             models=tuple(sorted(self._catalog.models)),
             faults=self._catalog.faults,
-            not_deterministic=dict(self._not_deterministic),
+            not_deterministic=self._not_deterministic
+            | {m: NO_PROOF for m in self._catalog.models if self._is_remote(m)},
             instances=tuple(sorted([*self._instances, *(beat.instance for beat in self._exchange.beats)])),
             term_seen=self._term_seen,
             draining=not self._takes_new,
@@ -352,6 +355,9 @@ class Agent:
             loopback=self._exchange.loopback,
             version=self._version,
         )
+
+    def _is_remote(self, model: ModelId) -> bool:
+        return self._catalog.remote(model) is not None
 
     @property
     def _takes_new(self) -> bool:

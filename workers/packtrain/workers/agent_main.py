@@ -35,6 +35,7 @@ from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers import machine
 from packtrain.workers.agent import TICK_S, Agent, run_folder
+from packtrain.workers.catalog_config import load_catalog_config
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.consumer_watch import ConsumerWatch
 from packtrain.workers.device_probe import DeviceWatch
@@ -44,6 +45,7 @@ from packtrain.workers.memory_book import MemoryBook
 from packtrain.workers.memory_prober import MemoryProber
 from packtrain.workers.node_catalog import GgufCatalog, NodeCatalog, ScriptedCatalog
 from packtrain.workers.node_standing import NodeStanding
+from packtrain.workers.remote.catalog import RemoteCatalog
 
 logger = logging.getLogger("packtrain.workers.agent_main")  # __name__ is __main__, of which only warnings are logged
 
@@ -65,11 +67,12 @@ def run(settings: Settings) -> None:
         total_memory=machine.memory().total,
         all_cores=machine.cores(),
     )
-    catalog: NodeCatalog = (
+    files: NodeCatalog = (
         ScriptedCatalog(settings)
         if settings.scripted
         else GgufCatalog(settings, lambda: granted_bytes(standing), memory_book(settings), MemoryProber())
     )
+    catalog = RemoteCatalog(files, load_catalog_config(settings.home))
     devices = None if settings.scripted else DeviceWatch()
     hub, bell = HubBeat(), Doorbell(app)
     consumer = ConsumerWatch(lambda number: bell.echo(settings.node_id, number), lambda: hub.age_s, settings.stall_s)

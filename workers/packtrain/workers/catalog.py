@@ -169,6 +169,8 @@ class _Building:
     def finish(self) -> Catalog:
         aliases: dict[ModelId, ModelId] = {}
         for name, options in self.config.models.items():
+            if options.remote:  # RemoteCatalog's
+                continue
             model = ModelId(name)
             if model not in self.models:
                 wanted = f"no file {printable(options.file)!r}" if options.file else f"no model {name!r}"

@@ -28,6 +28,21 @@
     pirate = "lora/pirate.gguf" # the file, its path as seen from a model folder
     polite = {path = "polite.gguf", scale = 0.5}    # of jobs that name it without a scale; 1 where left out
 
+    [models.big.remote]         # a model that another server answers for, see docs/remote.md
+    url = "https://api.example.com/v1"      # of its API, what stands before /chat/completions
+    model = "example/big-70b"   # its name there; left out: as it is called here
+    key_env = "EXAMPLE_API_KEY" # the environment variable that holds the key; left out: no key
+    concurrency = 8             # requests at once
+    requests_per_minute = 30    # left out: any number
+    timeout_s = 120             # the server may be silent for so long
+    retry_s = 60                # a request is tried again for so long
+    price_in = 0.1              # of a million tokens; with price_out: results say what they cost
+    price_out = 0.4
+
+    [aliases.chat]              # a name with several targets
+    targets = ["smollm2", "big"]    # models of this node or another, the preferred one first
+    spill_after_s = 20          # jobs that would wait longer go to the next; left out: only where the one before fails
+
 A mistake in this file stops the node at its start, because only the operator can say what was meant.
 """
 
@@ -54,6 +69,7 @@ from packtrain.broker.fields import SafeId
 from packtrain.broker.messages import AdapterScale
 from packtrain.broker.units import parse_duration
 from packtrain.workers.load_options import LoadOptions
+from packtrain.workers.remote.options import RemoteOptions
 
 FILE_NAME = "packtrain.toml"
 DEFAULT_CONTEXT = 4096  # tokens
@@ -65,7 +81,12 @@ MAX_REPLICAS = 1_000
 MAX_LABELS = 16  # of one selector
 MAX_LORAS = 64  # adapters of one model: all are loaded with it
 
+MAX_TARGETS = 16  # of one alias
+MAX_SPILL_S = 7 * 24 * 3600  # no job waits longer
+
 _LOAD_OPTIONS = set(LoadOptions.model_fields)
+#: What may be said of a remote model.
+_OF_REMOTES = {"remote", "aliases", "context", "reserved_slots", "keep_alive", "pinned", "replicas", "nodes"}
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # as nodes have them
 
 
@@ -153,8 +174,26 @@ def _are_labels(value: dict[str, str]) -> dict[str, str]:
 Selector = Annotated[dict[str, str], Field(max_length=MAX_LABELS), AfterValidator(_are_labels)]
 
 
+class AliasOptions(_Section):
+    """For one name with several targets."""
+
+    targets: tuple[SafeId, ...] = Field(min_length=1, max_length=MAX_TARGETS, description="the preferred one first")
+    spill_after_s: Annotated[float, Field(ge=0, le=MAX_SPILL_S, allow_inf_nan=False)] | None = Field(
+        None, description="jobs that would wait longer go to the next target, seconds; null: only after a failure"
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _are_several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a target stands there twice; name each once")
+        return value
+
+
 class ModelOptions(LoadOptions):
     """For one model. What is left out comes from `Defaults`."""
+
+    remote: RemoteOptions | None = Field(None, description="the server that answers; null: it is loaded here")
 
     file: str | None = Field(None, description="name of the file, of part 1 where it is split, that gets this id")
     aliases: tuple[SafeId, ...] = ()
@@ -182,6 +221,7 @@ class CatalogConfig(_Section):
 
     defaults: Defaults = Defaults()
     models: dict[SafeId, ModelOptions] = Field(default_factory=dict)
+    aliases: dict[SafeId, AliasOptions] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -195,6 +235,21 @@ class CatalogConfig(_Section):
                     raise ValueError(f"models.{model}.aliases: {alias!r} is already an alias of {owners[alias]!r}")
             if options.file is not None and files.setdefault(options.file, model) != model:
                 raise ValueError(f"models.{model}.file: {options.file!r} already has the id {files[options.file]!r}")
+        for name, several in self.aliases.items():
+            if name in self.models or name in owners:
+                raise ValueError(f"aliases.{name}: {name!r} is already the name of a model; choose another")
+            if chained := next((t for t in several.targets if t in self.aliases or t in owners), None):
+                raise ValueError(f"aliases.{name}.targets: {chained!r} is itself an alias; name the model")
+        return self
+
+    @model_validator(mode="after")
+    def _remotes_load_nothing(self) -> Self:
+        for model, options in self.models.items():
+            said = options.model_fields_set - _OF_REMOTES
+            if options.remote and said:
+                name = min(said)
+                remedy = "use concurrency in its `remote`" if name == "slots" else "remove it"
+                raise ValueError(f"models.{model}.{name}: the model is remote, so nothing of it is loaded; {remedy}")
         return self
 
     @model_validator(mode="after")
@@ -208,6 +263,8 @@ class CatalogConfig(_Section):
 
     def load_options(self, model: str) -> LoadOptions:
         """How the model with this id is loaded: what its section says, else what `[defaults]` says."""
+        if (remote := self.models.get(model)) and remote.remote:
+            return LoadOptions()
         said = self.defaults.model_dump(include=_LOAD_OPTIONS, exclude_unset=True)
         if options := self.models.get(model):
             said |= options.model_dump(include=_LOAD_OPTIONS, exclude_unset=True)
@@ -242,17 +299,26 @@ def _explained(path: Path, error: ValidationError) -> SetupError:
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message, remedy = _message(error), "correct this value"
     if first["type"] == "extra_forbidden":
-        # By depth: top level, [defaults], [models.M], its replicas, one of its adapters.
-        sections: tuple[type[BaseModel], ...] = (CatalogConfig, Defaults, ModelOptions, ReplicaOptions, AdapterOptions)
-        known = ", ".join(sections[len(first["loc"]) - 1].model_fields)
+        known = ", ".join(_section_at(first["loc"]).model_fields)
         message, remedy = "unknown key", f"remove it, or use one of {known}"
     elif first["type"] == "string_pattern_mismatch":
         message = "not a usable name"
         remedy = "use lower-case letters, digits, '-', '_' and '.', at most 80, and begin with a letter or digit"
-    shown = (
-        f"{key} = {first['input']!r:.60}: " if key and first["type"] != "extra_forbidden" else f"{key}: " * bool(key)
-    )
+    # Who writes a key itself there must not find it in a log.
+    hides = first["type"] == "extra_forbidden" or first["loc"][-1:] in (("key_env",), ("url",))
+    shown = f"{key} = {first['input']!r:.60}: " if key and not hides else f"{key}: " * bool(key)
     return SetupError(f"{path}: {shown}{message}; {remedy}", file=str(path), key=key)
+
+
+def _section_at(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The section in which a key stands."""
+    if place[0] == "aliases" and len(place) == 3:
+        return AliasOptions
+    if place[0] == "models" and "remote" in place[2:3] and len(place) == 4:
+        return RemoteOptions
+    # By depth: top level, [defaults], [models.M], its replicas, one of its adapters.
+    sections: tuple[type[BaseModel], ...] = (CatalogConfig, Defaults, ModelOptions, ReplicaOptions, AdapterOptions)
+    return sections[len(place) - 1]
 
 
 def _message(error: ValidationError) -> str:

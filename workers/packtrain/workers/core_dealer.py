@@ -79,9 +79,9 @@ class CoreDealer:
         self.news()
 
     def remove(self, instance: InstanceId) -> None:
-        """It is gone; its cores are free."""
+        """It is gone; its cores are free. Nothing, where it had no seat."""
         with self._lock:
-            del self._seats[instance]
+            self._seats.pop(instance, None)
         self.news()
 
     def news(self) -> None:

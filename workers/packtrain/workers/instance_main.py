@@ -14,38 +14,34 @@ a thread of ours ends the process: the agent sees it, gives the jobs back, and t
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from packtrain.broker import keys, lifeline, logs
+from redis import Redis
+
+from packtrain.broker import hops, keys, lifeline, logs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
-from packtrain.broker.errors import ModelLoadFailed, NotDeterministic, PacktrainError
-from packtrain.broker.ids import InstanceId, JobId, ModelId, Route
+from packtrain.broker.errors import NotDeterministic, PacktrainError
+from packtrain.broker.ids import InstanceId, ModelId, Route
 from packtrain.broker.jobs import routes_of
-from packtrain.broker.messages import SamplingParams
 from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
-from packtrain.workers.backends.base import Backend
 from packtrain.workers.celery_worker import HubBeat, run_worker
-from packtrain.workers.engine.embedding import EmbedRequest
-from packtrain.workers.engine.engine import Engine
-from packtrain.workers.engine.parking import most_parked
-from packtrain.workers.engine.sequence import Ended, SequenceRequest
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
+from packtrain.workers.instance_parts import Parts, import_backend, load_backend, loaded_parts
 from packtrain.workers.own_memory import OwnMemory, own_memory
 from packtrain.workers.publisher import Publisher
-from packtrain.workers.receipts import Computer, adapter_sha256, model_sha256
+from packtrain.workers.receipts import adapter_sha256, model_sha256
 from packtrain.workers.renewer import Renewer
 from packtrain.workers.runner import Runner
 from packtrain.workers.supervision import DRAINING_MARGIN_S, EXIT_LOAD_FAILED, EXIT_THREAD_DIED
@@ -53,39 +49,10 @@ from packtrain.workers.supervision import DRAINING_MARGIN_S, EXIT_LOAD_FAILED, E
 logger = logging.getLogger(__name__)
 
 REPORT_S = 1.0
+#: One that gives up waits so long for the broker to know of its jobs, seconds.
+GIVE_UP_S = 5.0
 #: Between two reports at least: tiny jobs start and stop the engine hundreds of times a second.
 REPORT_PAUSE_S = 0.02
-
-
-def load_backend(config: InstanceConfig) -> Backend:
-    """The loaded model.
-
-    Raises:
-        ModelLoadFailed
-    """
-    if config.backend == "scripted":
-        from packtrain.workers.backends.scripted_files import load_scripted
-
-        return load_scripted(
-            Path(config.path), n_slots=config.n_slots, n_ctx=config.n_ctx, numerics=config.options.numerics
-        )
-    from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
-
-    return LlamaCppBackend(
-        Path(config.path),
-        model=config.model,
-        n_slots=config.n_slots,
-        n_ctx=config.n_ctx,
-        n_threads=config.n_threads,
-        options=config.options,
-        adapters=config.adapters,
-    )
-
-
-def import_backend(config: InstanceConfig) -> None:
-    """Import what `load_backend` needs, so that the memory it takes counts as the process's and not as the model's."""
-    if config.backend == "llama_cpp":
-        importlib.import_module("packtrain.workers.backends.llama_cpp_backend")
 
 
 class Instance:
@@ -95,9 +62,8 @@ class Instance:
         self,
         config: InstanceConfig,
         settings: Settings,
-        backend: Backend,
-        model_sha256: str,
-        adapter_sha256: Mapping[str, str],
+        redis: Redis,
+        parts: Parts,
         memory: tuple[OwnMemory, OwnMemory],
         news: SimpleQueue[str],
     ) -> None:
@@ -107,31 +73,23 @@ class Instance:
         self._threads = config.n_threads
         self._settings = settings
         instance, node = InstanceId(config.instance), settings.node_id
-        # Pool threads claim while publisher and renewer write: one pooled client serves them all.
-        store = RedisJobs(connect(settings.broker_url(), name=f"instance.{config.instance}"))
-        self._engine = Engine(
-            backend,
-            clock=time.monotonic,
-            on_activity=lambda: news.put(""),
-            speculation=config.options.speculation,
-            parks=config.options.parking,
+        store = RedisJobs(redis)
+        self._engine = parts.engine
+        self._parts = parts
+        self._app = make_app(settings.broker_url(), name=f"instance.{instance}", events=settings.events)
+        ring = Doorbell(self._app).ring
+        self._publisher = Publisher(
+            store, instance, node, parts.prover, self._engine.cancel, threads=lambda: self._threads, ring=ring
         )
-        self._embeds_only = backend.shape.embeds_only
-        self._recipe = backend.shape.recipe
-        computer = Computer(backend.build, model_sha256, config.options.numerics, self._recipe, adapter_sha256)
-        self._numerics_class = computer.class_of_moves({file.name: file.scale for file in config.adapters})
-        self._publisher = Publisher(store, instance, node, computer, self._engine.cancel, threads=lambda: self._threads)
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
         )
-        self._app = make_app(settings.broker_url(), name=f"instance.{instance}", events=settings.events)
         self._runner = Runner(
-            store, backend, self._engine, self._publisher, self._renewer,
+            store, parts.starter, self._engine, self._publisher, self._renewer,
             model=ModelId(config.model), instance=instance, node=node, lease_ms=settings.lease_ms,
-            numerics=config.options.numerics, numerics_class=self._numerics_class,
+            numerics=config.options.numerics, numerics_class=parts.numerics_class,
             bulk_slots=config.n_slots - config.reserved_slots,
-            extra_jobs=most_parked(config.n_slots) if config.options.parking else 0,
-            ring=Doorbell(self._app).ring, clock=time.monotonic,
+            extra_jobs=parts.extra_jobs, ring=ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat()
@@ -167,22 +125,14 @@ class Instance:
         self._renewer.stop()
 
     def warm_up(self) -> None:
-        """Start the engine and compute one token, so that the first job does not pay for page faults and graphs.
+        """Start the engine, and see whether it can do anything.
 
         Raises:
-            ModelLoadFailed: Not even that could be computed.
+            ModelLoadFailed: It cannot.
         """
         self._engine_thread.start()
         self._set_state(InstanceState.WARMING)
-        ends: SimpleQueue[Ended] = SimpleQueue()
-        job_id, prompt = JobId("warm-up"), (1,)
-        if self._embeds_only:
-            self._engine.submit(EmbedRequest(job_id, prompt, None, ends.put))
-        else:
-            greedy = SamplingParams(temperature=0)
-            self._engine.submit(SequenceRequest(job_id, prompt, greedy, 0, 1, lambda _: None, ends.put))
-        if error := ends.get().error:
-            raise ModelLoadFailed(f"{self._config.model!r} is loaded but computes nothing: {error}")
+        self._parts.warm_up()
 
     def _begin_drain(self) -> None:
         # In a signal handler: it may have interrupted a holder of any lock, so it must take none itself.
@@ -200,6 +150,21 @@ class Instance:
         time.sleep(DRAINING_MARGIN_S)
         logger.error("Could not give the jobs back in time; their leases will lapse", extra={"event": "drain.failed"})
         os._exit(EXIT_THREAD_DIED)
+
+    def give_up(self, reason: str) -> None:
+        """End as FAILED, for no job can be served any more; those that wait for their turn go back to the queue."""
+        threading.Thread(target=self._give_up, args=(reason,), name="give up", daemon=True).start()
+
+    def _give_up(self, reason: str) -> None:
+        self._runner.drain()
+        self._engine.stop()
+        deadline = time.monotonic() + GIVE_UP_S
+        while self._renewer.num_held and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._pipe.send(InstanceReport(state=InstanceState.FAILED, reason=reason))
+        sys.stderr.write(f"packtrain instance {self._config.instance}: {reason}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_LOAD_FAILED)
 
     def _report_for_ever(self) -> None:
         while True:
@@ -229,8 +194,8 @@ class Instance:
                 batch_peak=stats.batch_peak,
                 tokens_out=stats.tokens_out,
                 job_s=round(self._runner.job_times.seconds(time.monotonic()), 3),
-                recipe=self._recipe,
-                numerics_class=self._numerics_class,
+                recipe=self._parts.recipe,
+                numerics_class=self._parts.numerics_class,
                 is_busy=self._engine.is_busy,
                 threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),
@@ -246,7 +211,7 @@ class Instance:
             "instance": self._config.instance,
             "model": self._config.model,
             "state": self._state.value,
-            "numerics": f"{self._config.options.numerics} ({self._recipe})",
+            "numerics": f"{self._config.options.numerics} ({self._parts.recipe})",
             "slots": f"{stats.slots_used}/{self._config.n_slots} used",
             "parked": stats.parked,
             "context_per_slot": self._config.n_ctx,
@@ -271,6 +236,36 @@ def _end_process(died: threading.ExceptHookArgs) -> None:
     os._exit(EXIT_THREAD_DIED)
 
 
+def _loaded(config: InstanceConfig, settings: Settings, redis: Redis, news: SimpleQueue[str]) -> Instance:
+    """With the model in memory."""
+    import_backend(config)
+    before_load = own_memory()
+    with ThreadPoolExecutor(1) as beside:  # the first time it reads the whole file, as the load does
+        cache = settings.home / "hashes.json"
+        sha256 = beside.submit(model_sha256, Path(config.path), cache)
+        adapters = beside.submit(adapter_sha256, config.adapters, cache)
+        backend = load_backend(config)
+    memory = (before_load, own_memory())
+    parts = loaded_parts(
+        config, backend, sha256.result(), adapters.result(), RedisJobs(redis), lambda: news.put("")
+    )  # fmt: skip
+    return Instance(config, settings, redis, parts, memory, news)
+
+
+def _remote(config: InstanceConfig, settings: Settings, redis: Redis, news: SimpleQueue[str]) -> Instance:
+    """With a client of another server."""
+    from packtrain.workers.remote.parts import remote_parts
+
+    before_load = own_memory()
+    fleet = hops.fleet_id(RedisRegistry(redis).secret())
+    made: list[Instance] = []
+    parts = remote_parts(
+        config, fleet, RedisJobs(redis), lambda: news.put(""), on_fault=lambda reason: made[0].give_up(reason)
+    )
+    made.append(Instance(config, settings, redis, parts, (before_load, own_memory()), news))
+    return made[0]
+
+
 def main(argv: list[str]) -> int:
     """Entry point; the exit code."""
     threading.excepthook = _end_process
@@ -283,15 +278,9 @@ def main(argv: list[str]) -> int:
         lifeline.watch(on_line=news.put)
         _be_first_to_go()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
-        import_backend(config)
-        before_load = own_memory()
-        with ThreadPoolExecutor(1) as beside:  # the first time it reads the whole file, as the load does
-            cache = settings.home / "hashes.json"
-            sha256 = beside.submit(model_sha256, Path(config.path), cache)
-            adapters = beside.submit(adapter_sha256, config.adapters, cache)
-            backend = load_backend(config)
-        memory = (before_load, own_memory())
-        instance = Instance(config, settings, backend, sha256.result(), adapters.result(), memory, news)
+        # Pool threads claim while publisher and renewer write: one pooled client serves them all.
+        redis = connect(settings.broker_url(), name=f"instance.{config.instance}")
+        instance = _remote(config, settings, redis, news) if config.remote else _loaded(config, settings, redis, news)
         instance.warm_up()
     except PacktrainError as error:
         why = error.data["reason"] if isinstance(error, NotDeterministic) else ""

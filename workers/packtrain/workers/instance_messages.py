@@ -16,6 +16,7 @@ from packtrain.broker.states import InstanceState
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.own_memory import OwnMemory
+from packtrain.workers.remote.options import RemoteOptions
 
 
 class InstanceConfig(BaseModel):
@@ -27,6 +28,7 @@ class InstanceConfig(BaseModel):
     model: str
     path: str  # from the node's own catalog, never from a message
     backend: Literal["llama_cpp", "scripted"] = "llama_cpp"
+    remote: RemoteOptions | None = None  # the server that answers; then nothing is loaded
     worker_name: str  # Celery's, stable across restarts: <model>.<k>@<node>
     n_slots: int
     reserved_slots: int = Field(0, ge=0)  # that bulk jobs leave to interactive ones

@@ -17,15 +17,15 @@ from typing import Literal
 from packtrain.broker import jobs, vectors
 from packtrain.broker.chat import ToolCall, join_calls
 from packtrain.broker.chunks import Chunk
-from packtrain.broker.errors import JobExpired
-from packtrain.broker.ids import InstanceId, JobId, NodeId
+from packtrain.broker.errors import FleetLoop, InvalidParameter, JobExpired, PromptEmpty
+from packtrain.broker.ids import InstanceId, JobId, NodeId, model_of
 from packtrain.broker.messages import JobSpec, Outcome, Piece, Timings, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.output import Parser, PlainParser
 from packtrain.workers.engine.sequence import End, Ended, Tokens
-from packtrain.workers.receipts import Computer
+from packtrain.workers.receipts import Prover
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class LeasedJob:
     Args:
         claim: What the store gave.
         spec: The checked request.
-        seed: That its answer is drawn with.
+        seed: That its answer is drawn with; None: another server draws it with one of its own.
         clock: Monotonic seconds.
         on_news: Called from the engine thread when there is something to publish; must not block. True: at once.
     """
@@ -53,7 +53,7 @@ class LeasedJob:
         self,
         claim: jobs.Claim,
         spec: JobSpec,
-        seed: int,
+        seed: int | None,
         *,
         clock: Callable[[], float],
         on_news: Callable[[LeasedJob, bool], None],
@@ -92,6 +92,11 @@ class LeasedJob:
         self._tokens += tokens
         self._logprobs += logprobs
 
+    def resume_parts(self, told: Delta, logprobs: Sequence[TokenLogprob]) -> None:
+        """The same of an answer that another server took apart."""
+        self._parts.append(told)
+        self._logprobs += logprobs
+
     def on_tokens(self, tokens: Tokens) -> None:
         """From the engine thread."""
         is_first = self._first_token_at is None
@@ -116,6 +121,9 @@ class LeasedJob:
             news, self._unpublished = self._unpublished, []
             ended = self.ended
         delta = self._read("".join(part.text for part in news))
+        for part in news:
+            if part.delta:
+                delta = delta + part.delta
         # A job that goes on elsewhere keeps what is held back: the resume rebuilds it from the tokens.
         if ended and ended.end not in (End.RELEASED, End.LOST) and not self._is_flushed:
             self._is_flushed = True
@@ -126,7 +134,8 @@ class LeasedJob:
         index = news[0].index if news else ended.num_output if ended else 0
         tokens = tuple(token for part in news for token in part.tokens)
         logprobs = tuple(entry for part in news for entry in part.logprobs)
-        return Chunk(index, delta.content, tokens, delta.reasoning, delta.calls, logprobs), ended
+        num_pieces = sum(part.delta is not None for part in news)
+        return Chunk(index, delta.content, tokens, delta.reasoning, delta.calls, logprobs, num_pieces), ended
 
     def _read(self, text: str, *, is_last: bool = False) -> Delta:
         try:
@@ -145,12 +154,19 @@ class LeasedJob:
         """Output tokens; known at the end."""
         return self.ended.num_output if self.ended else 0
 
+    def may_fall_back(self, ended: Ended) -> bool:
+        """True when another model might do better: it was asked for by a name that may have more targets, nothing of an
+        answer has come, and it is not the request that is wrong."""
+        is_named = self.spec.model != model_of(self._claim.route)
+        is_wrong = isinstance(ended.error, InvalidParameter | PromptEmpty | FleetLoop)
+        return ended.end is End.FAILED and is_named and not is_wrong and not self._parts and not self._unpublished
+
     @property
     def seconds(self) -> float:
         """From claim to end."""
         return self._ended_at - self._claimed_at
 
-    def outcome(self, ended: Ended, instance: InstanceId, node: NodeId, computer: Computer, *, threads: int) -> Outcome:
+    def outcome(self, ended: Ended, instance: InstanceId, node: NodeId, computer: Prover, *, threads: int) -> Outcome:
         """How the job ended, for its record. Publisher only, after its last `take`.
 
         Not for RELEASED and LOST, which do not end a job.
@@ -166,7 +182,8 @@ class LeasedJob:
             stopped_by=ended.stopped_by,
             reasoning="".join(part.reasoning for part in self._parts),
             tool_calls=calls,
-            usage=Usage(
+            usage=ended.usage
+            or Usage(
                 prompt_tokens=len(self.prompt), completion_tokens=ended.num_output, reused_tokens=ended.num_reused
             ),
             timings=Timings(
@@ -182,7 +199,7 @@ class LeasedJob:
             embedding=vectors.to_wire(ended.embedding),
             receipt=computer.receipt(
                 threads=threads,
-                seed=self.seed,
+                seed=self.seed or 0,
                 prompt=self.prompt,
                 output=ended.embedding or self._tokens,
                 adapters=self.adapters,

@@ -23,6 +23,7 @@ from packtrain.workers.memory import estimate_memory
 from packtrain.workers.memory_book import LoadKey, MemoryBook, Readings, needed_mapped_bytes
 from packtrain.workers.memory_probe import MemoryQuestion
 from packtrain.workers.memory_prober import MemoryProber
+from packtrain.workers.remote.options import RemoteOptions
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ class NodeCatalog(Protocol):
 
     def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
         """LoRA adapters to load with it: those that can be used."""
+        ...
+
+    def remote(self, model: ModelId) -> RemoteOptions | None:
+        """The server that answers for a model; None: it is loaded here."""
         ...
 
     def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
@@ -125,6 +130,9 @@ class GgufCatalog:
 
     def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
         return self._catalog.models[model].adapters
+
+    def remote(self, model: ModelId) -> RemoteOptions | None:  # noqa: ARG002
+        return None
 
     def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:
         entry = self._catalog.models.get(ModelId(config.model))
@@ -200,6 +208,9 @@ class ScriptedCatalog:
     def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
         info, path = self.models[model]
         return tuple(AdapterFile(name=a.name, path=str(path), scale=a.scale) for a in info.adapters)
+
+    def remote(self, model: ModelId) -> RemoteOptions | None:  # noqa: ARG002
+        return None
 
     def note_readings(self, config: InstanceConfig, readings: Readings) -> int | None:  # noqa: ARG002
         return None  # scripted models take what their file says

@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from packtrain.broker.chunks import Chunk
-from packtrain.broker.ids import InstanceId, JobId, NodeId
+from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.jobs import EmitReply, JobStore
+from packtrain.broker.messages import Cause
 from packtrain.workers.engine.sequence import End, Ended
 from packtrain.workers.leased_job import LeasedJob
-from packtrain.workers.receipts import Computer
+from packtrain.workers.receipts import Prover
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Publisher:
         computer: What computes the answers, for their receipts.
         threads: Threads that it computes with now.
         cancel: Ends a sequence in the engine, for jobs that the broker says are lost or cancelled.
+        ring: Says that a job waits on a route: one that falls back to another model.
         retry_s: Seconds between two tries while the broker is away.
     """
 
@@ -49,10 +52,11 @@ class Publisher:
         store: JobStore,
         instance: InstanceId,
         node: NodeId,
-        computer: Computer,
+        computer: Prover,
         cancel: Callable[[JobId, End], None],
         *,
         threads: Callable[[], int],
+        ring: Callable[[Route], None] = lambda _: None,
         retry_s: float = RETRY_S,
     ) -> None:
         self._store = store
@@ -61,6 +65,7 @@ class Publisher:
         self._computer = computer
         self._cancel = cancel
         self._threads = threads
+        self._ring = ring
         self._retry_s = retry_s
         self._changed = threading.Condition()
         self._due: dict[LeasedJob, float] = {}  # when to publish; by lease, for a job may come again
@@ -134,6 +139,8 @@ class Publisher:
             is_ours = self._insist(lambda: self._store.release(job.job_id, job.epoch))
         elif ended.end is End.LOST:
             is_ours = False
+        elif job.may_fall_back(ended) and self._fall_back(job, ended):
+            is_ours = True
         else:
             outcome = job.outcome(ended, self._instance, self._node, self._computer, threads=self._threads())
             is_ours = self._insist(lambda: self._store.finish(job.job_id, job.epoch, outcome, last))
@@ -143,6 +150,20 @@ class Publisher:
                 extra={"event": "job.lost", "job": job.job_id, "epoch": job.epoch},
             )  # fmt: skip
         job.published.set()
+
+    def _fall_back(self, job: LeasedJob, ended: Ended) -> bool:
+        """Let another model answer; False: there is none for this job, or it is lost."""
+        reason = f"could not answer ({ended.error}), and so another model shall"
+        cause = Cause(instance=self._instance, reason=reason[:500])
+        route = self._insist(lambda: self._store.fall_back(job.job_id, job.epoch, cause))
+        if not route:
+            return False
+        logger.info("Job %s falls back to %s", job.job_id, route, extra={"event": "job.fell_back", "job": job.job_id})
+        try:
+            self._ring(route)
+        except OperationalError as error:  # the coordinator rings for it
+            logger.warning("Could not ring for %s: %s", route, error, extra={"event": "bell.lost"})
+        return True
 
     def _insist(self, write: Callable[[], T]) -> T | None:
         """The result of `write`, tried until the broker answers; None when we must stop before it does."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from packtrain.broker.messages import Numerics, Receipt, Recipe, UsedAdapter
 from packtrain.workers.adapters import AdapterFile, AdapterSet
@@ -34,6 +35,27 @@ class Build:
     library: str  # name and version
     features: str  # what it was built with and found in the CPU
     flags: str  # how the model was loaded, as far as it tells on the bits
+
+
+class Prover(Protocol):
+    """Says what computed an answer: `Computer`, or `remote.RemoteServer`."""
+
+    def receipt(
+        self,
+        *,
+        threads: int,
+        seed: int,
+        prompt: Sequence[int],
+        output: Sequence[int] | bytes,
+        adapters: AdapterSet = (),
+    ) -> Receipt:
+        """For one answer.
+
+        Args:
+            output: Token ids, or the bytes of a vector.
+            adapters: That it was computed with.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +100,6 @@ class Computer:
         output: Sequence[int] | bytes,
         adapters: AdapterSet = (),
     ) -> Receipt:
-        """For one answer.
-
-        Args:
-            output: Token ids, or the bytes of a vector.
-            adapters: That it was computed with.
-        """
         return Receipt(
             model_sha256=self.model_sha256,
             numerics=self.numerics,

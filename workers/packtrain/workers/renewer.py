@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from packtrain.broker.ids import JobId
 from packtrain.broker.jobs import JobStore
-from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.seam import JobEngine
 from packtrain.workers.engine.sequence import End
 from packtrain.workers.leased_job import LeasedJob
 
@@ -28,7 +28,7 @@ class Renewer:
     """Holds the leases of an instance. `hold` and `let_go` may be called from any thread."""
 
     def __init__(
-        self, store: JobStore, engine: Engine, *, lease_ms: int, stall_s: float, clock: Callable[[], float]
+        self, store: JobStore, engine: JobEngine, *, lease_ms: int, stall_s: float, clock: Callable[[], float]
     ) -> None:
         self._store = store
         self._engine = engine

@@ -1,4 +1,7 @@
-"""The runner: answers one doorbell. It claims a job, makes tokens of its prompt, and waits for the engine to end it.
+"""The runner: answers one doorbell. It claims a job, has it started, and waits for its end.
+
+What starts it is a `Starter`: `EngineJobs` makes tokens of the prompt for the engine of a loaded model, and
+`remote/jobs.py` a request to another server.
 
 A Celery message alone costs the instance about 2 ms (`benchmarks/queue.py`: bare Celery runs some 500 no-op tasks per
 second). So one bell may serve several jobs: for a second, the slot claims the next one as soon as it has ended one. A
@@ -13,7 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 from redis.exceptions import RedisError
@@ -38,6 +41,7 @@ from packtrain.workers.bulk_share import BulkShare
 from packtrain.workers.chat.preparing import Prepared, pieces_of, prepare, prepare_count
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
+from packtrain.workers.engine.seam import JobEngine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
 from packtrain.workers.engine.text import TextStream
 from packtrain.workers.extra_jobs import ExtraJobs, Seats
@@ -52,6 +56,29 @@ logger = logging.getLogger(__name__)
 BELL_S = 1.0
 
 
+class Starter(Protocol):
+    """Has leased jobs run. Thread-safe."""
+
+    n_slots: int  # jobs at once
+    can_share: bool  # jobs that begin alike are better off together
+
+    def wait_for_turn(self) -> bool:
+        """Block until one more job may be claimed; False: none any more, since it was closed."""
+        ...
+
+    def give_turn_back(self) -> None:
+        """After a turn for which there was no job."""
+        ...
+
+    def start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
+        """Submit the job to the engine; the error when it cannot even start."""
+        ...
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        ...
+
+
 class Runner:
     """One per instance; `answer` is called from as many Celery threads as there are slots.
 
@@ -63,8 +90,8 @@ class Runner:
     def __init__(
         self,
         store: JobStore,
-        backend: Backend,
-        engine: Engine,
+        starter: Starter,
+        engine: JobEngine,
         publisher: Publisher,
         renewer: Renewer,
         *,
@@ -80,15 +107,14 @@ class Runner:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._backend = backend
+        self._starter = starter
         self._engine = engine
         self._publisher = publisher
         self._renewer = renewer
         self._model = model
         self._routes = jobs.routes_of(model, numerics)
         # Of the jobs that the slots hold now or held last; none where a held beginning is of no use.
-        num_held = backend.shape.n_slots if backend.shape.can_share else 0
-        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=num_held)
+        self._prefixes: deque[tuple[str, ...]] = deque(maxlen=starter.n_slots if starter.can_share else 0)
         self._instance = instance
         self._node = node
         self._lease_ms = lease_ms
@@ -97,7 +123,7 @@ class Runner:
         self._clock = clock
         self._bulk = BulkShare(bulk_slots)
         self.job_times = JobTimes()
-        self._seats = Seats(backend.shape.n_slots, extra_jobs)
+        self._seats = Seats(starter.n_slots, extra_jobs)
         self._extra = ExtraJobs(self._seats, self.take_extra) if extra_jobs else None
 
     def start(self) -> None:
@@ -107,6 +133,7 @@ class Runner:
 
     def drain(self) -> None:
         """Claim nothing any more."""
+        self._starter.close()
         self._bulk.close()
         self._seats.close()
 
@@ -165,6 +192,9 @@ class Runner:
     def _next(self) -> jobs.Claim | None:
         """The next job; waits with the bell while only bulk jobs are left and the instance has its share of them."""
         while self._seats.take():
+            if not self._starter.wait_for_turn():
+                self._seats.give_back()
+                return None
             may_bulk = self._bulk.take()
             claim = None
             try:
@@ -172,6 +202,7 @@ class Runner:
             finally:
                 if claim is None:
                     self._seats.give_back()
+                    self._starter.give_turn_back()
                 if may_bulk and (claim is None or claim.lane != "bulk"):
                     self._bulk.give_back()
             if claim or may_bulk or not self._ready()[1]:
@@ -213,7 +244,7 @@ class Runner:
             older.published.wait()
         number = self.job_times.begin(self._clock())
         try:
-            problem = problem or self._start(job, claim)
+            problem = problem or self._starter.start(job, claim)
             if problem:
                 job.on_end(Ended(End.FAILED, error=problem))
             # No timeout: an engine that dies takes the process with it, one that stalls is killed by the agent.
@@ -235,8 +266,31 @@ class Runner:
         seed = spec.params.seed if spec.params.seed is not None else seed_of(claim.job_id)
         return LeasedJob(claim, spec, seed, clock=self._clock, on_news=self._publisher.news), error
 
-    def _start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
-        """Submit the job to the engine; the error when it cannot even start."""
+
+class EngineJobs:
+    """A `Starter` for the engine of a loaded model."""
+
+    def __init__(
+        self, store: JobStore, backend: Backend, engine: Engine, *, model: ModelId, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._engine = engine
+        self._model = model
+        self._clock = clock
+        self.n_slots = backend.shape.n_slots
+        self.can_share = backend.shape.can_share
+
+    def wait_for_turn(self) -> bool:
+        return True
+
+    def give_turn_back(self) -> None:
+        """There are always turns."""
+
+    def close(self) -> None:
+        """Nobody waits."""
+
+    def start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
         is_embed = job.spec.kind == "embed"
         try:
             job.adapters = adapters_of(job.spec, self._backend.adapters)
@@ -271,7 +325,7 @@ class Runner:
                 job_id=job.job_id,
                 prompt=tuple(prompt),
                 params=prepared.params,
-                seed=job.seed,
+                seed=job.seed or 0,
                 max_new=room if most is None else min(most, room),
                 on_tokens=job.on_tokens,
                 on_end=job.on_end,

@@ -50,6 +50,42 @@ local function count_out(model, lane, user)
   return left
 end
 
+-- The start tag of a user's next job in a queue: where his last one finishes, or the clock, which moves on by a hair then.
+local function start_tag(model, lane, user, cost, hair)
+  local fair = fair_key(model, lane)
+  -- Jobs from before there were tags have numbers of this counter instead: tags begin behind them.
+  local clock = tonumber(redis.call('ZSCORE', fair, '') or redis.call('GET', ORDER) or '0')
+  local order = tonumber(redis.call('ZSCORE', fair, user) or '0')
+  if order <= clock then
+    order = clock + tonumber(hair)
+    redis.call('ZADD', fair, order, '')
+  end
+  redis.call('ZADD', fair, order + tonumber(cost), user)
+  redis.call('PEXPIRE', fair, QUEUED_TTL_MS)
+  return order
+end
+
+-- Note that a waiting job has further targets.
+local function note_movable(id, route, lane, order)
+  local movable = MOVABLE_PREFIX .. route .. ':' .. string.sub(lane, 1, 1)
+  redis.call('ZADD', movable, order, id)
+  redis.call('PEXPIRE', movable, QUEUED_TTL_MS)
+end
+
+-- Let a job that waits nowhere wait for another model; its route there. Its cost stands in the record, see submit.lua.
+local function enqueue(id, model, suffix, hair)
+  local job = JOB_PREFIX .. id
+  local lane, user, cost = unpack(redis.call('HMGET', job, 'lane', 'user', 'cost'))
+  local order, route = start_tag(model, lane, user, cost, hair), model .. suffix
+  count_in(model, lane, user)
+  redis.call('HSET', job, 'state', 'QUEUED', 'model', model, 'order', order)
+  if route == model then redis.call('HDEL', job, 'route') else redis.call('HSET', job, 'route', route) end
+  redis.call('ZADD', ready_key(route, lane), order, id)
+  redis.call('SADD', WAITING, route)
+  note_movable(id, route, lane, order)
+  return route
+end
+
 -- Take a job out of the queue that was not served.
 local function withdraw(id)
   local route, lane = place_of(id)
@@ -84,10 +120,11 @@ local function requeue(id)
   local route, lane = place_of(id)
   unlease(id)
   redis.call('HSET', job, 'state', 'QUEUED')
-  local f = redis.call('HMGET', job, 'order', 'tokens', 'class', 'model', 'user')
+  local f = redis.call('HMGET', job, 'order', 'tokens', 'class', 'model', 'user', 'targets')
   redis.call('ZADD', ready_key(route, lane), f[1], id)
   count_in(f[4], lane, f[5])
   redis.call('SADD', WAITING, route)
+  if f[6] then note_movable(id, route, lane, f[1]) end
   if f[2] and f[3] then
     redis.call('HSET', BEGUN, id, f[3])
     redis.call('PEXPIRE', BEGUN, QUEUED_TTL_MS)

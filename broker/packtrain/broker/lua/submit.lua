@@ -8,7 +8,7 @@
 -- ARGV[11] instance or node that alone may run it, '' for any   ARGV[12] ms that it is kept after its end, '' as ever
 -- ARGV[13] what it is taken to cost, tokens        ARGV[14] see fairness.py: what the clock moves on by
 -- ARGV[15] jobs of one user that may wait for one model, '' for any
--- ARGV[16] ms that it may run, '' for any
+-- ARGV[16] ms that it may run, '' for any         ARGV[17] 1: it may go to another target of its model's name
 -- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'unknown'
 --   | 'full' and jobs ready, then ms from one served to the next or ''
 --   | 'full of one user' and his jobs that wait, then the same for one of his own
@@ -19,11 +19,13 @@ if seen then
   return {'conflict', 0, model}
 end
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'unknown', 0, model} end
-local alias = redis.call('HGET', KEYS[2], 'alias_of')
+local alias, targets, spill_s = unpack(redis.call('HMGET', KEYS[2], 'alias_of', 'targets', 'spill_after_s'))
 if alias then
   alias = cjson.decode(alias)
   if alias ~= '' then model = alias end
 end
+targets = targets and ARGV[17] == '1' and cjson.decode(targets) or {}
+spill_s = spill_s and cjson.decode(spill_s)
 local route = model .. ARGV[9]
 local waiting = redis.call('ZCARD', ready_key(route, 'interactive')) + redis.call('ZCARD', ready_key(route, 'bulk'))
 local function gap_ms(users)
@@ -41,18 +43,8 @@ if ARGV[15] ~= '' then
   end
 end
 
--- Its start tag: where the user's last job finishes, or the clock, which moves on by a hair then.
 local lane, user = ARGV[5], ARGV[6]
-local fair = fair_key(model, lane)
--- Jobs from before there were tags have numbers of this counter instead: tags begin behind them.
-local clock = tonumber(redis.call('ZSCORE', fair, '') or redis.call('GET', ORDER) or '0')
-local order = tonumber(redis.call('ZSCORE', fair, user) or '0')
-if order <= clock then
-  order = clock + tonumber(ARGV[14])
-  redis.call('ZADD', fair, order, '')
-end
-redis.call('ZADD', fair, order + tonumber(ARGV[13]), user)
-redis.call('PEXPIRE', fair, QUEUED_TTL_MS)
+local order = start_tag(model, lane, user, ARGV[13], ARGV[14])
 count_in(model, lane, user)
 
 local now = now_ms()
@@ -68,6 +60,11 @@ if ARGV[11] ~= '' then
   redis.call('PEXPIRE', MEANT, QUEUED_TTL_MS)
 end
 if ARGV[16] ~= '' then redis.call('HSET', KEYS[1], 'max_run_ms', ARGV[16]) end
+if #targets > 1 then
+  redis.call('HSET', KEYS[1], 'targets', table.concat(targets, ' '), 'cost', ARGV[13])
+  if type(spill_s) == 'number' then redis.call('HSET', KEYS[1], 'spill_ms', math.floor(spill_s * 1000)) end
+  note_movable(id, route, lane, order)
+end
 redis.call('PEXPIRE', KEYS[1], QUEUED_TTL_MS)
 if ARGV[7] ~= '' then
   local deadline = now + tonumber(ARGV[7])

@@ -19,7 +19,7 @@ from packtrain.broker.ids import is_safe_id
 from packtrain.client.bulk import BulkOptions, BulkRun, Defaults, FileInvalid, Summary
 from packtrain.client.cli.bulk_view import BulkView
 from packtrain.client.cli.options import JSON
-from packtrain.client.redis_transport import open_transport
+from packtrain.client.opening import open_transport
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,13 +1,16 @@
 """`packtrain demo`: the main job on real input, from nothing to nothing, with the time it took.
 
-A whole fleet comes up in a temporary home; one answer is streamed, many jobs run at once; then all of it goes away.
+A whole fleet comes up in a temporary home; one answer is streamed, one comes over HTTP, many jobs run at once; then all
+of it goes away.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,11 +24,13 @@ from rich.table import Table
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId
+from packtrain.client.cli.gateway_page import missing_for_gateway
 from packtrain.client.cli.up import UpOptions, running_fleet
 from packtrain.client.client import Packtrain
 from packtrain.client.result import Result
 
 FIRST = "In two sentences: why do pack animals walk in a line?"
+SECOND = "Name three pack animals."
 TOPICS = (
     "rain", "bread", "bridges", "owls", "salt", "mirrors", "rivers", "clocks", "honey", "snow", "maps", "kites",
     "moss", "lamps", "trains", "tea",
@@ -56,8 +61,9 @@ def run(models: Sequence[Path], model: str, num_jobs: int) -> int:
     pids: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="packtrain-demo-") as folder, ExitStack() as stack:
         options = UpOptions(
-            home=Path(folder), port=0, models=tuple(models), node=NodeId("laptop"), quiet=True, drain_s=5
-        )
+            home=Path(folder), port=0, models=tuple(models), node=NodeId("laptop"), quiet=True, drain_s=5,
+            http_port=None if missing_for_gateway() else 0,
+        )  # fmt: skip
         with watch.lap("start the fleet"), out.status("starting broker, coordinator and node agent"):
             fleet = stack.enter_context(running_fleet(options))
         stack.push(_timed_exit(watch, stack.pop_all()))
@@ -73,6 +79,9 @@ def run(models: Sequence[Path], model: str, num_jobs: int) -> int:
             for text in client.stream(model, FIRST, max_tokens=80, seed=7):
                 out.print(text, end="", markup=False, soft_wrap=True)
         out.print("\n")
+        if fleet.gateway:
+            with watch.lap("ask over HTTP"):
+                _ask_over_http(out, fleet.gateway.url, model)
         prompts = [f"Write two sentences about {TOPICS[i % len(TOPICS)]}, number {i}." for i in range(num_jobs)]
         lap = f"{num_jobs} jobs at once"
         with watch.lap(lap), out.status(lap):
@@ -85,6 +94,15 @@ def run(models: Sequence[Path], model: str, num_jobs: int) -> int:
         return 1
     out.print(f"\nNothing is left behind: {', '.join(pids)} have ended, the temporary home is gone.")
     return 0
+
+
+def _ask_over_http(out: Console, url: str, model: str) -> None:
+    body = json.dumps({"model": model, "max_tokens": 24, "seed": 7, "messages": [{"role": "user", "content": SECOND}]})
+    out.print(f"[bold]OpenAI's API[/] is at {url}/v1:\n\n  curl {url}/v1/chat/completions -d '{body}'", soft_wrap=True)
+    asked = urllib.request.Request(f"{url}/v1/chat/completions", body.encode(), {"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310
+        said = json.load(answer)["choices"][0]["message"]["content"]
+    out.print(f"  {' '.join(said.split())}\n", markup=False, soft_wrap=True)
 
 
 def _check_offered(client: Packtrain, model: str, folders: Sequence[Path]) -> None:

@@ -24,10 +24,12 @@ from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
 from packtrain.client.cli import doctor as doctor_
 from packtrain.client.cli import views
+from packtrain.client.cli.gateway_page import missing_for_gateway
 from packtrain.client.cli.join_commands import CODE, FLEET, JOIN, join_fleet, need_joining
 from packtrain.client.cli.node_commands import labels_of
 from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
+from packtrain.client.gateway.settings import load_gateway_settings
 
 #: `load` and `unload` look this often, seconds.
 POLL_S = 0.3
@@ -55,6 +57,14 @@ def up(
     join_port: Annotated[int, typer.Option(min=0, max=65535, help="Port at which they join; 0: a free one.")] = 6391,
     flower: Annotated[bool, typer.Option("--flower", help="Run Flower, too.")] = False,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Flower; 0: a free one.")] = 5555,
+    http: Annotated[bool, typer.Option("--http/--no-http", help="Serve OpenAI's API over HTTP.")] = True,
+    http_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of that, default 8080; 0: a free one.")
+    ] = None,
+    http_host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Address of that; beyond loopback only with API keys, see `keys`."),
+    ] = None,
     models: MODELS = None,
     node: NODE = None,
     memory: MEMORY = None,
@@ -72,13 +82,18 @@ def up(
 ) -> None:
     """Run a whole fleet on this machine until Ctrl-C.
 
-    It starts a broker, a coordinator and this machine's node agent, says where they are once all are ready, and
-    restarts what dies.
+    It starts a broker, a coordinator, a gateway for HTTP and this machine's node agent, says where they are once all
+    are ready, and restarts what dies.
     """
     settings = _settings(home, node, models)
     _need_worker()
     if listen:
         need_joining()
+    said = Console(stderr=as_json)
+    if http and (missing := missing_for_gateway()):
+        http = False
+        said.print(f"no HTTP here: {missing}; `--no-http` does without", soft_wrap=True, markup=False, highlight=False)
+    gateway = load_gateway_settings()
     options = UpOptions(
         home=settings.home,
         broker_url=broker or settings.url,
@@ -87,6 +102,8 @@ def up(
         join_port=join_port,
         flower=flower,
         flower_port=flower_port,
+        http_port=(gateway.port if http_port is None else http_port) if http else None,
+        http_host=http_host or gateway.host,
         models=tuple(folder.absolute() for folder in settings.models),
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
@@ -94,7 +111,7 @@ def up(
         env={**_limits(memory, cores, label), **_files(settings, files_address, listen)},
         quiet=quiet,
     )
-    raise typer.Exit(run_up(options, Console(stderr=as_json), as_json=as_json))
+    raise typer.Exit(run_up(options, said, as_json=as_json))
 
 
 def down(home: HOME = None, as_json: JSON = False) -> None:

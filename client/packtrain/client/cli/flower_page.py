@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.private_files import kept_secret, private_folder, write_private
+from packtrain.client.cli.ports import checked_port
 from packtrain.client.cli.supervisor import Child
 
 HOST = "127.0.0.1"
@@ -86,7 +86,8 @@ def prepare_flower(folder: Path, port: int) -> FlowerPage:
             "Flower is not installed here; install packtrain with its [monitor] extra, or leave out `--flower`"
         )
     private_folder(folder)
-    page = FlowerPage(folder, _checked_port(port), kept_secret(folder / "password"))
+    checked = checked_port(HOST, port, what="Flower", option="--flower-port")
+    page = FlowerPage(folder, checked, kept_secret(folder / "password"))
     options = {
         "address": HOST,
         "port": page.port,
@@ -99,16 +100,3 @@ def prepare_flower(folder: Path, port: int) -> FlowerPage:
     lines = [f"{name} = {value!r}\n" for name, value in options.items()]
     write_private(page.conf_file, "# Written by `packtrain up` at each start.\n" + "".join(lines))
     return page
-
-
-def _checked_port(port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise SetupError(
-                f"port {port} on {HOST} cannot be used for Flower ({error.strerror}); "
-                "choose another with `--flower-port` (0 takes a free one)"
-            ) from error
-        return int(probe.getsockname()[1])

@@ -17,9 +17,11 @@ from packtrain.client.cli import (
     job_commands,
     join_commands,
     journal_commands,
+    keys_commands,
     model_commands,
     node_commands,
     pull_commands,
+    serve_commands,
     simulation_commands,
 )
 
@@ -39,6 +41,8 @@ app = typer.Typer(
 fleet_commands.add_to(app)
 node_commands.add_to(app)
 join_commands.add_to(app)
+serve_commands.add_to(app)
+keys_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)

@@ -54,9 +54,12 @@ def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_js
         sys.stdout.write(json.dumps(model_facts(info, loaded), indent=2) + "\n")
         return
     out = views.console()
-    out.print(f"{info.id}: {info.file}, {info.architecture}, {info.quantization}, {info.parameters / 1e6:,.0f} M")
-    options = "".join(f", {name} {value}" for name, value in info.options.items())
-    out.print(f"loaded as {info.n_slots} slots of {info.n_ctx} tokens{options}")
+    if info.remote:
+        out.print(f"{info.id}: answered by {info.remote}, {info.n_slots} requests at once; its process takes:")
+    else:
+        out.print(f"{info.id}: {info.file}, {info.architecture}, {info.quantization}, {info.parameters / 1e6:,.0f} M")
+        options = "".join(f", {name} {value}" for name, value in info.options.items())
+        out.print(f"loaded as {info.n_slots} slots of {info.n_ctx} tokens{options}")
     if info.adapters:
         out.print(adapters_table(info))
     out.print(memory_table(info))
@@ -105,7 +108,9 @@ def memory_table(info: ModelInfo) -> Table:
     table.add_column(justify="right")
     table.add_column()
     cache = f"{_mib(_cache(info) / info.n_slots)} per slot, {_mib(_per_1000_tokens(info))} per 1,000 tokens"
-    if memory.buffers:
+    if info.remote:
+        table.add_row("process", _mib(memory.process_bytes), "Python and libraries")
+    elif memory.buffers:
         table.add_row("process", _mib(memory.process_bytes), "Python, libraries, vocabulary")
         table.add_row("weights", _mib(memory.host("weights")), "")
         if memory.adapter_bytes:
@@ -132,7 +137,7 @@ def _cache(info: ModelInfo) -> int:
 
 
 def _per_1000_tokens(info: ModelInfo) -> float:
-    return 1000 * _cache(info) / (info.n_slots * info.n_ctx)
+    return 1000 * _cache(info) / (info.n_slots * info.n_ctx) if info.n_ctx else 0.0
 
 
 def _mib(num_bytes: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys
+from packtrain.broker.api_keys import ApiKeys
 from packtrain.broker.connection import connect, unavailable
 from packtrain.broker.ids import NodeId
 from packtrain.broker.invites import Invites
@@ -62,6 +63,13 @@ class FleetProbe:
         except RedisError:
             return False
         return place is not None and place.pid == pid
+
+    def has_api_keys(self) -> bool:
+        """True when somebody has made one."""
+        try:
+            return bool(ApiKeys(self._redis).all())
+        except RedisError:
+            return False
 
     def num_models(self) -> int:
         """Models that the node offers; 0 while it has not said."""

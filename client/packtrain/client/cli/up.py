@@ -2,9 +2,10 @@
 
 Order of start, and the reverse of it at the end:
 
-    home is held → broker → fleet.json → [Flower] → [pairing] → coordinator → agent → ready
+    home is held → broker → fleet.json → [Flower] → [pairing] → coordinator → [gateway] → agent → ready
 
-So at the end the agent is asked first and drains while everything it needs still runs; the broker goes last.
+So at the end the agent is asked first and drains while everything it needs still runs, and while a gateway still hands
+out what comes of that; the broker goes last.
 `running_fleet` is the same thing for programs: the demo, the benchmarks and the end-to-end tests use it.
 """
 
@@ -28,11 +29,13 @@ from packtrain.broker.errors import BrokerUnavailable, PacktrainError, SetupErro
 from packtrain.broker.ids import NodeId, default_node_id
 from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, is_ready
 from packtrain.client.cli.flower_page import FlowerPage, prepare_flower
+from packtrain.client.cli.gateway_page import GatewayPage, prepare_gateway
 from packtrain.client.cli.home import announce_fleet, held_home, holder_pid, is_held, withdraw_fleet
 from packtrain.client.cli.readiness import FleetProbe
 from packtrain.client.cli.supervisor import Child, StopAsked, Supervisor
 from packtrain.client.cli.up_page import facts, page
 from packtrain.client.cli.views import print_json
+from packtrain.client.gateway.settings import check_reach
 
 #: Beyond the drain: an agent that has drained still has its instances to end.
 STOP_MARGIN_S = 10.0
@@ -54,6 +57,8 @@ class UpOptions:
     join_port: int = 6391  # of the pairing service; 0: a free one
     flower: bool = False
     flower_port: int = 5555  # 0: a free one
+    http_port: int | None = None  # of the gateway; 0: a free one; None: there is none
+    http_host: str = "127.0.0.1"
     models: tuple[Path, ...] = ()  # model folders besides <home>/models
     node: NodeId = field(default_factory=default_node_id)
     drain_s: float = 30.0  # how long running jobs may finish at the end
@@ -64,6 +69,7 @@ class UpOptions:
     coordinator: Sequence[str] = (sys.executable, "-m", "packtrain.broker.coordinator_main")
     agent: Sequence[str] = (sys.executable, "-m", "packtrain.workers.agent_main")
     pairing: Sequence[str] = (sys.executable, "-m", "packtrain.client.joining.service_main")
+    gateway: Sequence[str] = (sys.executable, "-m", "packtrain.client.gateway.gateway_main")
     flower_app: str = "packtrain.broker.flower_app:app"
 
 
@@ -78,11 +84,12 @@ class RunningFleet:
     num_models: int  # that the node offers at the time of readiness
     listen: str  # where other machines may join; empty: nowhere
     flower: FlowerPage | None
+    gateway: GatewayPage | None
     supervisor: Supervisor
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids that run now, by name: `broker`, `flower`, `coordinator`, `agent`."""
+        """Process ids that run now, by name: `broker`, `flower`, `coordinator`, `gateway`, `agent`."""
         return self.supervisor.pids()
 
 
@@ -95,7 +102,8 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
         supervisor: To use instead of a new one, by who must reach it before the fleet is ready.
 
     Raises:
-        SetupError: The home or a port is taken, something is missing, or a child does not come up or stay up.
+        SetupError: The home or a port is taken, HTTP would be open to others, something is missing, or a child does not
+            come up or stay up.
         BrokerUnavailable: The broker that was named does not answer.
         StopAsked: `supervisor.interrupt` came before the fleet was ready.
     """
@@ -103,11 +111,12 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
     with ExitStack() as stack:
         stack.enter_context(held_home(options.home))
         flower = prepare_flower(options.home / "flower", options.flower_port) if options.flower else None
+        gateway = None if options.http_port is None else prepare_gateway(options.http_host, options.http_port)
         # Withdrawn after the stop: who waits for a draining job must still find the fleet.
         stack.callback(withdraw_fleet, options.home)
         stack.callback(supervisor.stop, options.drain_s + STOP_MARGIN_S)
         url, broker = _broker(options, supervisor)
-        announce_fleet(options.home, _announcement(url, flower))
+        announce_fleet(options.home, _announcement(url, flower, gateway))
         probe = stack.enter_context(closing(FleetProbe(url, options.node, is_shared=bool(options.broker_url))))
         env = _child_env(options, url)
         if flower:
@@ -122,10 +131,13 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
                 )
             )
         supervisor.start(Child("coordinator", options.coordinator, env, ready=probe.coordinator_leads))
+        if gateway:
+            check_reach(gateway.host, has_keys=probe.has_api_keys())
+            supervisor.start(gateway.child(options.gateway, env))
         supervisor.start(Child("agent", options.agent, env, ready=probe.agent_beats))
         supervisor.wait_ready(options.ready_timeout_s)
         yield RunningFleet(
-            url, options.home, options.node, broker, probe.num_models(), options.listen, flower, supervisor
+            url, options.home, options.node, broker, probe.num_models(), options.listen, flower, gateway, supervisor
         )
         if supervisor.failure:
             raise supervisor.failure
@@ -242,13 +254,17 @@ def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[str, str]:
     return server.url, f"{server.binary.kind} {server.binary.version}"
 
 
-def _announcement(url: str, flower: FlowerPage | None) -> dict[str, object]:
+def _announcement(url: str, flower: FlowerPage | None, gateway: GatewayPage | None) -> dict[str, object]:
     fleet: dict[str, object] = {
         "url": url,
         "pid": os.getpid(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return {**fleet, "flower_url": flower.url} if flower else fleet
+    if flower:
+        fleet["flower_url"] = flower.url
+    if gateway:
+        fleet["http_url"] = gateway.url
+    return fleet
 
 
 def _child_env(options: UpOptions, url: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ def facts(fleet: RunningFleet) -> dict[str, object]:
         "broker": fleet.broker,
         "node": fleet.node,
         "models": fleet.num_models,
+        "http": fleet.gateway.url if fleet.gateway else None,
         "listen": fleet.listen or None,
         "home": str(fleet.home),
         "logs": str(fleet.home / "logs"),
@@ -43,6 +44,8 @@ def page(fleet: RunningFleet, *, with_password: bool) -> str:
             f"{fleet.num_models}" if fleet.num_models else f"none yet: put a .gguf file into {fleet.home}/models",
         ),
     ]
+    if fleet.gateway:
+        rows.append(("HTTP", f"{fleet.gateway.url}/v1  (OpenAI's API; all of it: {fleet.gateway.url}/docs)"))
     if fleet.listen:
         rows.append(("join", f"other machines may, at {fleet.listen}: `packtrain invite` shows them how"))
     if fleet.flower:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from packtrain.broker import vectors
+from packtrain.broker.api_keys import ApiKey
 from packtrain.broker.explain import Explanation
 from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
 from packtrain.broker.states import InstanceState
@@ -172,12 +174,32 @@ def node_state(row: NodeBeat) -> str:
     return "quarantine" if row.quarantine else "up"
 
 
+def keys_table(rows: Sequence[ApiKey]) -> Table:
+    """API keys: what each may do."""
+    table = _new("NAME", "ID", "MODELS", "AT ONCE", "TOKENS/MIN", "ADMIN", "CREATED")
+    for key in rows:
+        created = datetime.fromtimestamp(key.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        table.add_row(
+            key.name, key.id, ", ".join(key.models) or "all", str(key.concurrent or "any"),
+            str(key.tokens_per_minute or "any"), "yes" if key.is_admin else "no", created,
+        )  # fmt: skip
+    return table
+
+
 def models_table(rows: Sequence[ModelInfo]) -> Table:
     """Models: what each is and needs."""
     table = _new("MODEL", "TYPE", "PARAMETERS", "QUANT", "WEIGHTS", "NEEDS", "CONTEXT", "SLOTS", "TRAINED", "DOES")
     for row in rows:
         if row.alias_of:
-            table.add_row(row.id, f"= {row.alias_of}", *[""] * 8)
+            spill = "" if row.spill_after_s is None else f" after {row.spill_after_s:g} s"
+            others = f", else{spill} {', '.join(row.targets[1:])}" if row.targets[1:] else ""
+            table.add_row(row.id, f"= {row.alias_of}{others}", *[""] * 8)
+            continue
+        if row.remote:
+            context = str(row.n_ctx or "")
+            table.add_row(
+                row.id, row.remote, "", "", "", size(row.required_bytes), context, str(row.n_slots), "", "remote"
+            )
             continue
         table.add_row(
             row.id, row.architecture, f"{row.parameters / 1e6:,.0f} M", row.quantization, size(row.weights_bytes),

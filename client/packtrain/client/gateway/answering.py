@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from packtrain.broker.errors import PacktrainError
@@ -26,7 +26,9 @@ class Answering:
         self._items = items
         self._may_cancel = may_cancel
         self._next: asyncio.Task[Item] | None = None
-        self._left = len(jobs)
+        self._results: dict[int, Result] = {}
+        #: Awaited once, at the end; with the results, or None when not all jobs have ended well.
+        self.when_over: Callable[[Sequence[Result] | None], Awaitable[None]] | None = None
 
     @classmethod
     async def begin(cls, fleet: AsyncPacktrain, call: Call) -> Answering:
@@ -57,7 +59,7 @@ class Answering:
     @property
     def is_over(self) -> bool:
         """True when every job has ended well."""
-        return not self._left
+        return len(self._results) == len(self.jobs)
 
     async def next(self, timeout_s: float | None) -> Item | None:
         """What comes next of any job; None: nothing came for so long.
@@ -73,10 +75,17 @@ class Answering:
         if not done:
             return None
         task, self._next = self._next, None
-        item = task.result()
-        if isinstance(item[1], Result):
-            self._left -= 1
-        return item
+        choice, what = task.result()
+        if isinstance(what, Result):
+            self._results[choice] = what
+        return choice, what
+
+    async def begins(self, timeout_s: float) -> bool:
+        """Wait for what comes first, which stays to be had by `next`. False: nothing came for so long."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(anext(self._items))
+        done, _ = await asyncio.wait([self._next], timeout=timeout_s)
+        return bool(done)
 
     async def results(self) -> list[Result]:
         """The results of all jobs, in their order.
@@ -84,20 +93,24 @@ class Answering:
         Raises:
             PacktrainError: A job has failed.
         """
-        found: dict[int, Result] = {}
         while not self.is_over:
-            item = await self.next(None)
-            if item and isinstance(item[1], Result):
-                found[item[0]] = item[1]
-        return [found[number] for number in range(len(self.jobs))]
+            await self.next(None)
+        return self._in_order()
 
     async def close(self) -> None:
         """Nobody reads any more: what has not ended is cancelled."""
-        if self._next:
-            self._next.cancel()
-            await asyncio.wait([self._next])
-        if self._left and self._may_cancel:
-            await _cancel(self.jobs)
+        try:
+            if self._next:
+                self._next.cancel()
+                await asyncio.wait([self._next])
+            if self._may_cancel and not self.is_over:
+                await _cancel(self.jobs)
+        finally:
+            if self.when_over:
+                await self.when_over(self._in_order() if self.is_over else None)
+
+    def _in_order(self) -> list[Result]:
+        return [self._results[number] for number in range(len(self.jobs))]
 
 
 async def _cancel(jobs: Sequence[AsyncJob]) -> None:

@@ -9,10 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from packtrain.client.gateway.anthropic_api import add_anthropic
 from packtrain.client.gateway.batches_api import add_batches
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import handle_failures
 from packtrain.client.gateway.files_api import add_files
+from packtrain.client.gateway.fleet_view import FleetView
+from packtrain.client.gateway.health import add_health
+from packtrain.client.gateway.native_api import add_native
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.schema import describe
 
@@ -26,12 +30,16 @@ def make_app(door: Door) -> FastAPI:
         redirect_slashes=False,
     )
     handle_failures(app)
+    add_health(app, FleetView(door.fleet, door.depths))
     add_openai(app, door)
     if door.files:
         add_files(app, door, door.files)
         add_batches(app, door, door.files)
+    add_anthropic(app, door)
+    add_native(app, door)
     describe(app)
     app.add_middleware(_RequestIds)
+    app.add_middleware(_Heads)
     if door.settings.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -43,8 +51,19 @@ def make_app(door: Door) -> FastAPI:
     return app
 
 
+class _Heads:
+    """Answers HEAD wherever there is GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self._app({**scope, "method": "GET"} if is_head else scope, receive, send)
+
+
 class _RequestIds:
-    """Gives each response an `x-request-id`, which OpenAI's clients show in errors."""
+    """Gives each response an `x-request-id`, which OpenAI's clients show in errors, and Anthropic's as `request-id`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -58,7 +77,8 @@ class _RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", request_id)]}
+                ids = [(b"x-request-id", request_id), (b"request-id", request_id)]
+                message = {**message, "headers": [*message.get("headers", []), *ids]}
             await send(message)
 
         await self._app(scope, receive, send_with_id)

@@ -27,7 +27,7 @@ from packtrain.broker.settings import load_settings
 from packtrain.client.bulk import BulkOptions, BulkRun, Defaults, FileInvalid, Snapshot, Summary
 from packtrain.client.gateway.batches_store import Batch, BatchStatus, BatchStore, Progress
 from packtrain.client.gateway.files_store import FileStore
-from packtrain.client.redis_transport import open_transport
+from packtrain.client.opening import open_transport
 from packtrain.client.transport import Transport
 
 logger = logging.getLogger("packtrain.client.gateway.batches_run")

@@ -19,8 +19,8 @@ from packtrain.client.openai.faults import Fault, fault_of
 log = logging.getLogger(__name__)
 
 _INVALID = "invalid_request_error"
-#: From a fault to the body of its response.
-Shape = Callable[[Fault], Mapping[str, Any]]
+#: From a fault and the id of its request to the body of the response.
+Shape = Callable[[Fault, str], Mapping[str, Any]]
 
 
 class Refused(Exception):
@@ -61,7 +61,11 @@ def fault_behind(error: BaseException, request: Request) -> Fault:
 
 
 def shape_failures(app: FastAPI, paths: Iterable[str], shape: Shape) -> None:
-    """Have failures at these paths look as another API's clients expect, not as OpenAI's."""
+    """Have failures at these paths look as another API's clients expect, not as OpenAI's.
+
+    Args:
+        paths: One that ends with `/` stands for all below it.
+    """
     if not hasattr(app.state, "shapes"):
         app.state.shapes = {}
     app.state.shapes.update(dict.fromkeys(paths, shape))
@@ -70,8 +74,11 @@ def shape_failures(app: FastAPI, paths: Iterable[str], shape: Shape) -> None:
 def failure_response(request: Request, fault: Fault) -> Response:
     """A fault as a response, in the shape of its path's API."""
     shapes: Mapping[str, Shape] = getattr(request.app.state, "shapes", {})
-    shape = shapes.get(request.url.path, Fault.body)
-    return json_response(shape(fault), fault.status, fault.headers())
+    path = request.url.path
+    below = (shape for start, shape in shapes.items() if start.endswith("/") and path.startswith(start))
+    shape = shapes.get(path) or next(below, None)
+    body = shape(fault, getattr(request.state, "request_id", "")) if shape else fault.body()
+    return json_response(body, fault.status, fault.headers())
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -85,8 +92,8 @@ def _http(error: HTTPException, request: Request) -> Fault:
     if error.status_code == 404:
         return Fault(404, _INVALID, "unknown_url", f"there is no {path}; /docs lists what there is")
     if error.status_code == 405:
-        return Fault(
-            405, _INVALID, "method_not_allowed", f"{path} does not take {request.method}; /docs lists what does"
-        )
+        message = f"{path} does not take {request.method}; /docs lists what does"
+        allow = (error.headers or {}).get("Allow", "")
+        return Fault(405, _INVALID, "method_not_allowed", message, allow=allow)
     kind = _INVALID if error.status_code < 500 else "server_error"
     return Fault(error.status_code, kind, "http_error", str(error.detail))

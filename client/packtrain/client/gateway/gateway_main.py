@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
+from redis.exceptions import RedisError
 
 from packtrain.broker import lifeline, logs
+from packtrain.broker.api_keys import ApiKeys
+from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
+from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import load_settings
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
+from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
-from packtrain.client.gateway.settings import GatewaySettings, load_gateway_settings
+from packtrain.client.gateway.keys import KeyAccess
+from packtrain.client.gateway.settings import GatewaySettings, check_reach, load_gateway_settings
 
 logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ is __main__: only warnings are logged
 
@@ -28,7 +35,9 @@ BACKLOG = 2048
 def run(
     settings: GatewaySettings, url: str, *, files: Path, drain_s: float, ready: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Serve until SIGTERM, SIGINT, or the end of who started it. Requests under way may take `drain_s` to end.
+    """Serve until SIGTERM, SIGINT, or the end of who started it. Main thread only.
+
+    Requests under way may take `drain_s` to end. Batches in `files` run as long as somebody serves them.
 
     Args:
         url: Of the broker.
@@ -36,18 +45,29 @@ def run(
         ready: Called with the URL of the gateway once it listens.
 
     Raises:
-        SetupError: The port is taken.
+        SetupError: The port is taken, or other machines would reach it without API keys.
+        BrokerUnavailable: The broker does not answer.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn stops at them, and then raises them again: nothing is left to do by then.
+        signal.signal(number, lambda *_: None)
     asyncio.run(_serve(settings, url, files, drain_s, ready))
 
 
 async def _serve(
     settings: GatewaySettings, url: str, files: Path, drain_s: float, ready: Callable[[str], None]
 ) -> None:
+    redis = connect(url, name="gateway")
+    keys = ApiKeys(redis)
+    try:
+        check_reach(settings.host, has_keys=bool(keys.all()))
+    except RedisError as error:
+        raise unavailable(url, error) from error
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
+        door = Door(fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files)
         config = uvicorn.Config(
-            make_app(Door(fleet, settings, files=files)),
+            make_app(door),
             log_config=None,  # ours: to stderr, from WARNING on
             access_log=False,
             timeout_graceful_shutdown=int(drain_s) or 1,
@@ -63,12 +83,15 @@ async def _serve(
         where = _url(listener)
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
-        await server.serve([listener])
+        with kept_batches(files, url):
+            await server.serve([listener])
+    redis.close()
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With TCP by name: asyncio switches Nagle's algorithm off only then, which costs each answer 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))

@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from packtrain.broker.errors import UnknownModel
 from packtrain.broker.explain import Explanation
+from packtrain.client.gateway.access import no_model
 from packtrain.client.gateway.body import read_json
 from packtrain.client.gateway.door import Door
-from packtrain.client.gateway.failures import json_response
+from packtrain.client.gateway.failures import Refused, json_response
 from packtrain.client.gateway.schema import takes
 from packtrain.client.gateway.serving import Writer, serve
 from packtrain.client.gateway.streams import comment, data
@@ -29,12 +30,14 @@ def add_openai(app: FastAPI, door: Door) -> None:
 
     @router.get("/models", summary="The models of the fleet")
     async def models(request: Request) -> Response:
-        await door.access.caller(request)
-        return json_response(model_list(await door.fleet.models(), int(door.started)))
+        caller = await door.access.caller(request)
+        return json_response(model_list(await door.fleet.models(), int(door.started), may_use=caller.may_use))
 
     @router.get("/models/{model_id:path}", summary="One model")
     async def model(request: Request, model_id: str) -> Response:
-        await door.access.caller(request)
+        caller = await door.access.caller(request)
+        if not caller.may_use(model_id):
+            raise Refused(no_model(model_id, caller))
         found = {info.id: info for info in await door.fleet.models()}
         if model_id not in found:
             raise UnknownModel(model=model_id, known=list(found))
@@ -59,7 +62,11 @@ def add_openai(app: FastAPI, door: Door) -> None:
 async def _jobs(url: str, request: Request, door: Door) -> Response:
     caller = await door.access.caller(request)
     body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-    call = parse_call(url, body, user=caller.user)
+    try:
+        call = parse_call(url, body, user=caller.user)
+    except UnknownModel as error:  # by a name that no model can have; say which there are
+        known = [info.id for info in await door.fleet.models()]
+        raise UnknownModel(model=str(error.data["model"]), known=known) from None
     return await serve(door, request, call, _OpenAI(call))
 
 

@@ -58,7 +58,7 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
         PacktrainError: It was refused, or failed before its stream began.
     """
     try:
-        answering = await unless_gone(request.receive, Answering.begin(door.fleet, call))
+        answering = await _begin(door, request, call)
         stamp = Stamp(answering.jobs[0].id, int(door.now()), call.model)
         headers = {"X-Packtrain-Job": answering.jobs[0].id}
         if call.stream:
@@ -72,6 +72,22 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
         return json_response(answerer.body(stamp, results), headers=headers)
     except Gone:
         raise Refused(Fault(499, "invalid_request_error", "client_gone", "the client has left")) from None
+
+
+async def _begin(door: Door, request: Request, call: Call) -> Answering:
+    """Hand in the jobs of a caller who may, and see to it that they are counted."""
+    admission = await door.access.admit(await door.access.caller(request), call.specs)
+    try:
+        answering = await unless_gone(request.receive, Answering.begin(door.fleet, call))
+    except BaseException:
+        await admission.end(0)
+        raise
+
+    async def over(results: Sequence[Result] | None) -> None:
+        await admission.end(None if results is None else call.form.used(results)["total_tokens"])
+
+    answering.when_over = over
+    return answering
 
 
 async def _begun(

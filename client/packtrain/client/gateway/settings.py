@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
@@ -33,12 +34,42 @@ class GatewaySettings(BaseSettings):
         (), description="origins of web pages that may call, separated by ','; '*': all"
     )
 
+    max_wait_s: float | None = Field(
+        None, gt=0, description="requests that would begin later get a 503 instead, seconds; unset: they wait"
+    )
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when only this machine reaches it."""
+        return is_loopback(self.host)
+
     @field_validator("cors", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
         return value
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_reach(host: str, *, has_keys: bool) -> None:
+    """Refuse to let other machines in without API keys.
+
+    Raises:
+        SetupError
+    """
+    if not has_keys and not is_loopback(host):
+        raise SetupError(
+            f"{host} can be reached from other machines, and there is no API key; start on 127.0.0.1, create one with "
+            "`packtrain keys create NAME`, and start anew"
+        )
 
 
 def load_gateway_settings(**overrides: object) -> GatewaySettings:

@@ -44,7 +44,7 @@ class Call:
     def keys(self) -> Iterator[str | None]:
         """The idempotency key of each job."""
         for index in range(len(self.specs)):
-            yield f"{self.idempotency_key}:{index}" if self.idempotency_key and index else self.idempotency_key
+            yield f"{self.idempotency_key}\0{index}" if self.idempotency_key and index else self.idempotency_key
 
 
 def parse_call(
@@ -89,10 +89,15 @@ def checked(kind: type[B], body: Mapping[str, Any]) -> B:
 def _chat(body: ChatBody, user: str | None, lane: str | None, known: Sequence[str]) -> Call:
     fields = _common(body, user, lane, known) | chat_fields(body)
     tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    params = _sampling(body) | _given(max_tokens=tokens, response_format=_text_form(body, body.response_format))
+    params = _sampling(body) | _given(
+        max_tokens=_bounded(tokens), response_format=_text_form(body, body.response_format)
+    )
     if body.logprobs or body.top_logprobs:
         params["logprobs"] = body.top_logprobs or 0
-    return _generation(body, [fields], params, ChatForm(body.n, wants_logprobs="logprobs" in params))
+    form = ChatForm(
+        body.n, wants_logprobs="logprobs" in params, calls_functions=bool(body.functions and not body.tools)
+    )
+    return _generation(body, [fields], params, form)
 
 
 def _completion(body: CompletionBody, user: str | None, lane: str | None, known: Sequence[str]) -> Call:
@@ -106,7 +111,9 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
     if body.echo:
         fields["echo"] = True
     params = _sampling(body) | _given(
-        max_tokens=body.max_tokens, logprobs=body.logprobs, response_format=_text_form(body, body.response_format)
+        max_tokens=_bounded(body.max_tokens),
+        logprobs=body.logprobs,
+        response_format=_text_form(body, body.response_format),
     )
     if body.echo and body.logprobs is not None:
         params["prompt_logprobs"] = body.logprobs
@@ -123,14 +130,24 @@ def _embedding(body: EmbeddingBody, user: str | None, lane: str | None, known: S
 def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: dict[str, Any], form: Form) -> Call:
     if (jobs := len(prompts) * body.n) > MAX_JOBS:
         raise InvalidParameter(f"{len(prompts)} prompts with n = {body.n} are {jobs} jobs; send at most {MAX_JOBS}")
+    seed = params.get("seed")
     # Of one choice the seed is as the client gave it, or the job's own; several need different ones.
-    seeds: Sequence[int | None] = choice_seeds(body.n, params.get("seed")) if body.n > 1 else [params.get("seed")]
+    seeds: Sequence[int | None] = [seed]
+    if body.n > 1:
+        seeds = choice_seeds(body.n, _seed_of(body.idempotency_key) if seed is None else seed)
+    adapters = dict.fromkeys(body.adapters) if isinstance(body.adapters, list) else body.adapters
+    every = {"stream": body.stream} | _given(adapters=adapters)
     specs = tuple(
-        parse_spec({**fields, "stream": body.stream, "params": {**params, "seed": seed}})
-        for fields in prompts
-        for seed in seeds
+        parse_spec({**fields, **every, "params": {**params, "seed": seed}}) for fields in prompts for seed in seeds
     )
     return Call(specs, form, body.stream, body.stream_options, body.idempotency_key)
+
+
+def _seed_of(idempotency_key: str | None) -> int | None:
+    """A seed for all who come with this key: the same request again has to be the same jobs."""
+    if idempotency_key is None:
+        return None
+    return int.from_bytes(hashlib.sha256(idempotency_key.encode(errors="replace")).digest()[:4], "big")
 
 
 def _common(body: Body, user: str | None, lane: str | None, known: Sequence[str]) -> dict[str, Any]:
@@ -173,6 +190,11 @@ def _sampling(body: Generation) -> dict[str, Any]:
     if body.seed is not None and body.seed >= 0:  # a negative one asks for chance, at llama-server and Ollama
         given["seed"] = body.seed
     return given
+
+
+def _bounded(max_tokens: int | None) -> int | None:
+    """A negative bound is none, as llama-server and LM Studio have it."""
+    return None if max_tokens is not None and max_tokens < 0 else max_tokens
 
 
 def _text_form(body: Generation, response_format: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from packtrain.broker.chat import ToolCall
+from packtrain.broker.chat import CallDelta, ToolCall
 from packtrain.client.openai.forms import HeldLogprobs, Stamp, StreamForm, extras_of, fingerprint
 from packtrain.client.openai.logprobs import chat_logprobs
 from packtrain.client.result import AnswerDelta, Result
 
 
 class ChatForm(StreamForm):
-    """chat.completion, and chat.completion.chunk."""
+    """chat.completion, and chat.completion.chunk.
 
-    def __init__(self, choices: int = 1, *, wants_logprobs: bool = False) -> None:
+    Args:
+        calls_functions: The request came with `functions`, OpenAI's old name for tools, whose one call stands apart.
+    """
+
+    def __init__(self, choices: int = 1, *, wants_logprobs: bool = False, calls_functions: bool = False) -> None:
         super().__init__(choices)
         self._wants_logprobs = wants_logprobs
+        self._calls_functions = calls_functions
         self._held = HeldLogprobs()
 
     def body(self, stamp: Stamp, results: Sequence[Result], *, extras: bool = True) -> dict[str, Any]:
         choices = [
             {
                 "index": index,
-                "message": _message(result),
+                "message": self._message(result),
                 "logprobs": chat_logprobs(result.logprobs) if self._wants_logprobs else None,
-                "finish_reason": result.finish_reason,
+                "finish_reason": self._finish(result),
             }
             for index, result in enumerate(results)
         ]
@@ -43,7 +48,9 @@ class ChatForm(StreamForm):
             said["content"] = delta.text
         if delta.reasoning:
             said["reasoning_content"] = delta.reasoning
-        if delta.calls:
+        if delta.calls and self._calls_functions:
+            said |= _function_delta(delta.calls)
+        elif delta.calls:
             said["tool_calls"] = [
                 {
                     "index": call.index,
@@ -55,7 +62,7 @@ class ChatForm(StreamForm):
         return [self._chunk(stamp, choice, said)] if said else []
 
     def closing(self, stamp: Stamp, choice: int, result: Result) -> list[dict[str, Any]]:
-        last = self._chunk(stamp, choice, {}, result.finish_reason)
+        last = self._chunk(stamp, choice, {}, self._finish(result))
         return [{**last, **fingerprint([result]), **extras_of([result])}]
 
     def usage(self, stamp: Stamp, results: Sequence[Result]) -> dict[str, Any]:
@@ -73,18 +80,31 @@ class ChatForm(StreamForm):
             "choices": [{"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}],
         }
 
+    def _message(self, result: Result) -> dict[str, Any]:
+        said: dict[str, Any] = {
+            "role": "assistant",
+            "content": result.text if result.text or not result.tool_calls else None,
+            "refusal": None,
+        }
+        if result.reasoning:
+            said["reasoning_content"] = result.reasoning
+        if result.tool_calls and self._calls_functions:
+            said["function_call"] = _call(result.tool_calls[0])["function"]
+        elif result.tool_calls:
+            said["tool_calls"] = [_call(call) for call in result.tool_calls]
+        return said
 
-def _message(result: Result) -> dict[str, Any]:
-    said: dict[str, Any] = {
-        "role": "assistant",
-        "content": result.text if result.text or not result.tool_calls else None,
-        "refusal": None,
-    }
-    if result.reasoning:
-        said["reasoning_content"] = result.reasoning
-    if result.tool_calls:
-        said["tool_calls"] = [_call(call) for call in result.tool_calls]
-    return said
+    def _finish(self, result: Result) -> str | None:
+        is_function = self._calls_functions and result.finish_reason == "tool_calls"
+        return "function_call" if is_function else result.finish_reason
+
+
+def _function_delta(calls: Sequence[CallDelta]) -> dict[str, Any]:
+    """The pieces of the first call as OpenAI once streamed it: the name, then the arguments."""
+    first = [call for call in calls if call.index == 0]
+    name = "".join(call.name for call in first)
+    piece = {**({"name": name} if name else {}), "arguments": "".join(call.arguments for call in first)}
+    return {"function_call": piece} if first else {}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

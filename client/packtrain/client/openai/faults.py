@@ -32,6 +32,8 @@ class Fault:
     retry_after_s: int | None = None
     should_retry: bool | None = None  # None: as the status says
     extra: dict[str, Any] = field(default_factory=dict)  # beside OpenAI's four keys
+    allow: str = ""  # of a 405: the methods that its path takes
+    wire: dict[str, Any] = field(default_factory=dict)  # the error as our own clients read it; empty: it is none
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object: all four keys, always."""
@@ -45,6 +47,8 @@ class Fault:
             found["Retry-After"] = str(self.retry_after_s)
         if self.should_retry is not None:
             found["x-should-retry"] = str(self.should_retry).lower()
+        if self.allow:
+            found["Allow"] = self.allow
         if self.status == 401:
             found["WWW-Authenticate"] = "Bearer"
         return found
@@ -62,6 +66,7 @@ def fault_of(error: errors.PacktrainError) -> Fault:
         _retry_after_s(error) if status in (429, 503) and should_retry is not False else None,
         should_retry,
         _extra(error),
+        wire=error.to_wire(),
     )
 
 

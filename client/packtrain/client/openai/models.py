@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from packtrain.broker.messages import ModelInfo
 
 
-def model_list(infos: Sequence[ModelInfo], created: int) -> dict[str, Any]:
+def model_list(
+    infos: Sequence[ModelInfo], created: int, *, may_use: Callable[[str], bool] = lambda _: True
+) -> dict[str, Any]:
     """GET /v1/models.
 
     Args:
         created: Seconds; OpenAI's field that no client can do without and no model file answers.
+        may_use: Which names to show.
     """
     known = {info.id: info for info in infos}
-    return {"object": "list", "data": [model_object(known[name], known, created) for name in sorted(known)]}
+    shown = [name for name in sorted(known) if may_use(name)]
+    return {"object": "list", "data": [model_object(known[name], known, created) for name in shown]}
 
 
 def model_object(info: ModelInfo, known: Mapping[str, ModelInfo], created: int) -> dict[str, Any]:

@@ -54,6 +54,9 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in turn.items() if name in Message.model_fields}
     if known.get("role") == "function":  # OpenAI's old name, whose calls had no ids
         known |= {"role": "tool", "tool_call_id": turn.get("tool_call_id") or turn.get("name") or "function"}
+    if known.get("role") == "assistant" and isinstance(call := turn.get("function_call"), Mapping):
+        # The old name of a call had no id either; the turn with its result names the function.
+        known.setdefault("tool_calls", [{"id": call.get("name") or "function", "function": dict(call)}])
     if known.get("role") == "assistant" and "reasoning_content" not in known and isinstance(turn.get("reasoning"), str):
         known["reasoning_content"] = turn["reasoning"]
     if known.get("role") != "assistant":

@@ -18,9 +18,10 @@ from enum import StrEnum
 
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import PromptLogprob, SamplingParams, TokenLogprob
+from packtrain.broker.messages import PromptLogprob, SamplingParams, TokenLogprob, Usage
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Parked
+from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.engine.lookup import Guesser
 from packtrain.workers.engine.text import TextStream
 
@@ -45,6 +46,8 @@ class Tokens:
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()  # of each token, where the job asks for them
+    #: Of an answer that another server took apart; it names no token ids, so `index` counts such pieces.
+    delta: Delta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Ended:
     embedding: bytes = b""  # of an embed request: 32-bit little-endian floats
     prompt_logprobs: tuple[PromptLogprob, ...] = ()  # where the job asks for them
     stopped_by: str = ""  # the stop string that ended it
+    usage: Usage | None = None  # as another server counted it
 
 
 @dataclass(frozen=True, slots=True)

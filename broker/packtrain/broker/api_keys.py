@@ -1,0 +1,183 @@
+"""API keys: who may call over HTTP, as whom, and how much.
+
+The broker holds of each key a name, what it may do, and the SHA-256 of its secret. Slow hashes (bcrypt, argon2) protect
+passwords that people think up, a few thousand million guesses away; these are 256 random bits, which no computer will
+guess through any hash, and a slow one would cost each request 100 ms.
+
+What a key uses is counted in the broker, for all gateways together:
+
+* Requests under way are leases of `LEASE_MS`, kept ahead by the gateway that answers. If it dies, they lapse.
+* Tokens are summed over the last 60 s, by the second they were charged in. A request is charged a guess when it begins,
+  and what it really used when it ends, so many at once cannot all pass before the first is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from pydantic import Field, ValidationError
+from redis import Redis
+
+from packtrain.broker import keys
+from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.fields import Report, SafeId
+from packtrain.broker.ids import is_safe_id
+from packtrain.broker.scripts import Call, Scripts
+
+PREFIX = "pt-"
+#: A request whose gateway says nothing of it for this long counts no more.
+LEASE_MS = 30_000
+
+
+class ApiKey(Report):
+    """One key, without its secret."""
+
+    name: SafeId = Field(description="also the user of its jobs")
+    digest: str = Field(description="SHA-256 of the secret, as hex digits")
+    models: tuple[SafeId, ...] = Field((), description="names that it may say; none: all")
+    concurrent: int | None = Field(None, description="requests under way at once; null: any number")
+    tokens_per_minute: int | None = Field(None, description="of prompts and answers; null: any number")
+    is_admin: bool = Field(False, description="may load and unload, change nodes, and see jobs of others")
+    created_ms: int = 0
+
+    @property
+    def id(self) -> str:
+        """Tells it from others of the same name, past ones too. No secret."""
+        return self.digest[:12]
+
+    @property
+    def has_limits(self) -> bool:
+        """True when its requests have to be counted."""
+        return bool(self.concurrent or self.tokens_per_minute)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A request that was let in."""
+
+    request: str
+    second: int  # in which it was charged
+    tokens: int  # that it was charged
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Why a request may not begin yet."""
+
+    of: Literal["concurrent", "tokens"]
+    used: int
+    retry_ms: int  # 0: whenever one under way ends
+
+
+def digest_of(secret: str) -> str:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+
+
+class ApiKeys:
+    """The keys of one fleet. Every call may raise `redis.RedisError`."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+
+    def create(
+        self,
+        name: str,
+        *,
+        models: Sequence[str] = (),
+        concurrent: int | None = None,
+        tokens_per_minute: int | None = None,
+        is_admin: bool = False,
+        replace: bool = False,
+    ) -> tuple[ApiKey, str]:
+        """A new key and its secret, which is kept nowhere.
+
+        Args:
+            replace: A key of this name ends; else that it is there is an error.
+
+        Raises:
+            InvalidParameter: There is one, or name or models are none.
+        """
+        for text in (name, *models):
+            if not is_safe_id(text):
+                raise InvalidParameter(
+                    f"{text!r} is no name; use lower-case letters, digits, '-', '_' and '.', at most 80", field="name"
+                )
+        secret = PREFIX + secrets.token_urlsafe(32)
+        key = ApiKey(
+            name=name, digest=digest_of(secret), models=tuple(models), concurrent=concurrent,
+            tokens_per_minute=tokens_per_minute, is_admin=is_admin, created_ms=int(time.time() * 1000),
+        )  # fmt: skip
+        row = key.model_dump_json()
+        if replace:
+            self._redis.hset(keys.API_KEYS, name, row)
+        elif not self._redis.hsetnx(keys.API_KEYS, name, row):
+            raise InvalidParameter(
+                f"there is a key {name!r} already; choose another name, or say `--replace`: the old one ends then",
+                field="name",
+            )
+        return key, secret
+
+    def all(self) -> list[ApiKey]:
+        """Every key, by name."""
+        rows = cast("Mapping[str, str]", self._redis.hgetall(keys.API_KEYS))
+        return [_parse(name, row) for name, row in sorted(rows.items())]
+
+    def revoke(self, name: str) -> bool:
+        """End a key; False: there is none of this name."""
+        return bool(self._redis.hdel(keys.API_KEYS, name))
+
+    def admit(self, key: ApiKey, request: str, tokens: int) -> Charge | Short:
+        """Let a request begin, or say what is short.
+
+        Args:
+            request: Its name, random.
+            tokens: That it is taken to cost.
+        """
+        return self._scripts.run(admit(key, request, tokens))
+
+    def account(self, key: ApiKey, charge: Charge, used: int | None) -> bool:
+        """It has ended. `used`: tokens; None: not known, what it was taken to cost stays. False: it had before."""
+        return self._scripts.run(account(key, charge, used))
+
+    def keep(self, leases: Sequence[tuple[ApiKey, str]]) -> None:
+        """These requests, each of a key, are still under way."""
+        seconds, micros = self._redis.time()
+        until_ms = seconds * 1000 + micros // 1000 + LEASE_MS
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key, request in leases:
+                pipe.zadd(keys.api_busy(key.id), {request: until_ms}, xx=True)
+                pipe.pexpire(keys.api_busy(key.id), LEASE_MS * 2)
+            pipe.execute()
+
+
+def admit(key: ApiKey, request: str, tokens: int) -> Call[Charge | Short]:
+    """The call of `ApiKeys.admit`."""
+    # One that is taken to cost more than the limit may run alone: else it could never.
+    tokens = min(tokens, key.tokens_per_minute or 0)
+
+    def parse(reply: Any) -> Charge | Short:
+        short, second, used, retry_ms = reply
+        return Short(short, used, retry_ms) if short else Charge(request, second, tokens)
+
+    args = (request, key.concurrent or 0, LEASE_MS, key.tokens_per_minute or 0, tokens)
+    return Call("admit", (keys.api_busy(key.id), keys.api_spent(key.id)), args, parse)
+
+
+def account(key: ApiKey, charge: Charge, used: int | None) -> Call[bool]:
+    """The call of `ApiKeys.account`."""
+    args = (charge.request, charge.second, charge.tokens, "" if used is None else used)
+    return Call("account", (keys.api_busy(key.id), keys.api_spent(key.id)), args, bool)
+
+
+def _parse(name: str, row: str) -> ApiKey:
+    try:
+        return ApiKey.model_validate_json(row)
+    except ValidationError:
+        return ApiKey(name=name, digest="")  # from another version: shown, and nobody's secret

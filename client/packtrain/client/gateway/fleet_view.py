@@ -1,0 +1,86 @@
+"""What a gateway knows of its fleet without asking each time: health checks and scrapes come from many sides."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from packtrain.broker.errors import BrokerUnavailable
+from packtrain.broker.ids import Route
+from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.client.aio import AsyncPacktrain
+
+#: A view is shown for this long, seconds.
+FRESH_S = 1.0
+#: A look that takes longer has failed. The client itself would try again for half a minute.
+LOOK_TIMEOUT_S = 3.0
+
+#: Jobs that wait on these routes together: interactive ones, bulk ones.
+Depths = Callable[[Sequence[Route]], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A fleet at one moment."""
+
+    nodes: Sequence[NodeBeat] = ()
+    models: Sequence[ModelInfo] = ()
+    instances: Sequence[InstanceBeat] = ()
+    waiting: Mapping[tuple[Route, str], int] = field(default_factory=dict)  # by route and lane
+
+    @property
+    def offered(self) -> set[str]:
+        """Models that some live node has."""
+        return {model for node in self.nodes for model in node.models}
+
+
+class FleetView:
+    """The view of one gateway. Many may ask at once; one of them looks.
+
+    Args:
+        depths: Splits what waits by lanes; None: all of it counts as interactive.
+    """
+
+    def __init__(
+        self, fleet: AsyncPacktrain, depths: Depths | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._fleet = fleet
+        self._depths = depths
+        self._now = now
+        self._turn = asyncio.Lock()
+        self._seen: View | BrokerUnavailable | None = None
+        self._seen_at = 0.0
+
+    async def look(self) -> View:
+        """The fleet, as it was at most a second ago.
+
+        Raises:
+            BrokerUnavailable: It could not be seen.
+        """
+        async with self._turn:
+            if self._seen is None or self._now() - self._seen_at > FRESH_S:
+                try:
+                    self._seen = await asyncio.wait_for(self._look(), LOOK_TIMEOUT_S)
+                except BrokerUnavailable as error:
+                    self._seen = error
+                except TimeoutError:
+                    self._seen = BrokerUnavailable(
+                        url="the fleet's URL", reason=f"it did not answer within {LOOK_TIMEOUT_S:g} s"
+                    )
+                self._seen_at = self._now()
+        if isinstance(self._seen, BrokerUnavailable):
+            raise BrokerUnavailable(**self._seen.data)
+        return self._seen
+
+    async def _look(self) -> View:
+        nodes, models, instances, waiting = await asyncio.gather(
+            self._fleet.nodes(), self._fleet.models(), self._fleet.instances(), self._fleet.waiting()
+        )
+        depths: dict[tuple[Route, str], int] = {}
+        for name, count in waiting.items():
+            route = Route(name)
+            both = await asyncio.to_thread(self._depths, [route]) if self._depths else (count, 0)
+            depths |= {(route, lane): jobs for lane, jobs in zip(("interactive", "bulk"), both, strict=True)}
+        return View(nodes, models, instances, depths)

@@ -1,0 +1,229 @@
+"""Access by API keys, as `packtrain keys` makes them.
+
+While there is no key, a gateway on loopback lets everybody in who reaches it: processes of this machine. Pages of other
+web sites reach it as well, in the operator's browser, so those are told apart by `Origin`, and by a `Host` that no
+name of this machine is (a site can let its own name point here). Beyond loopback nobody is let in without a key.
+
+Secrets are looked up by their SHA-256. How long that takes can tell something of the hash, which is no way back to the
+secret; so no comparison here has to take constant time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+from starlette.requests import Request
+
+from packtrain.broker.api_keys import LEASE_MS, ApiKey, ApiKeys, Charge, digest_of
+from packtrain.broker.errors import BrokerUnavailable
+from packtrain.broker.messages import JobSpec
+from packtrain.client.gateway.access import Admission, Caller, no_model
+from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.settings import GatewaySettings, is_loopback
+from packtrain.client.openai import Fault
+
+#: Keys are read anew after this long, so a revoked one is refused from then on, seconds.
+FRESH_S = 2.0
+#: A character of a prompt is taken to be this part of a token; images and the like are not guessed at.
+TOKENS_PER_CHAR = 0.25
+#: An answer whose request sets no bound is taken to have so many tokens.
+USUAL_ANSWER = 256
+#: What no public name ends with, so that no web site can have it.
+_PRIVATE_NAMES = (".local", ".internal")
+
+T = TypeVar("T")
+
+
+class KeyAccess:
+    """The keys of a fleet, for one gateway.
+
+    Args:
+        keys: Blocking; called in threads.
+        url: Of the broker, without its password, for errors.
+    """
+
+    def __init__(
+        self,
+        keys: ApiKeys,
+        settings: GatewaySettings,
+        url: str,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = keys
+        self._settings = settings
+        self._url = url
+        self._now = now
+        self._turn = asyncio.Lock()
+        self._known: Mapping[str, ApiKey] = {}
+        self._known_at = float("-inf")
+        self._held: dict[str, ApiKey] = {}  # requests under way that count
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def caller(self, request: Request) -> Caller:
+        known = await self._all()
+        if known:
+            key = known.get(digest_of(_sent_key(request)))
+            if key is None:
+                raise Refused(_no_such_key(has_sent=bool(_sent_key(request))))
+            return _caller_of(key)
+        if not self._settings.is_loopback:
+            raise Refused(_no_keys())
+        _refuse_web_pages(request, self._settings.cors)
+        return Caller()
+
+    async def admit(self, caller: Caller, specs: Sequence[JobSpec]) -> Admission:
+        for spec in specs:
+            if not caller.may_use(spec.model):
+                raise Refused(no_model(spec.model, caller))
+        key = next((key for key in (await self._all()).values() if key.id == caller.key_id), None)
+        if key is None or not key.has_limits:
+            return Admission()
+        request = secrets.token_hex(8)
+        found = await self._ask(partial(self._keys.admit, key, request, guessed_tokens(specs)))
+        if not isinstance(found, Charge):
+            raise Refused(_over_limit(key, found.of, found.used, found.retry_ms))
+        self._held[request] = key
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep())
+        return _Counted(self, key, found)
+
+    async def end(self, key: ApiKey, charge: Charge, tokens: int | None) -> None:
+        """A request that was let in is over."""
+        self._held.pop(charge.request, None)
+        with suppress(BrokerUnavailable):  # then it lapses
+            await self._ask(partial(self._keys.account, key, charge, tokens))
+
+    async def _all(self) -> Mapping[str, ApiKey]:
+        """Every key, by the digest of its secret, as it was at most `FRESH_S` ago."""
+        async with self._turn:
+            if self._now() - self._known_at > FRESH_S:
+                self._known = {key.digest: key for key in await self._ask(self._keys.all)}
+                self._known_at = self._now()
+        return self._known
+
+    async def _ask(self, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(call)
+        except RedisError as error:
+            raise BrokerUnavailable(url=self._url, reason=str(error) or type(error).__name__) from error
+
+    async def _keep(self) -> None:
+        while self._held:
+            await asyncio.sleep(LEASE_MS / 3000)
+            leases = [(key, request) for request, key in self._held.items()]
+            with suppress(BrokerUnavailable):  # the next try is in time, too
+                await self._ask(partial(self._keys.keep, leases))
+
+
+class _Counted(Admission):
+    def __init__(self, access: KeyAccess, key: ApiKey, charge: Charge) -> None:
+        self._end = partial(access.end, key, charge)
+
+    async def end(self, tokens: int | None) -> None:
+        await self._end(tokens)
+
+
+def guessed_tokens(specs: Sequence[JobSpec]) -> int:
+    """What jobs will cost, as far as their requests tell: their prompts, and answers as long as they may be.
+
+    >>> guessed_tokens([JobSpec(kind="complete", model="m", prompt="x" * 400, params={"max_tokens": 10})])
+    110
+    """
+    return sum(_guessed(spec) for spec in specs)
+
+
+def _guessed(spec: JobSpec) -> int:
+    prompt = int(spec.num_chars * TOKENS_PER_CHAR) + len(spec.prompt_tokens)
+    if spec.kind in ("embed", "count"):
+        return prompt
+    return prompt + (USUAL_ANSWER if spec.params.max_tokens is None else spec.params.max_tokens)
+
+
+def _caller_of(key: ApiKey) -> Caller:
+    return Caller(key.name, key.id, key.is_admin, frozenset(key.models) if key.models else None)
+
+
+def _sent_key(request: Request) -> str:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    return request.headers.get("x-api-key", "").strip()
+
+
+def _no_such_key(*, has_sent: bool) -> Fault:
+    what = "this API key is none, or was revoked" if has_sent else "an API key is needed"
+    message = f"{what}; send one of `packtrain keys create` as `Authorization: Bearer pt-...` or `x-api-key`"
+    return Fault(401, "invalid_request_error", "invalid_api_key", message)
+
+
+def _no_keys() -> Fault:
+    message = (
+        "this gateway can be reached from other machines and there is no API key, so nobody is let in; "
+        "create one with `packtrain keys create NAME`"
+    )
+    return Fault(401, "invalid_request_error", "invalid_api_key", message)
+
+
+def _over_limit(key: ApiKey, of: str, used: int, retry_ms: int) -> Fault:
+    if of == "concurrent":
+        message = (
+            f"{used} requests of this API key are under way, at most {key.concurrent} may be; wait until one has ended"
+        )
+        return Fault(429, "rate_limit_error", "rate_limit_exceeded", message, retry_after_s=1)
+    wait_s = max(1, -(-retry_ms // 1000))
+    message = (
+        f"{used} tokens were used by this API key in the last 60 s, at most {key.tokens_per_minute} may be, and this "
+        f"request may need more than are left; try again in {wait_s} s, or with a smaller max_tokens"
+    )
+    return Fault(429, "rate_limit_error", "rate_limit_exceeded", message, retry_after_s=wait_s)
+
+
+def _refuse_web_pages(request: Request, allowed: Sequence[str]) -> None:
+    """Refuse what a page of some web site sends in the browser of this machine's user.
+
+    Raises:
+        Refused
+    """
+    host = _host_of(f"//{request.headers.get('host', '')}")
+    if not (_is_here(host) or host.endswith(_PRIVATE_NAMES) or _is_address(host)):
+        raise _web_page(f"{host!r} is no name of this machine")
+    origin = request.headers.get("origin")
+    if origin is None or "*" in allowed or origin in allowed:
+        return
+    # Other schemes are those of programs: extensions, editors, desktop applications. "null" is any page that hides.
+    if origin == "null" or (origin.startswith(("http://", "https://")) and not _is_here(_host_of(origin))):
+        raise _web_page(f"pages of {origin!r} may not call this gateway")
+
+
+def _web_page(what: str) -> Refused:
+    message = f"{what}; while there are no API keys, allow its origin with --cors, or create a key: `packtrain keys`"
+    return Refused(Fault(403, "invalid_request_error", "origin_not_allowed", message))
+
+
+def _host_of(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return "?"
+
+
+def _is_here(host: str) -> bool:
+    """True for names of this machine alone; an HTTP/1.0 client sends none."""
+    return host in ("", socket.gethostname().lower()) or host.endswith(".localhost") or is_loopback(host)
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False

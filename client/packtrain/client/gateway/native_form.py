@@ -1,0 +1,43 @@
+"""How the native routes read bodies and write answers and failures."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from packtrain.client.gateway.body import read_json
+from packtrain.client.gateway.door import Door
+from packtrain.client.openai.calls import checked
+from packtrain.client.openai.faults import Fault
+
+B = TypeVar("B", bound=BaseModel)
+
+
+async def read_body(request: Request, door: Door, kind: type[B]) -> B:
+    """The body of a request in its shape.
+
+    Raises:
+        Refused: Too large.
+        InvalidParameter
+    """
+    body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
+    return checked(kind, body)
+
+
+def written(message: BaseModel) -> Response:
+    """A message as a response."""
+    return as_json(message.model_dump_json())
+
+
+def as_json(text: bytes | str) -> Response:
+    """JSON as a response."""
+    return Response(text, media_type="application/json")
+
+
+def native_body(fault: Fault, _request_id: str = "") -> dict[str, Any]:
+    """OpenAI's four keys, `code` by our own names, and the values behind the message: `PacktrainError.from_wire`."""
+    about = {"message": fault.message, "type": fault.type, "param": fault.param}
+    return {"error": {**about, "code": fault.wire.get("code", fault.code), "data": fault.wire.get("data", {})}}

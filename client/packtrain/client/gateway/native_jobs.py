@@ -1,0 +1,132 @@
+"""Jobs over HTTP: submit, look, wait, cancel, explain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from packtrain.broker.errors import InvalidParameter, UnknownJob, UnknownModel
+from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
+from packtrain.broker.messages import JobSpec, parse_spec
+from packtrain.client.gateway.access import Caller
+from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.native_form import as_json, read_body, written
+from packtrain.client.gateway.native_owners import Owners, sees, visible
+from packtrain.client.gateway.schema import takes
+from packtrain.client.gateway.streams import Gone, unless_gone
+from packtrain.client.native_wire import SUBMITTED, Cancelled, Found, Jobs, Lookup, Submission
+from packtrain.client.openai import Fault
+
+B = TypeVar("B", bound=BaseModel)
+
+#: Newest jobs among which those of one user are looked for.
+LOOK_BACK = 10_000
+
+
+def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
+    """Serve jobs."""
+    transport = door.fleet.transport.blocking
+
+    async def owned(request: Request, job_id: str) -> JobId:
+        caller = await door.access.caller(request)
+        await owners.check(caller, [JobId(job_id)])
+        return JobId(job_id)
+
+    @router.post("/jobs", summary="Submit a job", openapi_extra=takes(Submission))
+    async def submit(request: Request) -> Response:
+        caller = await door.access.caller(request)
+        body = await read_body(request, door, Submission)
+        spec = permitted(parse_spec(body.spec), caller)
+        job_id = job_id_of(body, spec, caller)
+        submitted = await asyncio.to_thread(transport.submit, job_id, spec)
+        return as_json(SUBMITTED.dump_json(submitted))
+
+    @router.get("/jobs", summary="The newest jobs")
+    async def newest(request: Request, limit: Annotated[int, Query(ge=1, le=10_000)] = 20) -> Response:
+        caller = await door.access.caller(request)
+        sees_all = caller.is_admin or caller.user is None
+        found = await asyncio.to_thread(transport.recent, limit if sees_all else LOOK_BACK)
+        return written(Jobs(jobs=[status for status in found if sees(caller, status.user)][:limit]))
+
+    @router.post("/jobs/lookup", summary="Records of many jobs", openapi_extra=takes(Lookup))
+    async def lookup(request: Request) -> Response:
+        caller = await door.access.caller(request)
+        body = await read_body(request, door, Lookup)
+        found = await asyncio.to_thread(transport.statuses, [JobId(job_id) for job_id in body.ids])
+        shown = {job_id: status if status and sees(caller, status.user) else None for job_id, status in found.items()}
+        return written(Found(jobs=shown))
+
+    @router.get("/jobs/{job_id}", summary="A job's record")
+    async def status(request: Request, job_id: str) -> Response:
+        caller = await door.access.caller(request)
+        found = await asyncio.to_thread(transport.status, JobId(job_id))
+        return written(visible(caller, found, job_id))
+
+    @router.get("/jobs/{job_id}/spec", summary="What a job asked for")
+    async def spec(request: Request, job_id: str) -> Response:
+        return written(await _existing(transport.spec, await owned(request, job_id)))
+
+    @router.get("/jobs/{job_id}/result", summary="Wait for the outcome of a job")
+    async def result(request: Request, job_id: str, wait_s: Annotated[float, Query(ge=0, le=3600)] = 60) -> Response:
+        job = door.fleet.job(await owned(request, job_id))
+        try:
+            await unless_gone(request.receive, job.result(wait_s))
+        except Gone:
+            raise Refused(Fault(499, "invalid_request_error", "client_gone", "the client has left")) from None
+        outcome = (await job.status()).outcome
+        assert outcome, "it has a result"
+        return written(outcome)
+
+    @router.post("/jobs/{job_id}/cancel", summary="Cancel a job")
+    async def cancel(request: Request, job_id: str) -> Response:
+        state = await door.fleet.job(await owned(request, job_id)).cancel()
+        return written(Cancelled(id=job_id, state=state))
+
+    @router.get("/jobs/{job_id}/explanation", summary="Why a job is where it is")
+    async def explain(request: Request, job_id: str) -> Response:
+        return written(await _existing(transport.explain, await owned(request, job_id)))
+
+
+def permitted(spec: JobSpec, caller: Caller) -> JobSpec:
+    """A request as this caller may make it: for the user of their key.
+
+    Raises:
+        UnknownModel: The model is none for them.
+    """
+    if not caller.may_use(spec.model):
+        raise UnknownModel(model=spec.model, known=sorted(caller.models or ()))
+    return spec if caller.user is None else spec.model_copy(update={"user": caller.user})
+
+
+def job_id_of(body: Submission, spec: JobSpec, caller: Caller) -> JobId:
+    """The id of a new job. Two users who think of the same id or key get two jobs.
+
+    Args:
+        spec: As it is permitted.
+
+    Raises:
+        InvalidParameter: Both are given.
+    """
+    if body.id and body.idempotency_key:
+        raise InvalidParameter("id and idempotency_key both name the job; give one of them", field="idempotency_key")
+    if body.idempotency_key:
+        return job_id_for_key(spec.user, body.idempotency_key)
+    if body.id is None:
+        return new_job_id()
+    is_theirs = caller.user is None or body.spec.get("user") == caller.user
+    return JobId(body.id) if is_theirs else job_id_for_key(spec.user, body.id)
+
+
+async def _existing(look: Callable[[JobId], B | None], job_id: JobId) -> B:
+    found = await asyncio.to_thread(partial(look, job_id))
+    if found is None:
+        raise UnknownJob(job_id=job_id)
+    return found

@@ -1,0 +1,156 @@
+"""What the native routes of a gateway and the HTTP transport say to each other: paths, bodies, and events as text.
+
+The prefix is a first segment of its own: OpenAI's and Anthropic's paths begin with `/v1` (and, for clients that forget
+it, with `/chat`, `/models`, ...), Ollama's with `/api`, so none of them can ever come to mean something else here, and
+a proxy lets our own API through or not by one rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+
+from packtrain.broker.chunks import Event
+from packtrain.broker.ids import JobId
+from packtrain.broker.jobs import Submitted
+from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.states import JobState
+
+PREFIX: Final = "/packtrain/v1"
+#: A stream without events says that it lives after so long, seconds: as long as one read of the broker blocks.
+BEAT_S: Final = 2.0
+#: What it says then.
+BEAT: Final = "waiting"
+#: Jobs of one stream, and of one look at records.
+MAX_JOBS: Final = 2000
+
+JobIdText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+#: Id of an event of one job; "0" comes before all of them.
+Cursor = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(-[0-9]{1,20})?$")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Submission(_Body):
+    """POST /jobs."""
+
+    spec: dict[str, Any] = Field(description="a JobSpec: kind, model, messages or prompt, params, ...")
+    id: JobIdText | None = Field(None, description="of the new job; the same again is the same job; null: drawn")
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="instead of an id: the same key of the same user is the same job"
+    )
+
+
+class Lookup(_Body):
+    """POST /jobs/lookup."""
+
+    ids: list[JobIdText] = Field(max_length=MAX_JOBS)
+
+
+class EventsBody(_Body):
+    """POST /events."""
+
+    after: dict[JobIdText, Cursor] = Field(
+        max_length=MAX_JOBS, description='by job, the id of the last event that is known; "0": none'
+    )
+    wait_s: float = Field(BEAT_S, ge=0, le=30, description="for the first event; not with `Accept: text/event-stream`")
+
+
+class DesiredBody(_Body):
+    """PUT /models/{model}/desired."""
+
+    replicas: int = Field(1, ge=0, le=1000, description="keep so many loaded")
+    unload: bool = Field(False, description="what is loaded now shall go")
+
+
+class LoadBody(_Body):
+    """POST /models/{model}/load."""
+
+    replicas: int = Field(1, ge=1, le=1000, description="on as many nodes as can be")
+
+
+class PullBody(_Body):
+    """POST /nodes/{node}/pulls."""
+
+    repo: str = Field(description="owner/name")
+    file: str = Field("", description="path of a GGUF file in it; empty: list what there is")
+    revision: str = "main"
+    id: str | None = Field(None, description="of the pull, 32 hex digits; null: drawn")
+
+
+class PullAsked(BaseModel):
+    """A pull has been asked for."""
+
+    id: str
+
+
+class Cancelled(BaseModel):
+    """A job after its cancel."""
+
+    id: str
+    state: JobState
+
+
+class Jobs(BaseModel):
+    """Records of jobs."""
+
+    jobs: list[JobStatus]
+
+
+class Found(BaseModel):
+    """Records by id; null: there is none."""
+
+    jobs: dict[JobId, JobStatus | None]
+
+
+class Models(BaseModel):
+    """What the fleet offers."""
+
+    models: list[ModelInfo]
+
+
+class Nodes(BaseModel):
+    """Live nodes."""
+
+    nodes: list[NodeBeat]
+
+
+class Instances(BaseModel):
+    """Instances that live or ended lately."""
+
+    instances: list[InstanceBeat]
+
+
+class Waiting(BaseModel):
+    """Jobs that wait, by model; those that need a deterministic instance by `model@deterministic`."""
+
+    waiting: dict[str, int]
+
+
+SUBMITTED: Final[TypeAdapter[Submitted]] = TypeAdapter(Submitted)
+_EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Event)
+_EVENTS: Final[TypeAdapter[list[Event]]] = TypeAdapter(list[Event])
+
+
+def write_event(event: Event) -> bytes:
+    """An event as JSON, without what says nothing."""
+    return _EVENT.dump_json(event, exclude_defaults=True)
+
+
+def write_events(events: Iterable[Event]) -> bytes:
+    """Several, as a list."""
+    return _EVENTS.dump_json(list(events), exclude_defaults=True)
+
+
+def read_event(text: bytes) -> Event:
+    """`write_event` again."""
+    return _EVENT.validate_json(text)
+
+
+def read_events(text: bytes) -> list[Event]:
+    """`write_events` again."""
+    return _EVENTS.validate_json(text)

@@ -1,0 +1,117 @@
+"""APIs of others before a real fleet with a scripted model, which answers each prompt with its text backwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from packtrain.broker.states import JobState
+from tests.support.fleets import Fleet, eventually, scripted_fleet
+from tests.support.gateways import Gateway, gateway
+
+pytestmark = pytest.mark.integration
+
+TOOL_SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    models: dict[str, dict[str, Any]] = {
+        "small": {"n_slots": 4, "n_ctx": 512, "step_ms": 1},
+        "slow": {"step_ms": 30},
+        "vectors": {"embeds_only": True},
+    }
+    with scripted_fleet(tmp_path_factory.mktemp("fleet"), models) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def door(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateway(fleet.url, tmp_path_factory.mktemp("door")) as running:
+        yield running
+
+
+def said_by(answer: str) -> list[dict[str, str]]:
+    """The turns that make the scripted model say this."""
+    return [{"role": "user", "content": answer[::-1]}]
+
+
+def eventually_cancelled(fleet: Fleet, job_id: str) -> None:
+    eventually(lambda: fleet.client.job(job_id).status().state is JobState.CANCELLED, f"job {job_id} cancelled", 5)
+
+
+class TestAnthropic:
+    def ask(self, **fields: Any) -> dict[str, Any]:
+        # Thinking that is switched off is closed in the prompt, which this model would repeat.
+        return {"model": "small", "max_tokens": 400, "thinking": {"type": "adaptive"}, **fields}
+
+    def tool(self) -> dict[str, Any]:
+        return {"name": "weather", "input_schema": TOOL_SCHEMA}
+
+    @pytest.mark.parametrize("prefix", ["", "/v1"])
+    def test_a_message_is_answered(self, door: Gateway, prefix: str) -> None:
+        said = door.answer(f"{prefix}/messages", self.ask(messages=said_by("<think>Hm.</think>Hello")))
+
+        assert [part.get("thinking") or part["text"] for part in said["content"]] == ["Hm.", "Hello"]
+        assert (said["stop_reason"], said["usage"]["output_tokens"]) == ("end_turn", 23)
+
+    def test_the_stop_string_that_came_is_named(self, door: Gateway) -> None:
+        said = door.answer("/v1/messages", self.ask(messages=said_by("one, two"), stop_sequences=["!", ","]))
+
+        assert (said["content"][0]["text"], said["stop_reason"], said["stop_sequence"]) == ("one", "stop_sequence", ",")
+
+    def test_a_stream_tells_the_same_as_a_whole_answer(self, door: Gateway) -> None:
+        body = self.ask(messages=said_by("Look:" + CALL), tools=[self.tool()])
+        whole = door.answer("/v1/messages", body)
+        events = door.events("/v1/messages", body)
+
+        assert all(event.event == event.json["type"] for event in events)
+        told = [event.json for event in events if event.event != "ping"]
+        texts: dict[int, str] = {}
+        for event in told:
+            if event["type"] == "content_block_delta":
+                delta = event["delta"]
+                texts[event["index"]] = texts.get(event["index"], "") + (delta.get("text") or delta["partial_json"])
+        assert texts[0] == whole["content"][0]["text"] == "Look:"
+        assert json.loads(texts[1]) == whole["content"][1]["input"] == {"city": "Rome"}
+        assert told[-2]["delta"]["stop_reason"] == whole["stop_reason"] == "tool_use"
+        assert (told[0]["type"], told[-1]["type"]) == ("message_start", "message_stop")
+
+    def test_tokens_are_counted_as_the_answer_counts_them(self, door: Gateway) -> None:
+        turns = {"model": "small", "messages": [{"role": "user", "content": "twelve bytes"}]}
+
+        assert door.answer("/v1/messages/count_tokens", {**turns, "thinking": {"type": "adaptive"}}) == {
+            "input_tokens": 12
+        }
+
+    def test_failures_have_the_shape_and_the_id(self, door: Gateway) -> None:
+        for path, body in [("/v1/messages", self.ask()), ("/messages/count_tokens", {"model": "x", "messages": [{}]})]:
+            response = door.post(path, body)
+            error = response.json()
+
+            assert (response.status_code, error["type"]) == (400, "error")
+            assert error["error"]["type"] == "invalid_request_error"
+            assert error["request_id"] == response.headers["request-id"]
+
+    def test_what_can_fail_early_fails_before_the_stream(self, door: Gateway) -> None:
+        messages = [{"role": "user", "content": "x" * 600}]
+        refused = door.post("/v1/messages", self.ask(messages=messages, stream=True))
+
+        assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+
+    def test_a_failure_in_a_stream_is_its_last_event(self, door: Gateway) -> None:
+        slow = {"model": "slow", "messages": said_by("gnol!"), "max_run": 0.7}
+        events = door.events("/v1/messages", self.ask(**slow))
+
+        assert "content_block_delta" in {event.event for event in events}
+        assert events[-1].json["error"]["type"] == "timeout_error"
+
+    def test_who_hangs_up_cancels(self, fleet: Fleet, door: Gateway) -> None:
+        with door.streaming("/v1/messages", self.ask(messages=[{"role": "user", "content": "!long"}])) as events:
+            job_id = next(event.json["message"]["id"] for event in events if event.event == "message_start")
+
+        eventually_cancelled(fleet, job_id.removeprefix("msg_"))

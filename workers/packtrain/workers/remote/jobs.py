@@ -1,0 +1,142 @@
+"""From a leased job to a request: the `Starter` of a remote model, beside `runner.EngineJobs` of a loaded one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from packtrain.broker import hops, jobs
+from packtrain.broker.chunks import Event
+from packtrain.broker.errors import JobFailed, PacktrainError, RemoteFailed
+from packtrain.broker.jobs import JobStore
+from packtrain.broker.messages import Numerics, Receipt
+from packtrain.workers.adapters import AdapterSet
+from packtrain.workers.chat.deltas import Delta
+from packtrain.workers.engine.sequence import End, Ended
+from packtrain.workers.leased_job import LeasedJob
+from packtrain.workers.remote.engine import RemoteEngine, RemoteJob
+from packtrain.workers.remote.options import RemoteOptions
+from packtrain.workers.remote.requests import request_of
+from packtrain.workers.remote.turns import Turns
+
+logger = logging.getLogger(__name__)
+
+
+class RemoteJobs:
+    """A `runner.Starter`.
+
+    Args:
+        model: Id here.
+        fleet: Id of this fleet, see hops.py.
+        clock: Monotonic seconds, the engine's.
+    """
+
+    can_share = False
+
+    def __init__(
+        self,
+        store: JobStore,
+        engine: RemoteEngine,
+        options: RemoteOptions,
+        turns: Turns,
+        *,
+        model: str,
+        fleet: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._options = options
+        self._turns = turns
+        self._model = model
+        self._fleet = fleet
+        self._clock = clock
+        self.n_slots = options.concurrency
+
+    def wait_for_turn(self) -> bool:
+        return self._turns.wait()
+
+    def give_turn_back(self) -> None:
+        self._turns.give_back()
+
+    def close(self) -> None:
+        self._turns.close()
+
+    def start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
+        problem = self._send(job, claim)
+        if problem or job.ended:  # nothing was sent
+            self._turns.give_back()
+        return problem
+
+    def _send(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
+        spec = job.spec
+        job.seed = spec.params.seed  # what the server draws with where it is None, nobody knows
+        try:
+            if claim.epoch > 1 and (told := self._told(job)):
+                return told
+            trail = hops.trail_from(self._fleet, spec.via, model=self._model)
+            request = request_of(spec, self._options.model)
+        except PacktrainError as error:
+            return error
+        except RedisError as error:  # the job is as good as ever
+            logger.warning("Could not read what %s has: %s", job.job_id, error, extra={"event": "resume.failed"})
+            job.on_end(Ended(End.RELEASED))
+            return None
+        except Exception as error:  # a defect of ours must cost this job, not its slot
+            logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
+            return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
+        left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
+        self._engine.submit(
+            RemoteJob(
+                job_id=job.job_id,
+                request=request,
+                trail=trail,
+                streams=spec.stream,
+                on_tokens=job.on_tokens,
+                on_end=job.on_end,
+                deadline=None if left_ms is None else self._clock() + left_ms / 1000,
+            )
+        )
+        return None
+
+    def _told(self, job: LeasedJob) -> PacktrainError | None:
+        """Of a job whose earlier instance was lost: the error it ends with when readers have a part of its answer."""
+        events: list[Event] = []
+        while more := self._store.events({job.job_id: events[-1].id if events else "0"}):
+            events += more
+        delta = Delta()
+        for event in events:
+            delta = delta + Delta(event.text, event.reasoning, event.calls)
+        if not delta:
+            return None
+        job.resume_parts(delta, [entry for event in events for entry in event.logprobs])
+        host = self._options.host
+        return RemoteFailed(
+            f"the instance that read the answer of {host} was lost, and no other can go on with it; what came of it is "
+            "kept, submit the job again for a whole one",
+            host=host, status=200, said="",
+        )  # fmt: skip
+
+
+class RemoteServer:
+    """A `Prover` that has nothing to prove: its receipts name the server, and leave empty what nobody here can know."""
+
+    def __init__(self, options: RemoteOptions, numerics: Numerics = "fast") -> None:
+        self._options = options
+        self._numerics = numerics
+
+    def receipt(
+        self,
+        *,
+        threads: int,  # noqa: ARG002
+        seed: int,
+        prompt: object,  # noqa: ARG002
+        output: object,  # noqa: ARG002
+        adapters: AdapterSet = (),  # noqa: ARG002
+    ) -> Receipt:
+        return Receipt(
+            model_sha256="", numerics=self._numerics, recipe="fast", numerics_class="", library="", features="",
+            flags="", threads=0, seed=seed, prompt_sha256="", output_sha256="", remote=self._options.shown,
+        )  # fmt: skip
