@@ -65,7 +65,7 @@ async def _serve(
         raise unavailable(url, error) from error
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
-        door = Door(fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files)
+        door = Door(fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files=files)
         config = uvicorn.Config(
             make_app(door),
             log_config=None,  # ours: to stderr, from WARNING on
