@@ -1,6 +1,6 @@
 """The batches' keeper, a thread of each gateway: every unfinished batch of the folder has a process that runs it.
 
-The keeper decides nothing that must be remembered. It looks each second, starts a process for each batch that has none
+The keeper decides nothing that must be remembered. It looks twice a second, starts a process for each batch without one
 (its lock is free), and waits a while before it starts one again that could not go on. Several keepers on one folder do
 no harm: the lock lets one process through. When a gateway ends, however it does, its processes leave their batches
 where they are, for the next one.
@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Final
 
 from packtrain.broker import lifeline
-from packtrain.client.gateway.batches_store import BatchStore
+from packtrain.client.gateway.batches_store import AGAIN, BatchStore
 
 logger = logging.getLogger(__name__)
 
 #: Batches that run at once; the others wait for their turn, the oldest first.
 MOST_AT_ONCE: Final = 4
-LOOK_S: Final = 1.0
-#: Before a batch that could not go on is tried again, seconds.
+LOOK_S: Final = 0.5
+#: Before a batch that could not go on is tried again, and one whose process was killed, seconds.
 AGAIN_S: Final = 10.0
+KILLED_S: Final = 2.0
 #: How long the processes may take to stop, seconds.
 STOP_S: Final = 10.0
 
@@ -55,7 +56,7 @@ class Keeper:
                 del self.running[batch_id]
                 _close(process)
                 if process.returncode:
-                    self.not_before_s[batch_id] = now_s + AGAIN_S
+                    self.not_before_s[batch_id] = now_s + (AGAIN_S if process.returncode == AGAIN else KILLED_S)
         unfinished = self.batches.unfinished()
         self.not_before_s = {name: at_s for name, at_s in self.not_before_s.items() if name in unfinished}
         for batch_id in due(unfinished, self.running, self.not_before_s, now_s):

@@ -32,6 +32,9 @@ from packtrain.client.gateway.files_store import Owned, Shelf, is_visible
 #: How long a batch may take, seconds: OpenAI's only completion window.
 WINDOW_S: Final = 24 * 3600
 
+#: Exit code of a process that could not go on with its batch now: the next one may.
+AGAIN: Final = 75
+
 
 class BatchStatus(StrEnum):
     """OpenAI's states of a batch."""
