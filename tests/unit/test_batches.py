@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ import httpx2
 import pytest
 from starlette.requests import Request
 
-from packtrain.broker.messages import JobSpec
 from packtrain.client import AsyncPacktrain
-from packtrain.client.gateway.access import Admission, Caller
+from packtrain.client.gateway.access import Caller, OpenAccess
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import MOST_AT_ONCE, due
 from packtrain.client.gateway.batches_store import WINDOW_S, BatchStatus, BatchStore
@@ -32,14 +31,11 @@ BATCH = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 Client = httpx2.AsyncClient
 
 
-class Names:
+class Names(OpenAccess):
     """Everybody is who they say, in `Authorization`; without it, nobody in particular."""
 
     async def caller(self, request: Request) -> Caller:
         return {"ann": ANN, "bob": BOB, ADMIN: BOSS}.get(request.headers.get("authorization", ""), Caller())
-
-    async def admit(self, caller: Caller, specs: Sequence[JobSpec]) -> Admission:
-        return Admission()
 
 
 def run(folder: Path, test: Callable[[Client], Coroutine[Any, Any, None]], **settings: Any) -> None:

@@ -37,11 +37,11 @@ def make_app(door: Door) -> FastAPI:
     add_metrics(app, door.metrics, view, door.access)
     add_openai(app, door)
     add_responses(app, door)
+    add_anthropic(app, door)
+    add_native(app, door)
     if door.files:
         add_files(app, door, door.files)
         add_batches(app, door, door.files)
-    add_anthropic(app, door)
-    add_native(app, door)
     describe(app)
     app.add_middleware(_RequestIds)
     app.add_middleware(_Heads)
