@@ -88,6 +88,7 @@ class BatchRun:
                 self._bulk.prepare()
             except FileInvalid as error:
                 self._step(BatchStatus.FAILED, total=0, faults=tuple(error.data["faults"]))
+                self._batches.tidy(batch.id)
                 return True
             self._step(BatchStatus.IN_PROGRESS, total=self._bulk.total)
             self._look()
@@ -101,7 +102,7 @@ class BatchRun:
             elif summary.left and not self._is_cancelled:
                 raise summary.blocked[0] if summary.blocked else TryLater("the batch stopped before its end")
         self._finish(expired=bool(summary.left) and not self._is_cancelled)
-        shutil.rmtree(options.folder, ignore_errors=True)
+        self._batches.tidy(batch.id)
         return True
 
     @property
