@@ -21,6 +21,7 @@ from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import load_settings
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
+from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.keys import KeyAccess
 from packtrain.client.gateway.settings import GatewaySettings, check_reach, load_gateway_settings
@@ -36,7 +37,7 @@ def run(
 ) -> None:
     """Serve until SIGTERM, SIGINT, or the end of who started it. Main thread only.
 
-    Requests under way may take `drain_s` to end.
+    Requests under way may take `drain_s` to end. Batches in `files` run as long as somebody serves them.
 
     Args:
         url: Of the broker.
@@ -82,7 +83,8 @@ async def _serve(
         where = _url(listener)
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
-        await server.serve([listener])
+        with kept_batches(files, url):
+            await server.serve([listener])
     redis.close()
 
 
