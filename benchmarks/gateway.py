@@ -142,7 +142,7 @@ async def run(broker: str, url: str, pid: int, requests: int, rounds: int) -> No
 
         events = 0
 
-        async def read(_: int) -> None:
+        async def read(_stream: int) -> None:
             nonlocal events
             async with Connection.to(url) as connection:
                 async for _ in connection.stream(model="text", prompt="!long x", max_tokens=TOKENS):

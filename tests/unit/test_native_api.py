@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from packtrain.broker.ids import JobId, job_id_for_key
 from packtrain.client import AsyncPacktrain
-from packtrain.client.gateway.access import Caller
+from packtrain.client.gateway.access import Caller, OpenAccess
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.native_events import Places
@@ -34,7 +34,7 @@ CALLERS = {
 }
 
 
-class ByKey:
+class ByKey(OpenAccess):
     """The bearer token is the name of the caller."""
 
     async def caller(self, request: Request) -> Caller:

@@ -1,8 +1,8 @@
 """503 instead of a long wait, for callers who ask for it: who has somewhere else to go need not stand in a queue.
 
 Packtrain's requests wait, for that is what its queue is for. With `max_wait` one is handed in and asked when it would
-begin. Where that is too late it is refused with a `Retry-After`, and so it is when it has not begun in time: estimates
-may be wrong, and of a model that has served nobody yet there is none.
+begin. Where that is too late it is refused with a `Retry-After`, and so it is when it has not begun in time: an
+estimate may be wrong, and of a model that has served nobody yet there is none.
 """
 
 from __future__ import annotations
