@@ -24,6 +24,7 @@ from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.keys import KeyAccess
+from packtrain.client.gateway.protocol import protocol
 from packtrain.client.gateway.settings import GatewaySettings, check_reach, load_gateway_settings
 
 logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ is __main__: only warnings are logged
@@ -72,6 +73,8 @@ async def _serve(
             access_log=False,
             timeout_graceful_shutdown=int(drain_s) or 1,
             server_header=False,
+            http=protocol(settings.slow_s),
+            ws="none",
         )
         server = uvicorn.Server(config)
         loop = asyncio.get_running_loop()
