@@ -15,6 +15,7 @@ from packtrain.client.gateway.failures import handle_failures
 from packtrain.client.gateway.fleet_view import FleetView
 from packtrain.client.gateway.health import add_health
 from packtrain.client.gateway.native_api import add_native
+from packtrain.client.gateway.ollama_api import add_ollama
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
@@ -33,6 +34,7 @@ def make_app(door: Door) -> FastAPI:
     add_openai(app, door)
     add_responses(app, door)
     add_anthropic(app, door)
+    add_ollama(app, door)
     add_native(app, door)
     describe(app)
     app.add_middleware(_RequestIds)
