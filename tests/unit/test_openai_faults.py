@@ -31,6 +31,8 @@ CASES: list[tuple[PacktrainError, int, str, str]] = [
     (errors.JobError("no"), 500, "server_error", "job_error"),
     (errors.JobFailed("no"), 500, "server_error", "job_failed"),
     (errors.JobDead(attempts=3, instance="i", cause="died"), 500, "server_error", "job_dead"),
+    (errors.RemoteFailed("no"), 502, "server_error", "remote_failed"),
+    (errors.FleetLoop("no"), 400, "invalid_request_error", "fleet_loop"),
     (errors.JobCancelled("no"), 409, "invalid_request_error", "job_cancelled"),
     (errors.JobExpired("no"), 504, "timeout_error", "job_expired"),
     (errors.ModelGone(model="m", waited_s=600, known=[]), 503, "unavailable_error", "model_gone"),
@@ -44,7 +46,16 @@ CASES: list[tuple[PacktrainError, int, str, str]] = [
 ]
 #: The same request will fail again, so clients shall not send it again though 409 and 5xx ask for it.
 IN_VAIN = {
-    *("idempotency_conflict", "result_timeout", "job_expired", "job_cancelled", "job_error", "job_failed", "job_dead"),
+    *(
+        "idempotency_conflict",
+        "result_timeout",
+        "job_expired",
+        "job_cancelled",
+        "job_error",
+        "job_failed",
+        "remote_failed",
+        "job_dead",
+    ),
     *("model_error", "model_file_invalid", "model_too_large", "model_load_failed", "model_fetch_failed"),
     *("setup_error", "internal_error"),
 }

@@ -53,6 +53,7 @@ class HttpTransport:
         return wire.SUBMITTED.validate_json(self._send("POST", "/jobs", body))
 
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
+        after = {job_id: cursor for job_id, cursor in after.items() if wire.is_job_id(job_id)}
         if not after:
             return []
         if pays(after, block_s) and (found := self._follow(after)) is not None:
@@ -63,7 +64,10 @@ class HttpTransport:
         return self._of_job(JobStatus, job_id, "")
 
     def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
-        return self._ask(wire.Found, "POST", "/jobs/lookup", wire.Lookup(ids=list(job_ids))).jobs
+        found: dict[JobId, JobStatus | None] = dict.fromkeys(job_ids)
+        if possible := [job_id for job_id in job_ids if wire.is_job_id(job_id)]:
+            found |= self._ask(wire.Found, "POST", "/jobs/lookup", wire.Lookup(ids=possible)).jobs
+        return found
 
     def spec(self, job_id: JobId) -> JobSpec | None:
         return self._of_job(JobSpec, job_id, "/spec")
@@ -72,7 +76,7 @@ class HttpTransport:
         return self._of_job(Explanation, job_id, "/explanation")
 
     def cancel(self, job_id: JobId) -> JobState | None:
-        found = self._find("POST", f"/jobs/{_part(job_id)}/cancel", absent="unknown_job")
+        found = self._find("POST", f"/jobs/{job_id}/cancel", absent="unknown_job") if wire.is_job_id(job_id) else None
         return None if found is None else wire.Cancelled.model_validate_json(found).state
 
     def recent(self, limit: int) -> list[JobStatus]:
@@ -146,7 +150,7 @@ class HttpTransport:
         return Feed(response, response.iter_raw(), feed_cursors(after))
 
     def _of_job(self, kind: type[_M], job_id: JobId, what: str) -> _M | None:
-        found = self._find("GET", f"/jobs/{_part(job_id)}{what}", absent="unknown_job")
+        found = self._find("GET", f"/jobs/{job_id}{what}", absent="unknown_job") if wire.is_job_id(job_id) else None
         return None if found is None else kind.model_validate_json(found)
 
     def _ask(self, kind: type[_M], method: str, path: str, body: BaseModel | None = None) -> _M:

@@ -26,6 +26,7 @@ class AsyncHttpTransport:
         self._feeds: Feeds[httpx2.Response, AsyncIterator[bytes]] = Feeds()
 
     async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
+        after = {job_id: cursor for job_id, cursor in after.items() if wire.is_job_id(job_id)}
         if not after:
             return []
         if pays(after, block_s) and (found := await self._follow(after)) is not None:

@@ -7,6 +7,7 @@ a proxy lets our own API through or not by one rule.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
@@ -26,7 +27,8 @@ BEAT: Final = "waiting"
 #: Jobs of one stream, and of one look at records.
 MAX_JOBS: Final = 2000
 
-JobIdText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+_JOB_ID: Final = r"^[0-9a-f]{32}$"
+JobIdText = Annotated[str, StringConstraints(pattern=_JOB_ID)]
 #: Id of an event of one job; "0" comes before all of them.
 Cursor = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(-[0-9]{1,20})?$")]
 
@@ -134,6 +136,11 @@ class Waiting(BaseModel):
 SUBMITTED: Final[TypeAdapter[Submitted]] = TypeAdapter(Submitted)
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Event)
 _EVENTS: Final[TypeAdapter[list[Event]]] = TypeAdapter(list[Event])
+
+
+def is_job_id(text: str) -> bool:
+    """True when a job can have this id."""
+    return re.fullmatch(_JOB_ID, text) is not None
 
 
 def write_event(event: Event) -> bytes:

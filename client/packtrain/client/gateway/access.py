@@ -9,6 +9,7 @@ from typing import Protocol
 from starlette.requests import Request
 
 from packtrain.broker.messages import JobSpec
+from packtrain.client.aio_job import AsyncJob
 from packtrain.client.openai import Fault
 
 
@@ -34,7 +35,7 @@ def no_model(model: str, caller: Caller) -> Fault:
 
 
 class Admission:
-    """A request that may be under way. Its `end` is to be awaited once, whatever becomes of it."""
+    """A request that may be under way. Its `end` is to be awaited once, whatever becomes of it, or `follow` called."""
 
     async def end(self, tokens: int | None) -> None:
         """It is over.
@@ -42,6 +43,9 @@ class Admission:
         Args:
             tokens: Of its prompts and answers; 0: its jobs were never handed in; None: not known.
         """
+
+    def follow(self, job: AsyncJob) -> None:
+        """Instead of `end`: it is over when this job is, which nobody waits for."""
 
 
 class Access(Protocol):

@@ -37,7 +37,7 @@ from packtrain.client.waiting import unsaid_ends
 #: Jobs of one stream whose ids stand in its URL; their places stand behind every event.
 MAX_NAMED = 32
 _END = "-end"
-_PLACE = re.compile(r"[0-9]{1,20}(-[0-9]{1,20}(-end)?)?")
+_PLACE = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(-end)?")
 _SSE = "text/event-stream"
 
 LastEventId = Annotated[str, Header(alias="Last-Event-ID", description="`id:` of the last event that arrived")]

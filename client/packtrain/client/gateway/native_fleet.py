@@ -53,19 +53,19 @@ def add_fleet(router: APIRouter, door: Door) -> None:
         change = partial(transport.set_desired, ModelId(model), replicas=replicas, unload=unload)
         return written(await asyncio.to_thread(change))
 
-    @router.put("/models/{model}/desired", summary="How much of a model is wanted", openapi_extra=takes(DesiredBody))
+    @router.put("/models/{model:path}/desired", summary="How much is wanted", openapi_extra=takes(DesiredBody))
     async def desired(request: Request, model: str) -> Response:
         await administrator(door, request)
         body = await read_body(request, door, DesiredBody)
         return await desire(model, body.replicas, unload=body.unload)
 
-    @router.post("/models/{model}/load", summary="Load a model and keep it loaded", openapi_extra=takes(LoadBody))
+    @router.post("/models/{model:path}/load", summary="Load a model and keep it loaded", openapi_extra=takes(LoadBody))
     async def load(request: Request, model: str) -> Response:
         await administrator(door, request)
         body = await read_body(request, door, LoadBody)
         return await desire(model, body.replicas, unload=False)
 
-    @router.post("/models/{model}/unload", summary="Unload a model once its running jobs have ended")
+    @router.post("/models/{model:path}/unload", summary="Unload a model once its running jobs have ended")
     async def unload(request: Request, model: str) -> Response:
         await administrator(door, request)
         return await desire(model, 0, unload=True)

@@ -46,7 +46,16 @@ def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
         body = await read_body(request, door, Submission)
         spec = permitted(parse_spec(body.spec), caller)
         job_id = job_id_of(body, spec, caller)
-        submitted = await asyncio.to_thread(transport.submit, job_id, spec)
+        admission = await door.access.admit(caller, [spec])
+        try:
+            submitted = await asyncio.to_thread(transport.submit, job_id, spec)
+        except BaseException:
+            await admission.end(0)
+            raise
+        if submitted.is_new:
+            admission.follow(door.fleet.job(job_id))
+        else:
+            await admission.end(0)
         return as_json(SUBMITTED.dump_json(submitted))
 
     @router.get("/jobs", summary="The newest jobs")

@@ -93,6 +93,8 @@ def _kind(error: errors.PacktrainError) -> tuple[int, str, str, bool | None]:
             return 504, "timeout_error", error.code, False
         case errors.JobCancelled():
             return 409, _INVALID, error.code, False
+        case errors.RemoteFailed():  # it was asked again already, as often as it let us
+            return 502, "server_error", error.code, False
         case errors.JobError():
             return 500, "server_error", error.code, False
         case errors.ModelGone():
