@@ -251,5 +251,20 @@ class TestOllama:
         eventually_cancelled(fleet, job_id)
 
 
+class TestTokens:
+    @pytest.mark.parametrize("prefix", ["", "/v1"])
+    def test_a_text_is_its_tokens_and_they_are_the_text(self, door: Gateway, prefix: str) -> None:
+        said = door.answer(f"{prefix}/tokenize", {"model": "small", "content": "aé", "with_pieces": True})
+        tokens = [token["id"] for token in said["tokens"]]
+
+        assert said["tokens"][1:] == [{"id": 0xC3, "piece": [0xC3]}, {"id": 0xA9, "piece": [0xA9]}]
+        assert door.answer(f"{prefix}/detokenize", {"model": "small", "tokens": tokens})["content"] == "aé"
+
+    def test_of_several_models_one_has_to_be_named(self, door: Gateway) -> None:
+        response = door.post("/tokenize", {"content": "a"})
+
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+
+
 def without_ids(item: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if name not in ("id", "call_id")}

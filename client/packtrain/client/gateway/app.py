@@ -22,6 +22,7 @@ from packtrain.client.gateway.ollama_api import add_ollama
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
+from packtrain.client.gateway.tokens_api import add_tokens
 
 
 def make_app(door: Door) -> FastAPI:
@@ -40,6 +41,7 @@ def make_app(door: Door) -> FastAPI:
     add_responses(app, door)
     add_anthropic(app, door)
     add_ollama(app, door)
+    add_tokens(app, door)
     add_native(app, door)
     if door.files:
         add_files(app, door, door.files)
