@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from packtrain.client.dialects.translating import image_part, mapping, text_part
+from packtrain.client.dialects.translating import image_part, listing, mapping, text_part
 
 #: The first characters of an image in base64, by kind.
 _IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif"}
@@ -22,11 +22,11 @@ def turns_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     unanswered: list[tuple[str, object]] = []  # calls, by id and name
     for number, message in enumerate(messages):
         turn: dict[str, Any] = {"role": message.get("role"), "content": message.get("content") or ""}
-        if images := message.get("images"):
+        if images := listing(message.get("images"), f"messages.{number}.images"):
             turn["content"] = [text_part(turn["content"]), *(image_part(_data_uri(str(image))) for image in images)]
         if thinking := message.get("thinking"):
             turn["reasoning_content"] = thinking
-        if calls := message.get("tool_calls"):
+        if calls := listing(message.get("tool_calls"), f"messages.{number}.tool_calls"):
             turn["tool_calls"] = [
                 _call(call, f"call_{number}_{index}", f"messages.{number}.tool_calls.{index}")
                 for index, call in enumerate(calls)
