@@ -36,6 +36,8 @@ def no_model(model: str, caller: Caller) -> Fault:
 class Admission:
     """A request that may be under way. Its `end` is to be awaited once, whatever becomes of it."""
 
+    counts = False  # True: it takes of what its key may use until its end
+
     async def end(self, tokens: int | None) -> None:
         """It is over.
 

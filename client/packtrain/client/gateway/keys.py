@@ -126,6 +126,8 @@ class KeyAccess:
 
 
 class _Counted(Admission):
+    counts = True
+
     def __init__(self, access: KeyAccess, key: ApiKey, charge: Charge) -> None:
         self._end = partial(access.end, key, charge)
 
