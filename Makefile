@@ -18,11 +18,11 @@ PY = "$(VENV)/bin/python"
 WITH_MODEL = models="$$($(PY) deploy/demo_model.py)" && \
 	export PACKTRAIN_MODELS="$$models$${PACKTRAIN_MODELS:+:$$PACKTRAIN_MODELS}" &&
 # Quick to slow. `tiers` finds tests that no tier would run.
-STEPS = lint type tiers unit contract integration e2e
-TIERS = unit or contract or integration or e2e or faults or chaos
+STEPS = lint type tiers unit contract integration e2e clients
+TIERS = unit or contract or integration or e2e or clients or faults or chaos
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check lint format type unit contract integration e2e faults chaos bench clean tiers install model
+.PHONY: help setup demo up test check lint format type unit contract integration e2e clients faults chaos bench clean tiers install model
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,7 @@ bench: setup ## Measure throughput and queue on this machine
 	@$(WITH_MODEL) $(PY) -m benchmarks.throughput $(ARGS)
 	@$(WITH_MODEL) $(PY) -m benchmarks.queue $(ARGS)
 	@$(WITH_MODEL) $(PY) -m benchmarks.steps $(ARGS)
+	@$(PY) -m benchmarks.gateway
 
 # --- checking -----------------------------------------------------------------------------------------------------
 
@@ -112,6 +113,9 @@ integration: setup ## Tests with a real broker, real workers, a scripted model
 
 e2e: setup ## Tests of the whole fleet with the demo model
 	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m e2e $(ARGS)
+
+clients: setup ## openai-python, LangChain and others against a gateway; the first time installs them into the cache
+	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m clients $(ARGS)
 
 # Not part of `test`: it takes ten minutes.
 faults: setup ## All tests of faults, with what each cost, into build/faults.md; many need root and iproute2

@@ -24,7 +24,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib import resources
 from itertools import islice
 
 from redis import Redis
@@ -105,12 +104,10 @@ def run(redis: Redis, up_to: int) -> None:
 
 def fill(redis: Redis, made: Sequence[Call[Submitted]], number: int) -> None:
     """Submit so many jobs: `submit.lua` in a loop on the server, 500 jobs a call, so that it does not take hours."""
-    text = source("submit")
-    script = (resources.files(keys.__package__) / "lua" / "submit.lua").read_text()
     loop = redis.register_script(
-        text.removesuffix(script)
-        + f"local function submit(KEYS, ARGV)\n{script}\nend\n"
-        + f"for _, id in ipairs(KEYS) do ARGV[1] = id; submit({{JOB_PREFIX .. id, '{keys.model(MODEL)}'}}, ARGV) end"
+        f"local function submit(KEYS, ARGV)\n{source('submit')}\nend\n"
+        f"for _, id in ipairs(KEYS) do ARGV[1] = id; submit({{'{keys.JOB_PREFIX}' .. id, '{keys.model(MODEL)}'}}, ARGV)"
+        " end"
     )
     for begin in range(0, number, BATCH):
         call = made[begin // BATCH % len(made)]

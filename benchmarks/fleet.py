@@ -6,7 +6,7 @@ Three hosts (network namespaces of this machine), each with a memory budget that
 five quantisations. Every job asks for a word that only its own prompt names, and is right if it says that word and its
 receipt names the file of its model. The baseline is the same stream on the same hosts with a list in Redis, from which
 each host takes the oldest job, and a cache of two models: what one would write first. Needs root or user namespaces,
-and iproute2; takes some MINUTES minutes on two cores.
+and iproute2; takes some 4 minutes on two cores.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -977,6 +977,21 @@ class TestRedisJobs(JobStoreContract):
 
         assert unrung == [(DETERMINISTIC,), (DETERMINISTIC,), (DETERMINISTIC, ROUTE), (DETERMINISTIC, ROUTE)]
         redis.delete(keys.model_queue(ROUTE))
+
+    def test_a_claim_reads_two_records_at_most_however_many_it_chooses_from(
+        self, store: JobStore, redis: Redis
+    ) -> None:
+        common = "x" * 600
+        submit(store, spec("other " * 100))
+        held = [submit(store, spec(f"{common} {number}")) for number in range(CLAIM_LOOK)]
+        redis.config_resetstat()
+        taken = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS, prefixes=prefix_hashes(spec(common)))
+
+        assert taken is not None
+        assert taken.job_id == held[0]
+        stats = cast(dict[str, dict[str, int]], redis.info("commandstats"))
+        # Two records, and the prefixes of all that it looks at.
+        assert stats["cmdstat_hmget"]["calls"] == 3
 
     def test_nothing_but_the_record_and_stream_is_left_of_an_ended_job(self, store: JobStore, redis: Redis) -> None:
         job_id, _ = begun(store, "class-a")

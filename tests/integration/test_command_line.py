@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,11 +53,13 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpShell]:
     home = tmp_path_factory.mktemp("home")
     (home / "models").mkdir()
     (home / "models" / "m.scripted.json").write_text('{"n_slots": 2}')
+    (home / "models" / "large.scripted.json").write_text('{"required_mib": 600}')
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PACKTRAIN_")},
         "PACKTRAIN_HOME": str(home),
         "PACKTRAIN_SCRIPTED": "1",
         "PACKTRAIN_MODELS": str(home / "models"),
+        "PACKTRAIN_MEMORY": str(1000 * 2**20),
     }
     arguments = ["up", "--port", "0", "--node", "n1", "--drain", "1", "--json"]
     with open(home / "stderr", "w") as errors:
@@ -80,7 +83,7 @@ def test_up_says_where_the_fleet_is_once_it_is_ready_and_no_secret(shell: UpShel
     home = Path(shell.environment["PACKTRAIN_HOME"])
     url = json.loads(Path(shell.said["fleet_file"]).read_text())["url"]
 
-    assert (shell.said["node"], shell.said["models"], shell.said["home"]) == ("n1", 1, str(home))
+    assert (shell.said["node"], shell.said["models"], shell.said["home"]) == ("n1", 2, str(home))
     assert set(shell.said["pids"]) == {"broker", "coordinator", "agent"}
     assert shell.said["url"].startswith("redis://:***@")
     assert url not in json.dumps(shell.said)
@@ -105,6 +108,17 @@ def test_load_and_unload_print_the_instances_as_ps_does(shell: UpShell) -> None:
     assert left["state"] == "STOPPED"
     assert shell.json("unload", "m") == []
     assert shell.run("unload", "m").stdout == "m was not loaded\n"
+
+
+def test_a_load_that_has_to_wait_says_why(shell: UpShell) -> None:
+    command = [sys.executable, "-c", PROGRAM, "load", "large", "--replicas", "2"]
+    with subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True) as waits:
+        assert waits.stderr is not None
+        said = waits.stderr.readline()
+        waits.kill()
+    shell.run("unload", "large")
+
+    assert re.match(r"loading large: needs 600 MiB, n1 has \d+ MiB free and nothing idle to unload", said)
 
 
 def test_explain_says_where_a_job_is_in_words_and_as_json(shell: UpShell) -> None:

@@ -111,7 +111,53 @@ class TestAnthropic:
         assert events[-1].json["error"]["type"] == "timeout_error"
 
     def test_who_hangs_up_cancels(self, fleet: Fleet, door: Gateway) -> None:
-        with door.streaming("/v1/messages", self.ask(messages=[{"role": "user", "content": "!long"}])) as events:
+        with door.streaming("/v1/messages", self.ask(model="slow", messages=said_by("gnol!"))) as events:
             job_id = next(event.json["message"]["id"] for event in events if event.event == "message_start")
 
         eventually_cancelled(fleet, job_id.removeprefix("msg_"))
+
+
+class TestResponses:
+    @pytest.mark.parametrize("prefix", ["", "/v1"])
+    def test_a_text_is_answered(self, door: Gateway, prefix: str) -> None:
+        said = door.answer(f"{prefix}/responses", {"model": "small", "input": "olleH"})
+
+        assert (said["status"], said["output"][0]["content"][0]["text"]) == ("completed", "Hello")
+
+    def test_a_stream_builds_the_response_it_ends_with(self, door: Gateway) -> None:
+        tool = {"type": "function", "name": "weather", "parameters": TOOL_SCHEMA}
+        body = {"model": "small", "input": said_by("<think>Hm.</think>Look:" + CALL), "tools": [tool]}
+        whole = door.answer("/v1/responses", body)
+        events = door.events("/v1/responses", body)
+
+        assert all(event.event == event.json["type"] for event in events)
+        assert [event.json["sequence_number"] for event in events] == list(range(len(events)))
+        built = [event.json["item"] for event in events if event.event == "response.output_item.done"]
+        assert events[-1].json["response"]["output"] == built
+        assert [item["type"] for item in built] == ["reasoning", "message", "function_call"]
+        assert [without_ids(item) for item in whole["output"]] == [without_ids(item) for item in built]
+
+    def test_failures_have_openais_shape(self, door: Gateway) -> None:
+        response = door.post("/v1/responses", {"model": "small", "input": "x", "previous_response_id": "resp_1"})
+
+        assert response.status_code == 400
+        assert (
+            response.json()["error"].items() >= {"param": "previous_response_id", "code": "invalid_parameter"}.items()
+        )
+
+    def test_a_failure_in_a_stream_is_its_last_event(self, door: Gateway) -> None:
+        events = door.events("/v1/responses", {"model": "slow", "input": "!long", "max_run": 0.7})
+
+        failed = events[-1].json
+        assert (failed["type"], failed["response"]["error"]["code"]) == ("response.failed", "job_expired")
+        assert failed["response"]["output"][0]["content"][0]["text"].startswith("gnol!")
+
+    def test_who_hangs_up_cancels(self, fleet: Fleet, door: Gateway) -> None:
+        with door.streaming("/v1/responses", {"model": "slow", "input": "!long"}) as events:
+            job_id = next(event.json["response"]["id"] for event in events if event.event == "response.created")
+
+        eventually_cancelled(fleet, job_id.removeprefix("resp_"))
+
+
+def without_ids(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name not in ("id", "call_id")}

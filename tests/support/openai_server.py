@@ -169,14 +169,15 @@ class _Handler(BaseHTTPRequestHandler):
             if number == reply.cut_after:
                 return
             self._pause(reply.piece_s)
-            choice = {"index": 0, "finish_reason": None}
+            choice: dict[str, Any] = {"index": 0, "finish_reason": None}
             self._event({"choices": [choice | ({"delta": piece} if is_chat else {"text": piece["content"]})]})
         if reply.cut_after is not None and reply.cut_after >= len(pieces):
             return
         if reply.error is not None:
             self._event({"error": reply.error})
             return
-        end = {"index": 0, "finish_reason": reply.finish} | ({"delta": {}} if is_chat else {"text": ""})
+        end: dict[str, Any] = {"index": 0, "finish_reason": reply.finish}
+        end["delta" if is_chat else "text"] = {} if is_chat else ""
         self._event({"choices": [end]})
         if reply.usage is not None:
             self._event({"choices": [], "usage": reply.usage})

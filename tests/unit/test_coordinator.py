@@ -14,7 +14,7 @@ from packtrain.broker.coordinator import MAX_RERING, Coordinator
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.journal import MemoryJournal, replay
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Desired, NodeCommand
+from packtrain.broker.messages import Desired, NodeCommand, Outcome
 from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB, OFFER_WAIT_MS
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import InstanceState, JobState
@@ -470,3 +470,68 @@ def test_a_load_takes_what_its_own_node_says_of_the_model() -> None:
     ((_, command),) = fleet.bells.commands
     assert (command.n_slots, command.n_ctx, command.reserved_bytes) == (16, 64, 7 * MIB)
     assert fleet.bells.reserved_at_command == [7 * MIB]
+
+
+ANY = model_info("any", alias_of=MODEL, targets=(MODEL, "far"), spill_after_s=20)
+FAR = Route("far")
+
+
+class TwoTargets(Fleet):
+    """A fleet whose name `any` means its model, else the remote model `far`."""
+
+    def __init__(self, **node: Any) -> None:
+        super().__init__(**{"models": (MODEL, "far"), **node})
+        self.jobs = MemoryJobs(self.clock, {MODEL: MODEL, "far": "far", "any": MODEL}, [ANY])
+        self.registry.put_models([model_info("far", remote="api.example.com big", max_replicas=1), ANY])
+        self.coordinator = Coordinator(
+            self.jobs,
+            self.registry,
+            self.bells,
+            lambda model: self.bells_waiting,
+            lambda model: InstanceId(f"{model}-1"),
+        )
+
+
+def test_jobs_that_would_wait_too_long_are_moved_rung_for_and_their_model_loaded() -> None:
+    fleet = TwoTargets()
+    fleet.registry.put_instance(instance_beat(slots_used=4))
+    fleet.jobs.submit(JobId("direct"), spec(), max_waiting=9)
+    for _ in range(2):  # two jobs of 15 s each
+        fleet.jobs.submit(JobId(f"old{_}"), spec(), max_waiting=9)
+        claim = fleet.jobs.claim(ROUTES, INSTANCE, NODE, lease_ms=99_000)
+        assert claim
+        fleet.clock.advance(15_000)
+        fleet.jobs.finish(claim.job_id, claim.epoch, Outcome(state=JobState.SUCCEEDED))
+    fleet.registry.put_node(node_beat(models=(MODEL, "far")))
+    fleet.registry.put_instance(instance_beat(slots_used=4))
+    fleet.submit(3, model="any")
+    fleet.tick()
+
+    assert fleet.jobs.waiting() == {ROUTE: 1, FAR: 3}
+    assert fleet.bells.rings.count(FAR) == 3
+    assert [command.model for _, command in fleet.bells.commands] == ["far"]
+
+
+def test_jobs_of_a_model_that_nobody_offers_go_on_and_others_wait() -> None:
+    fleet = TwoTargets(models=("far",))
+    fleet.jobs.submit(JobId("direct"), spec(), max_waiting=9)
+    fleet.submit(2, model="any")
+    fleet.tick()
+
+    assert fleet.jobs.waiting() == {ROUTE: 1, FAR: 2}
+
+
+def test_jobs_of_a_model_that_never_fits_go_on_and_others_hear_so() -> None:
+    fleet = TwoTargets(memory_budget=150 * MIB)
+    fleet.registry.put_models([model_info(required_bytes=200 * MIB)])
+    fleet.jobs.submit(JobId("direct"), spec(), max_waiting=9)
+    (job_id,) = fleet.submit(1, model="any")
+    fleet.tick()
+
+    assert fleet.jobs.waiting() == {FAR: 1}
+    status, direct = fleet.jobs.status(job_id), fleet.jobs.status(JobId("direct"))
+    assert status
+    assert status.cause
+    assert "the largest node" in status.cause.reason
+    assert direct
+    assert direct.state is JobState.FAILED

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from packtrain.broker.chat import CallDelta, FunctionCall, ToolCall
-from packtrain.broker.messages import Logprob, ModelInfo, PromptLogprob, Receipt, TokenLogprob, Usage
+from packtrain.broker.messages import Logprob, ModelInfo, PromptLogprob, Receipt, TokenLogprob, Usage, piece_fields
 from packtrain.client.openai import Stamp, StreamForm, parse_call
 from packtrain.client.openai.chat_form import ChatForm
 from packtrain.client.openai.completion_form import CompletionForm
@@ -189,6 +189,19 @@ def test_logprobs_of_a_chat() -> None:
             ],
         }
     ]
+
+
+def test_a_character_split_between_tokens_keeps_its_bytes_and_counts_once() -> None:
+    halves = [
+        TokenLogprob(**piece_fields(number, data), logprob=-1.0) for number, data in enumerate([b"\xc3", b"\xa9"])
+    ]
+    entries = (*halves, logprob("!", -1))
+
+    told = choice(ChatForm(wants_logprobs=True).body(STAMP, [result(logprobs=entries)]))["logprobs"]["content"]
+    offsets = choice(CompletionForm().body(STAMP, [result(logprobs=entries)]))["logprobs"]["text_offset"]
+
+    assert bytes(byte for one in told for byte in one["bytes"]).decode() == "é!"
+    assert offsets == [0, 1, 1]
 
 
 def test_logprobs_stream_with_the_text_of_their_tokens() -> None:

@@ -351,6 +351,8 @@ def test_what_evaluation_harnesses_ask_for() -> None:
     spec = only(completion(echo=True, logprobs=1, max_tokens=0))
 
     assert (spec.echo, spec.params.prompt_logprobs, spec.params.max_tokens) == (True, 1, 0)
+    # One that asks for a token drops its entry: an end of text, which has none, would cost one of the prompt's.
+    assert only(completion(echo=True, logprobs=1, max_tokens=1)).params.ignore_eos
 
 
 # --- prompts -------------------------------------------------------------------------------------------------------

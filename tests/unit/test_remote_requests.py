@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.chat import join_calls
-from packtrain.broker.errors import InvalidParameter, InvalidRequest, PacktrainError, RemoteFailed
+from packtrain.broker.errors import InvalidParameter, InvalidRequest, PacktrainError, PromptTooLong, RemoteFailed
 from packtrain.broker.messages import JobSpec
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.remote.answers import Answer, BrokenAnswer, usage_of, vector_of
@@ -155,9 +155,26 @@ def test_what_has_not_the_form_of_an_answer_is_broken(data: str) -> None:
         Answer("chat").take(data)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
-                    | st.dictionaries(st.sampled_from(["choices", "delta", "text", "content", "tool_calls", "index", "usage",
-                                                       "function", "name", "logprobs", "tokens", "data", "embedding"]), inner)))  # fmt: skip
+NAMES = [
+    "choices",
+    "delta",
+    "text",
+    "content",
+    "tool_calls",
+    "index",
+    "usage",
+    "function",
+    "name",
+    "logprobs",
+    "tokens",
+]
+LEAVES = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
+ANYTHING = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*NAMES, "data"]), inner)
+)
+
+
+@given(ANYTHING)
 def test_no_answer_is_worse_than_broken(value: Any) -> None:
     for read in (Answer("chat").take, Answer("text").take, vector_of):
         try:
@@ -192,8 +209,26 @@ def test_the_words_of_a_refusal_are_found_in_every_form_and_without_the_key() ->
     ):  # fmt: skip
         text = body if isinstance(body, str) else json.dumps(body)
         assert refusal(400, {}, text.encode(), now=NOW, secret="sk-1").said == "no ***"
+    long = {"error": {"message": "no", "type": "exceed_context_size_error", "code": 400}}
+    assert refusal(400, {}, json.dumps(long).encode(), now=NOW).code == "exceed_context_size_error"
     assert refusal(500, {}, b"\xff\x00" * 5000, now=NOW).said.isprintable()
     assert refusal(500, {}, b"", now=NOW).said == "it said no more"
+
+
+def test_a_server_that_says_whether_to_try_again_is_believed() -> None:
+    assert not refusal(500, {"x-should-retry": "false"}, b"", now=NOW).is_temporary
+    assert refusal(404, {"x-should-retry": "true"}, b"", now=NOW).is_temporary
+    assert refusal(500, {}, b"", now=NOW).is_temporary
+
+
+def test_an_error_event_says_what_it_would_have_been() -> None:
+    for error, status in (
+        ({"message": "no", "type": "invalid_request_error", "code": "fleet_loop"}, 400),
+        ({"message": "no", "code": 503}, 503), ({"message": "no", "type": "server_error"}, None), ("no", None),
+    ):  # fmt: skip
+        with pytest.raises(BrokenAnswer, match="it said: no") as caught:
+            Answer("chat").take(json.dumps({"error": error}))
+        assert caught.value.status == status
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
@@ -221,6 +256,7 @@ def test_the_wait_is_what_the_server_asks_for_or_doubles_and_ends_with_the_bound
     ("failed", "cls", "remedy"),
     [
         (Refusal("no", 400, field="top_k"), InvalidParameter, "correct it"),
+        (Refusal("no", 400, code="context_length_exceeded"), PromptTooLong, "shorten it"),
         (Refusal("no", 401), RemoteFailed, "BIG_KEY"),
         (Refusal("no", 404), RemoteFailed, r"url or model \('big-70b'\)"),
         (Refusal("no", 503), RemoteFailed, "retry_s"),
@@ -254,14 +290,12 @@ def test_no_window_has_more_turns_than_allowed() -> None:
     chance = random.Random(1)
     for _ in range(500):
         clock.now += chance.expovariate(1 / 7)
-        if not (wait_s := turns.take()):
-            taken.append(clock.now)
-        else:
-            clock.now += wait_s
+        if wait_s := turns.take():
+            clock.now += wait_s + 1e-6
             assert turns.take() == 0
-            taken.append(clock.now)
+        taken.append(clock.now)
 
-    assert all(later - first >= WINDOW_S for first, later in zip(taken, taken[3:], strict=False))
+    assert all(later - first >= WINDOW_S - 1e-6 for first, later in zip(taken, taken[3:], strict=False))
 
 
 def test_a_turn_given_back_is_free_again_and_a_pause_holds_all() -> None:

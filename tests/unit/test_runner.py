@@ -31,12 +31,13 @@ from packtrain.workers.chat.preparing import prepare
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.engine.text import TextStream
+from packtrain.workers.engine_jobs import EngineJobs
 from packtrain.workers.extra_jobs import Seats
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import tokens_sha256
 from packtrain.workers.renewer import Renewer
-from packtrain.workers.runner import EngineJobs, Runner, seed_of
+from packtrain.workers.runner import Runner, seed_of
 from tests.support.clock import FakeClock
 from tests.support.factories import COMPUTER, DETERMINISTIC, INSTANCE, MODEL, NODE, ROUTE, spec
 

@@ -303,7 +303,7 @@ def submit(
             job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
             suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),
             repr(HAIR), "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
-            int(may_move and spec.meant_for is None),
+            int(may_move and can_move(spec)),
         ),
         parse,
     )  # fmt: skip
@@ -388,6 +388,11 @@ def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = Non
 def release(job_id: JobId, epoch: int) -> Call[bool]:
     """Call of release.lua."""
     return Call("release", (keys.job(job_id),), (job_id, epoch, _CANCELLED), lambda reply: reply == 1)
+
+
+def can_move(spec: JobSpec) -> bool:
+    """Whether another model could answer as well: no instance is named, and no token that another may not know."""
+    return spec.meant_for is None and not spec.prompt_tokens
 
 
 def fall_back(job_id: JobId, epoch: int, cause: Cause) -> Call[Route | None]:

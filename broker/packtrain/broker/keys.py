@@ -9,6 +9,7 @@
 | pt:leases              | zset   | while jobs run                             | job id → lease deadline, ms |
 | pt:deadlines           | zset   | while such jobs live                       | job id → deadline, ms |
 | pt:meant               | hash   | while such jobs live, 7 d from submit      | job id → who alone may run it |
+| pt:prefixes            | hash   | while such jobs live, 7 d from submit      | job id → hashes of its prefixes |
 | pt:begun               | hash   | while such jobs live, 7 d from the last    | job id → numerics class of its tokens |
 | pt:movable:<route>:i / b| zset  | 7 d from the last such submit              | waiting jobs with several targets |
 | pt:held:<instance>     | set    | 24 h from the last claim                   | jobs leased to this instance |
@@ -67,6 +68,7 @@ WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
 DEADLINES: Final = "pt:deadlines"
 MEANT: Final = "pt:meant"
+PREFIXES: Final = "pt:prefixes"
 BEGUN: Final = "pt:begun"
 RECENT: Final = "pt:recent"
 ORDER: Final = "pt:order"

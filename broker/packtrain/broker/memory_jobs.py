@@ -127,7 +127,7 @@ class MemoryJobs:
             tag = self._tags[model, spec.lane].start(spec.user, cost_of(spec))
             self._records[job_id] = record = _Record(spec, model, tag, now, deadline)
             alias = self._aliases.get(spec.model)
-            if alias and len(alias.targets) > 1 and may_move and spec.meant_for is None:
+            if alias and len(alias.targets) > 1 and may_move and jobs.can_move(spec):
                 record.targets = tuple(map(ModelId, alias.targets))
                 record.spill_ms = None if alias.spill_after_s is None else int(alias.spill_after_s * 1000)
             return jobs.Submitted(job_id, model, route, True, ready + 1)

@@ -9,6 +9,7 @@ Redis forgets its script cache at a restart (the AOF holds only effects), so eve
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +26,7 @@ T = TypeVar("T")
 #: Constants of keys.py that scripts use by the same name.
 _CONSTANTS = (
     "JOB_PREFIX", "OUT_PREFIX", "READY_PREFIX", "MOVABLE_PREFIX", "HELD_PREFIX", "FAIR_PREFIX", "QUEUED_PREFIX",
-    "RATE_PREFIX", "WAITING", "LEASES", "DEADLINES", "MEANT", "BEGUN", "RECENT", "ORDER",
+    "RATE_PREFIX", "WAITING", "LEASES", "DEADLINES", "MEANT", "PREFIXES", "BEGUN", "RECENT", "ORDER",
     "QUEUED_TTL_MS", "ENDED_TTL_MS", "STREAM_TTL_MS", "STREAM_ENDED_TTL_MS", "RATE_TTL_MS", "RECENT_MAX",
 )  # fmt: skip
 
@@ -42,10 +43,18 @@ class Call(Generic[T]):
 
 @cache
 def source(script: str) -> str:
-    """The whole text that Redis runs: constants, prelude, script."""
+    """The whole text that Redis runs: the functions of the prelude that the script needs, and the script.
+
+    Constants stand in it as literals, and nothing in it that is not needed: the server makes each local anew at every
+    call, and throws it away again.
+    """
     folder = resources.files(__package__) / "lua"
-    constants = "".join(f"local {name} = {getattr(keys, name)!r}\n" for name in _CONSTANTS)
-    return constants + (folder / "prelude.lua").read_text() + (folder / f"{script}.lua").read_text()
+    text = (folder / f"{script}.lua").read_text()
+    for function in reversed((folder / "prelude.lua").read_text().split("\n\n")):  # each calls only those above it
+        name = function.partition("local function ")[2].partition("(")[0]
+        if re.search(rf"\b{name}\(", text):
+            text = f"{function}\n{text}"
+    return re.sub(rf"\b({'|'.join(_CONSTANTS)})\b", lambda found: repr(getattr(keys, found[0])), text)
 
 
 @cache

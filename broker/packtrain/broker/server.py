@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 import redis
 
@@ -37,6 +37,10 @@ HOST = "127.0.0.1"
 POLL_S = 0.05
 #: Beyond loopback anybody may try passwords, thousands a second. Our own have 48 characters.
 LEAST_PASSWORD = 16
+#: For servers that use glibc's allocator, as the wheel's does. By default it keeps 7 freed pieces of each small size at
+#: hand, and looks for room in the whole heap beyond: the some thousand that a script makes and leaves would be strewn
+#: among a million jobs, and each be a miss of the processor's caches. At most 36 MB are kept so.
+ALLOCATOR: Final = "GLIBC_TUNABLES=glibc.malloc.tcache_count=1024"
 #: How long a leftover server may take to write its last bytes and go.
 LEFTOVER_S = 15.0
 
@@ -160,7 +164,7 @@ class BrokerServer:
 
     def command(self) -> Sequence[str]:
         """The argument list that runs this broker in the foreground; the same for every restart."""
-        return [str(self.binary.path), str(self.conf_file)]
+        return ["env", ALLOCATOR, str(self.binary.path), str(self.conf_file)]  # `env` becomes the server
 
     def is_ready(self) -> bool:
         """True when it answers and has loaded its data."""

@@ -78,6 +78,9 @@ class Settings(BaseSettings):
         description="address:port where other nodes may read this one's model files, port 0 is a free one; "
         "empty: nowhere",
     )
+    files: Path | None = Field(
+        None, description="folder of files that clients upload, and of batches; unset: <home>/files"
+    )
     files_rate: int | None = Field(None, ge=1024, description="bytes per second that all of them may read together")
     fetch_stall_s: float = Field(
         60, gt=0, description="a fetch of a model file without a sign of life of its source fails after this, seconds"
@@ -132,6 +135,11 @@ class Settings(BaseSettings):
     def joined_file(self) -> Path:
         """Where a machine that joined a fleet keeps the URL (mode 0600: it holds the password)."""
         return self.home / "joined.json"
+
+    @property
+    def files_folder(self) -> Path:
+        """Where uploaded files and batches are."""
+        return (self.files or self.home / "files").expanduser().absolute()
 
     @property
     def model_folders(self) -> tuple[Path, ...]:

@@ -22,9 +22,10 @@ from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.parking import most_parked
 from packtrain.workers.engine.seam import JobEngine
 from packtrain.workers.engine.sequence import Ended, SequenceRequest
+from packtrain.workers.engine_jobs import EngineJobs
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.receipts import Computer, Prover
-from packtrain.workers.runner import EngineJobs, Starter
+from packtrain.workers.runner import Starter
 
 
 @dataclass(frozen=True, slots=True)

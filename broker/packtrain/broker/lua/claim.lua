@@ -19,9 +19,9 @@
 local FIXED = 10
 local LANES = {[0] = 'interactive', [1] = 'bulk'}
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
-local num_routes, look = (#ARGV - FIXED) / 2, tonumber(ARGV[7])
+local num_routes, prefers = (#ARGV - FIXED) / 2, ARGV[6] ~= ''
 local function is_suspect(attempts)
-  return tonumber(attempts or '0') >= tonumber(ARGV[5])
+  return attempts and tonumber(attempts) >= tonumber(ARGV[5])
 end
 
 local num_held = redis.call('SCARD', held)
@@ -30,131 +30,150 @@ if num_held == 1 then
   if is_suspect(redis.call('HGET', JOB_PREFIX .. only, 'attempts')) then return false end
 end
 
--- The next `look` ready jobs of one lane, in the order of their tags; `skipped` of each route are left where they are.
-local function candidates(lane, skipped)
-  local found = {}
+-- The ids of the next `count` ready jobs of one lane, in the order of their tags; `skipped` of each route are left where
+-- they are. With several routes, the number of each job's route, too.
+local function candidates(lane, skipped, count)
+  if num_routes == 1 then return redis.call('ZRANGE', KEYS[lane + 1], skipped[1], skipped[1] + count - 1), {} end
+  local found, ids, routes = {}, {}, {}
   for route = 1, num_routes do
     local ready = KEYS[lane * num_routes + route]
-    local page = redis.call('ZRANGE', ready, skipped[route], skipped[route] + look - 1, 'WITHSCORES')
+    local page = redis.call('ZRANGE', ready, skipped[route], skipped[route] + count - 1, 'WITHSCORES')
     for i = 1, #page, 2 do
-      found[#found + 1] = {id = page[i], order = tonumber(page[i + 1]), route = route, ready = ready}
+      found[#found + 1] = {id = page[i], order = tonumber(page[i + 1]), route = route}
     end
   end
-  if num_routes > 1 then
-    table.sort(found, function(a, b)
-      return a.order < b.order or (a.order == b.order and a.id < b.id)
-    end)
-    -- Behind the last one of a full page of one route there may be earlier ones than the rest of the other's.
-    for i = #found, look + 1, -1 do found[i] = nil end
+  table.sort(found, function(a, b)
+    return a.order < b.order or (a.order == b.order and a.id < b.id)
+  end)
+  -- Behind the last one of a full page of one route there may be earlier ones than the rest of the other's.
+  for i = 1, math.min(#found, count) do
+    ids[i], routes[i] = found[i].id, found[i].route
   end
-  return found
+  return ids, routes
 end
 
--- True when a job has tokens that were computed in another class than this instance would go on in.
-local function is_begun_elsewhere(c, tokens, class)
-  local mine = ARGV[FIXED + num_routes + c.route]
-  return tokens and class and mine ~= '' and class ~= mine
-end
-
--- How many of a job's prefixes the instance holds: the more, the longer the common beginning.
+-- How many of a job's prefixes the instance holds: the more, the longer the common beginning. It holds none without the
+-- shorter ones, and these come first.
 local function num_shared(prefixes)
-  local shared = 0
-  for hash in string.gmatch(prefixes or '', '%S+') do
-    if string.find(ARGV[6], hash, 1, true) then shared = shared + 1 end
+  local shared, at = 0, 1
+  while prefixes and at < #prefixes and string.find(ARGV[6], string.sub(prefixes, at, at + 7), 1, true) do
+    shared, at = shared + 1, at + 9
   end
   return shared
 end
 
--- The clock of fair queueing moves on to this job's tag; users whose tags it has reached are as any other now.
-local function serve(c, model, lane)
-  local fair = fair_key(model, lane)
-  local clock = redis.call('ZSCORE', fair, '')
-  if clock and tonumber(clock) < c.order then
-    redis.call('ZADD', fair, c.order, '')
-    redis.call('ZREMRANGEBYSCORE', fair, '-inf', string.format('(%.17g', c.order))
+-- The record of a ready job that this instance may run: all that is wanted of it, for it is far from everything else in
+-- memory. Otherwise nothing: the job is over, or left where it is.
+local function read(id, lane, route, skipped)
+  local f = redis.call(
+    'HMGET', JOB_PREFIX .. id, 'state', 'deadline_ms', 'run_until_ms', 'meant_for', 'tokens', 'class', 'attempts',
+    'passed', 'epoch', 'submitted_ms', 'max_run_ms', 'order', 'user', 'spec'
+  )
+  local deadline, run_until, meant_for, class = f[2], f[3], f[4], ARGV[FIXED + num_routes + route]
+  if f[1] ~= 'QUEUED' then
+    redis.call('ZREM', KEYS[lane * num_routes + route], id)
+    -- If its record expired, nobody knows whose count it was in: count anew rather than too high.
+    if not f[1] then
+      redis.call('DEL', queued_key(model_of(ARGV[FIXED + route]), LANES[lane]))
+      redis.call('HDEL', PREFIXES, id)
+    end
+  elseif deadline and tonumber(deadline) <= now then
+    withdraw(id)
+    settle(id, 'EXPIRED', ARGV[4])
+  elseif run_until and tonumber(run_until) <= now then
+    withdraw(id)
+    settle(id, 'EXPIRED', ARGV[10])
+  elseif meant_for and meant_for ~= ARGV[1] and meant_for ~= ARGV[2] then
+    skipped[route] = skipped[route] + 1
+  elseif f[5] and f[6] and class ~= '' and f[6] ~= class then
+    -- It has tokens that were computed in another class than this instance would go on in.
+    skipped[route] = skipped[route] + 1
+  else
+    return f
   end
 end
 
-local function lease(c)
-  local job = JOB_PREFIX .. c.id
-  local f = redis.call(
-    'HMGET', job, 'epoch', 'attempts', 'submitted_ms', 'deadline_ms', 'spec', 'lane', 'model', 'user', 'tokens',
-    'max_run_ms', 'run_until_ms'
-  )
-  local epoch, deadline, tokens, run_until = (f[1] or 0) + 1, f[4], f[9], f[11]
-  redis.call('ZREM', c.ready, c.id)
+-- The clock of fair queueing moves on to this job's tag; users whose tags it has reached are as any other now.
+local function serve(order, model, lane)
+  local fair = fair_key(model, lane)
+  local clock = redis.call('ZSCORE', fair, '')
+  if clock and tonumber(clock) < tonumber(order) then
+    redis.call('ZADD', fair, order, '')
+    redis.call('ZREMRANGEBYSCORE', fair, '-inf', '(' .. order)
+  end
+end
+
+local function lease(id, lane, route, f)
+  local job, model, class = JOB_PREFIX .. id, model_of(ARGV[FIXED + route]), ARGV[FIXED + num_routes + route]
+  local deadline, run_until, tokens, epoch = f[2], f[3], f[5], (f[9] or 0) + 1
+  redis.call('ZREM', KEYS[lane * num_routes + route], id)
   -- A stream that has expired has no tokens: what comes next begins at 0 again.
-  if tokens and redis.call('EXISTS', OUT_PREFIX .. c.id) == 0 then
+  if tokens and redis.call('EXISTS', OUT_PREFIX .. id) == 0 then
     redis.call('HDEL', job, 'tokens')
     tokens = false
   end
-  local class = ARGV[FIXED + num_routes + c.route]
   if class ~= '' and not tokens then redis.call('HSET', job, 'class', class) end
-  if f[10] and not run_until then
-    run_until = now + tonumber(f[10])
+  if f[11] and not run_until then
+    run_until = now + tonumber(f[11])
     redis.call('HSET', job, 'run_until_ms', run_until)
-    redis.call('ZADD', DEADLINES, math.min(run_until, tonumber(deadline or run_until)), c.id)
+    redis.call('ZADD', DEADLINES, math.min(run_until, tonumber(deadline or run_until)), id)
   end
   redis.call('HSET', job, 'state', 'RUNNING', 'epoch', epoch, 'instance', ARGV[1], 'node', ARGV[2], 'started_ms', now)
-  redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), c.id)
-  redis.call('SADD', held, c.id)
+  redis.call('ZADD', LEASES, now + tonumber(ARGV[3]), id)
+  redis.call('SADD', held, id)
   redis.call('PEXPIRE', held, ENDED_TTL_MS)
-  count_out(f[7], f[6], f[8])
-  serve(c, f[7], f[6])
+  count_out(model, LANES[lane], f[13])
+  serve(f[12], model, LANES[lane])
   local unrung = {}
-  for route = 1, num_routes do
-    local left = redis.call('ZCARD', KEYS[route]) + redis.call('ZCARD', KEYS[num_routes + route])
-    if left > redis.call('LLEN', KEYS[2 * num_routes + route]) then unrung[#unrung + 1] = ARGV[FIXED + route] end
+  for other = 1, num_routes do
+    local left = redis.call('ZCARD', KEYS[other]) + redis.call('ZCARD', KEYS[num_routes + other])
+    if left > redis.call('LLEN', KEYS[2 * num_routes + other]) then unrung[#unrung + 1] = ARGV[FIXED + other] end
   end
   return {
-    c.id, epoch, f[2] or 0, f[3], now, deadline or '', f[5], ARGV[FIXED + c.route], unrung, f[6], run_until or ''
+    id, epoch, f[7] or 0, f[10], now, deadline or '', f[14], ARGV[FIXED + route], unrung, LANES[lane], run_until or ''
   }
 end
 
+-- Of the jobs behind the first one that may run, that with the most prefixes held, if it has more of them.
+local function preferred(ids, routes, first, lane, skipped)
+  local prefixes = redis.call('HMGET', PREFIXES, unpack(ids))
+  local least, shared = num_shared(prefixes[first]), {}
+  for i = first + 1, #ids do shared[i] = num_shared(prefixes[i]) end
+  while true do
+    local best, most = nil, least
+    for i = first + 1, #ids do
+      if shared[i] > most then best, most = i, shared[i] end
+    end
+    if not best then return end
+    local f = read(ids[best], lane, routes[best] or 1, skipped)
+    if f and not is_suspect(f[7]) then return best, f end
+    shared[best] = 0
+  end
+end
+
 for lane = 0, tonumber(ARGV[9]) do
-  local skipped = {}
+  local skipped, count = {}, prefers and tonumber(ARGV[7]) or 1
   for route = 1, num_routes do skipped[route] = 0 end
   repeat
-    local found = candidates(lane, skipped)
-    local head, best, best_shared
-    for _, c in ipairs(found) do
-      local job = JOB_PREFIX .. c.id
-      local f = redis.call(
-        'HMGET', job, 'state', 'deadline_ms', 'attempts', 'meant_for', 'prefixes', 'passed', 'tokens', 'class',
-        'run_until_ms'
-      )
-      if f[1] ~= 'QUEUED' then
-        redis.call('ZREM', c.ready, c.id)
-        -- If its record expired, nobody knows whose count it was in: count anew rather than too high.
-        if not f[1] then redis.call('DEL', queued_key(model_of(ARGV[FIXED + c.route]), LANES[lane])) end
-      elseif f[2] and tonumber(f[2]) <= now then
-        withdraw(c.id)
-        settle(c.id, 'EXPIRED', ARGV[4])
-      elseif f[9] and tonumber(f[9]) <= now then
-        withdraw(c.id)
-        settle(c.id, 'EXPIRED', ARGV[10])
-      elseif (f[4] and f[4] ~= ARGV[1] and f[4] ~= ARGV[2]) or is_begun_elsewhere(c, f[7], f[8]) then
-        skipped[c.route] = skipped[c.route] + 1
-      elseif is_suspect(f[3]) then
-        if not head then
+    local ids, routes = candidates(lane, skipped, count)
+    for i, id in ipairs(ids) do
+      local route = routes[i] or 1
+      local f = read(id, lane, route, skipped)
+      if f then
+        if is_suspect(f[7]) then
           if num_held > 0 then return false end
-          return lease(c)
+        elseif prefers and i < #ids and tonumber(f[8] or '0') < tonumber(ARGV[8]) then
+          local best, record = preferred(ids, routes, i, lane, skipped)
+          if best then
+            redis.call('HINCRBY', JOB_PREFIX .. id, 'passed', 1)
+            return lease(ids[best], lane, routes[best] or 1, record)
+          end
         end
-      else
-        local shared = ARGV[6] == '' and 0 or num_shared(f[5])
-        if not head then
-          if ARGV[6] == '' or tonumber(f[6] or '0') >= tonumber(ARGV[8]) then return lease(c) end
-          head, best, best_shared = c, c, shared
-        elseif shared > best_shared then
-          best, best_shared = c, shared
-        end
+        return lease(id, lane, route, f)
       end
     end
-    if best then
-      if best ~= head then redis.call('HINCRBY', JOB_PREFIX .. head.id, 'passed', 1) end
-      return lease(best)
-    end
-  until #found == 0
+    count = tonumber(ARGV[7])
+  until #ids == 0
 end
 for route = 1, num_routes do
   if redis.call('EXISTS', KEYS[route], KEYS[num_routes + route]) == 0 then

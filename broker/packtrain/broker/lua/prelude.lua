@@ -1,4 +1,6 @@
--- Shared by every script; the loader puts the key names of keys.py above it as constants.
+-- Shared by the scripts: the loader puts those that one needs above it, and the key names of keys.py in as literals. A
+-- function calls only those above it, and a blank line stands between two of them and nowhere else.
+
 -- Server time only: clocks of clients and nodes never decide anything.
 local function now_ms()
   local t = redis.call('TIME')
@@ -137,6 +139,7 @@ local function settle(id, state, outcome)
   unlease(id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HDEL', MEANT, id)
+  redis.call('HDEL', PREFIXES, id)
   redis.call('HDEL', BEGUN, id)
   redis.call('HSET', job, 'state', state, 'outcome', outcome, 'finished_ms', now_ms())
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)

@@ -53,7 +53,10 @@ redis.call('HSET', KEYS[1], 'state', 'QUEUED', 'spec', ARGV[2], 'digest', ARGV[3
   'user', user, 'order', order, 'submitted_ms', now)
 if route ~= model then redis.call('HSET', KEYS[1], 'route', route) end
 if ARGV[12] ~= '' then redis.call('HSET', KEYS[1], 'keep_ms', ARGV[12]) end
-if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'prefixes', ARGV[10]) end
+if ARGV[10] ~= '' then
+  redis.call('HSET', PREFIXES, id, ARGV[10])
+  redis.call('PEXPIRE', PREFIXES, QUEUED_TTL_MS)
+end
 if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'meant_for', ARGV[11])
   redis.call('HSET', MEANT, id, ARGV[11])

@@ -26,6 +26,7 @@ from packtrain.broker.errors import (
     IdempotencyConflict,
     InvalidRequest,
     ModelError,
+    PacktrainError,
     QueueFull,
     SetupError,
     TryLater,
@@ -37,7 +38,7 @@ from packtrain.client.bulk.flights import Flight, Group, Verdict, verdict
 from packtrain.client.bulk.ledger import End, Ledger, State, Todo
 from packtrain.client.bulk.output import Journal
 from packtrain.client.bulk.progress import Snapshot, Tally
-from packtrain.client.bulk.rows import RowFault
+from packtrain.client.bulk.rows import RowFault, parse_row
 from packtrain.client.bulk.translate import Manner, answer_line, ask, error_line
 from packtrain.client.reading import RETRY_S, Cursors
 from packtrain.client.request import job_id_of
@@ -144,6 +145,21 @@ class Feeder:
         self._tally.in_flight = len(self._jobs)
         self._report(self._tally.look(self._clock()))
         return [group.blocked for group in self._groups if group.blocked]
+
+    def fail_rest(self, error: PacktrainError) -> None:
+        """Have this be the answer of all rows that are still to do; nothing may be in the fleet."""
+        for group in self._groups:
+            after = (b"", 0)
+            while todos := self._ledger.todo(group.name, after, _AHEAD):
+                for todo in todos:
+                    text = self._text(todo)
+                    try:
+                        custom_id: str | None = parse_row(text, todo.line, self._manner.defaults).custom_id
+                    except RowFault as fault:
+                        custom_id = fault.custom_id
+                    self._fail(todo, group.name, error_line(text, custom_id, error))
+                after = (todos[-1].prefix, todos[-1].line)
+                self._commit()
 
     def _is_over(self) -> bool:
         if self._is_cancelled:

@@ -62,7 +62,8 @@ class Intake:
 
     sha256: str  # of all lines, uncompressed
     rows: int
-    bad: Faults  # of rows that a run can go on without
+    bad: Faults  # lines that are no rows, or name no model
+    refused: Faults  # rows whose bodies ask for something that cannot be
     fatal: Faults  # of the file as a whole: double ids, no rows
 
 
@@ -90,7 +91,7 @@ def take_in(
     Raises:
         InvalidParameter, SetupError: The source cannot be read.
     """
-    digest, bad, fatal = hashlib.sha256(), Faults(), Faults()
+    digest, bad, refused, fatal = hashlib.sha256(), Faults(), Faults(), Faults()
     rows = 0
 
     def entries() -> Iterator[Entry]:
@@ -109,7 +110,7 @@ def take_in(
                     copy.write(text)
                 if text.strip():
                     rows += 1
-                    yield _entry(text, number, place, manner, models, bad)
+                    yield _entry(text, number, place, manner, models, bad, refused)
                     if rows % _REPORT_ROWS == 0:
                         report(rows)
                 place += len(text)
@@ -123,14 +124,16 @@ def take_in(
         fatal.add(Fault("empty_file", "the file has no rows; write one JSON object on each line", 1))
     if limit is not None and rows > limit:
         fatal.add(Fault("too_many_rows", f"the file has {rows} rows, at most {limit} are allowed; split it", limit + 1))
-    return Intake(digest.hexdigest(), rows, bad, fatal)
+    return Intake(digest.hexdigest(), rows, bad, refused, fatal)
 
 
-def _entry(text: bytes, line: int, place: int, manner: Manner, models: Mapping[str, str], bad: Faults) -> Entry:
+def _entry(
+    text: bytes, line: int, place: int, manner: Manner, models: Mapping[str, str], bad: Faults, refused: Faults
+) -> Entry:
     try:
         asked = ask(text, line, manner)
     except RowFault as fault:
-        bad.add(fault.fault)
+        (refused if fault.is_request else bad).add(fault.fault)
         return Entry(line, place, len(text), id_hash(fault.custom_id) if fault.custom_id else None, "", b"", 0)
     if (model := asked.specs[0].model) not in models:
         bad.add(_no_model(model, models, line))

@@ -48,12 +48,13 @@ class Fault:
 
 
 class RowFault(Exception):
-    """A line is no row."""
+    """A line is no row, or a row asks for something that cannot be."""
 
-    def __init__(self, fault: Fault, custom_id: str | None = None) -> None:
+    def __init__(self, fault: Fault, custom_id: str | None = None, *, is_request: bool = False) -> None:
         super().__init__(fault.message)
         self.fault = fault
         self.custom_id = custom_id  # as far as it could be read
+        self.is_request = is_request  # a whole row, whose body the gateway would refuse
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,15 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from packtrain.broker.errors import InvalidParameter, ModelError, SetupError
+from packtrain.broker.errors import InvalidParameter, ModelError, PacktrainError, SetupError
 from packtrain.client.bulk.feeder import Feeder
-from packtrain.client.bulk.intake import Faults, FileInvalid, Intake, hash_of, take_in
+from packtrain.client.bulk.intake import MOST_FAULTS, Faults, FileInvalid, Intake, hash_of, take_in
 from packtrain.client.bulk.ledger import End, Ledger, State
 from packtrain.client.bulk.output import Journal, assemble
 from packtrain.client.bulk.progress import Forecast, Snapshot, Tally, forecast
@@ -39,6 +39,8 @@ from packtrain.client.transport import Transport
 #: Of what the ledger's facts mean.
 _VERSION = 1
 FOLDER_SUFFIX = ".packtrain"
+
+Report = Callable[[Snapshot], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class BulkOptions:
         ordered: Lines in the order of the input, and nothing in them that happens to be so.
         created: Seconds, for the answers; None: when the run was begun, or 0 if it is ordered.
         skip_invalid: Run the other rows of a file that has faults; those go to `errors`.
+        skip_refused: The same of rows whose bodies ask for something that cannot be, as OpenAI's batches do.
+        models: Of the fleet's, those that rows may name; None: all.
         retry_failed: Run rows again that failed in an earlier run.
         restart: Forget what is there and begin anew.
         limit: Rows that the input may have.
@@ -70,6 +74,8 @@ class BulkOptions:
     ordered: bool = False
     created: int | None = None
     skip_invalid: bool = False
+    skip_refused: bool = False
+    models: frozenset[str] | None = None
     retry_failed: bool = False
     restart: bool = False
     limit: int | None = None
@@ -157,7 +163,8 @@ class BulkRun:
             FileInvalid: Rows are wrong; all is as before.
             InvalidParameter: The input or options are others than those that the run began with.
         """
-        models = {info.id: info.alias_of or info.id for info in self._transport.models()}
+        may = self._options.models
+        models = {i.id: i.alias_of or i.id for i in self._transport.models() if may is None or i.id in may}
         meta = self._ledger.meta
         if meta.get("version") != _VERSION:
             meta = self._begin(models, report)
@@ -169,7 +176,7 @@ class BulkRun:
         self._meta = meta
         return forecast(self._ledger.counts(), self._transport.instances())
 
-    def run(self, report: Callable[[Snapshot], None] = lambda _: None) -> Summary:
+    def run(self, report: Report = lambda _: None) -> Summary:
         """Run what is to do, after `prepare`; returns when all rows are through, or `stop` or `cancel` was called.
 
         Args:
@@ -178,18 +185,14 @@ class BulkRun:
         options = self._options
         answers, errors = self._journal(State.DONE), self._journal(State.FAILED)
         tally = Tally.of(self._ledger.counts())
-        rows = os.open(options.source if self._is_plain else self._copy, os.O_RDONLY)
-        try:
-            self._feeder = Feeder(
-                self._transport, self._ledger, rows, answers, errors, run_id=self._meta["run_id"],
-                manner=self._manner(self._meta["created"]), tally=tally, report=report,
-            )  # fmt: skip
-            self._pass_on()
-            blocked = self._feeder.run()
-        finally:
-            os.close(rows)
-            answers.close()
-            errors.close()
+        with self._input() as rows:
+            try:
+                self._feeder = self._feed(rows, answers, errors, tally, report)
+                self._pass_on()
+                blocked = self._feeder.run()
+            finally:
+                answers.close()
+                errors.close()
         left = tally.total - tally.completed - tally.failed
         if options.ordered and (not left or self._wants == "cancel"):
             assemble(answers.path, self._ledger.places(State.DONE), options.out)
@@ -206,11 +209,37 @@ class BulkRun:
         self._wants = "cancel"
         self._pass_on()
 
+    def fail_rest(self, error: PacktrainError) -> None:
+        """Have this be the answer of all rows that are still to do. After `run`."""
+        errors = self._journal(State.FAILED)
+        with self._input() as rows:
+            try:
+                self._feed(rows, self._journal(State.DONE), errors, Tally.of(self._ledger.counts())).fail_rest(error)
+            finally:
+                errors.close()
+
     def _pass_on(self) -> None:
         if self._feeder and self._wants:
             (self._feeder.cancel if self._wants == "cancel" else self._feeder.stop)()
 
+    def _feed(
+        self, rows: int, answers: Journal, errors: Journal, tally: Tally, report: Report = lambda _: None
+    ) -> Feeder:
+        return Feeder(
+            self._transport, self._ledger, rows, answers, errors, run_id=self._meta["run_id"],
+            manner=self._manner(self._meta["created"]), tally=tally, report=report,
+        )  # fmt: skip
+
     # --- files
+
+    @contextmanager
+    def _input(self) -> Iterator[int]:
+        """Descriptor of the file that the ledger's places are in."""
+        rows = os.open(self._options.source if self._is_plain else self._copy, os.O_RDONLY)
+        try:
+            yield rows
+        finally:
+            os.close(rows)
 
     @property
     def _is_plain(self) -> bool:
@@ -262,7 +291,7 @@ class BulkRun:
             options.source, self._ledger, self._manner(0), models, copy_to=None if self._is_plain else self._copy,
             template=options.template, limit=options.limit, report=report,
         )  # fmt: skip
-        faults = _fatal(found, skip_invalid=options.skip_invalid)
+        faults = _fatal(found, options)
         if faults.count:
             self.close()
             shutil.rmtree(options.folder, ignore_errors=True)
@@ -331,12 +360,13 @@ def _check_free(options: BulkOptions) -> None:
         )
 
 
-def _fatal(found: Intake, *, skip_invalid: bool) -> Faults:
+def _fatal(found: Intake, options: BulkOptions) -> Faults:
     """Faults that keep a file from being run, by line."""
-    if skip_invalid:
-        return found.fatal
-    kept = sorted([*found.fatal.kept, *found.bad.kept], key=lambda fault: fault.line)
-    return Faults(found.fatal.count + found.bad.count, kept)
+    parts = [found.fatal]
+    if not options.skip_invalid:
+        parts += [found.bad] if options.skip_refused else [found.bad, found.refused]
+    kept = sorted((fault for part in parts for fault in part.kept), key=lambda fault: fault.line)
+    return Faults(sum(part.count for part in parts), kept[:MOST_FAULTS])
 
 
 def _stamp(source: str) -> list[int] | None:

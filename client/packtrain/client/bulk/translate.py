@@ -93,7 +93,7 @@ def ask(text: bytes, line: int, manner: Manner) -> Asked:
     except PacktrainError as error:
         said = fault_of(error)
         param = f"body.{said.param}" if said.param else "body"
-        raise RowFault(Fault(said.code, said.message, line, param), row.custom_id) from error
+        raise RowFault(Fault(said.code, said.message, line, param), row.custom_id, is_request=True) from error
     changes: dict[str, Any] = {"lane": manner.lane, "stream": False}
     if manner.max_run is not None:
         changes["max_run_ms"] = int(manner.max_run * 1000)

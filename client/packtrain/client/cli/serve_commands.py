@@ -55,4 +55,4 @@ def serve(
                 f"Serving OpenAI's API at {url}/v1; what there is: {url}/docs. Ctrl-C stops."
             )
 
-    run(gateway, settings.broker_url(), drain_s=settings.drain_s, ready=ready)
+    run(gateway, settings.broker_url(), files=settings.files_folder, drain_s=settings.drain_s, ready=ready)

@@ -10,12 +10,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from packtrain.client.gateway.anthropic_api import add_anthropic
+from packtrain.client.gateway.batches_api import add_batches
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import handle_failures
+from packtrain.client.gateway.files_api import add_files
 from packtrain.client.gateway.fleet_view import FleetView
 from packtrain.client.gateway.health import add_health
+from packtrain.client.gateway.metrics import add_metrics
 from packtrain.client.gateway.native_api import add_native
 from packtrain.client.gateway.openai_api import add_openai
+from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
 
 
@@ -28,10 +32,16 @@ def make_app(door: Door) -> FastAPI:
         redirect_slashes=False,
     )
     handle_failures(app)
-    add_health(app, FleetView(door.fleet, door.depths))
+    view = FleetView(door.fleet, door.depths)
+    add_health(app, view)
+    add_metrics(app, door.metrics, view, door.access)
     add_openai(app, door)
+    add_responses(app, door)
     add_anthropic(app, door)
     add_native(app, door)
+    if door.files:
+        add_files(app, door, door.files)
+        add_batches(app, door, door.files)
     describe(app)
     app.add_middleware(_RequestIds)
     app.add_middleware(_Heads)

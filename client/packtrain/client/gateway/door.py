@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
 from packtrain.client.gateway.fleet_view import Depths
+from packtrain.client.gateway.metrics import Metrics
 from packtrain.client.gateway.settings import GatewaySettings
 
 
@@ -20,5 +22,7 @@ class Door:
     settings: GatewaySettings = field(default_factory=GatewaySettings)
     access: Access = field(default_factory=OpenAccess)
     depths: Depths | None = None  # jobs that wait, by lane
+    metrics: Metrics = field(default_factory=Metrics)
+    files: Path | None = None  # folder of uploads and batches; None: there are none
     now: Callable[[], float] = time.time  # seconds since 1970
     started: float = field(default_factory=time.time)

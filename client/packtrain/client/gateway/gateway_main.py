@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
 from redis.exceptions import RedisError
@@ -30,13 +31,16 @@ logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ 
 BACKLOG = 2048
 
 
-def run(settings: GatewaySettings, url: str, *, drain_s: float, ready: Callable[[str], None] = lambda _: None) -> None:
+def run(
+    settings: GatewaySettings, url: str, *, files: Path, drain_s: float, ready: Callable[[str], None] = lambda _: None
+) -> None:
     """Serve until SIGTERM, SIGINT, or the end of who started it. Main thread only.
 
     Requests under way may take `drain_s` to end.
 
     Args:
         url: Of the broker.
+        files: Folder of uploads and batches.
         ready: Called with the URL of the gateway once it listens.
 
     Raises:
@@ -46,10 +50,12 @@ def run(settings: GatewaySettings, url: str, *, drain_s: float, ready: Callable[
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn stops at them, and then raises them again: nothing is left to do by then.
         signal.signal(number, lambda *_: None)
-    asyncio.run(_serve(settings, url, drain_s, ready))
+    asyncio.run(_serve(settings, url, files, drain_s, ready))
 
 
-async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Callable[[str], None]) -> None:
+async def _serve(
+    settings: GatewaySettings, url: str, files: Path, drain_s: float, ready: Callable[[str], None]
+) -> None:
     redis = connect(url, name="gateway")
     keys = ApiKeys(redis)
     try:
@@ -58,7 +64,7 @@ async def _serve(settings: GatewaySettings, url: str, drain_s: float, ready: Cal
         raise unavailable(url, error) from error
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
-        door = Door(fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready)
+        door = Door(fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files=files)
         config = uvicorn.Config(
             make_app(door),
             log_config=None,  # ours: to stderr, from WARNING on
@@ -107,7 +113,7 @@ def main() -> int:
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        run(load_gateway_settings(), settings.broker_url(), drain_s=settings.drain_s)
+        run(load_gateway_settings(), settings.broker_url(), files=settings.files_folder, drain_s=settings.drain_s)
     except PacktrainError as error:
         sys.stderr.write(f"packtrain serve: {error}\n")
         return 1

@@ -15,10 +15,10 @@ import ipaddress
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
@@ -67,7 +67,8 @@ class KeyAccess:
         self._known: Mapping[str, ApiKey] = {}
         self._known_at = float("-inf")
         self._held: dict[str, ApiKey] = {}  # requests under way that count
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeps = False
 
     async def caller(self, request: Request) -> Caller:
         known = await self._all()
@@ -93,8 +94,9 @@ class KeyAccess:
         if not isinstance(found, Charge):
             raise Refused(_over_limit(key, found.of, found.used, found.retry_ms))
         self._held[request] = key
-        if self._keeper is None or self._keeper.done():
-            self._keeper = asyncio.create_task(self._keep())
+        if not self._keeps:
+            self._keeps = True
+            self.in_background(self._keep())
         return _Counted(self, key, found)
 
     async def end(self, key: ApiKey, charge: Charge, tokens: int | None) -> None:
@@ -102,6 +104,12 @@ class KeyAccess:
         self._held.pop(charge.request, None)
         with suppress(BrokerUnavailable):  # then it lapses
             await self._ask(partial(self._keys.account, key, charge, tokens))
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this while the gateway runs."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
 
     async def _all(self) -> Mapping[str, ApiKey]:
         """Every key, by the digest of its secret, as it was at most `FRESH_S` ago."""
@@ -123,6 +131,7 @@ class KeyAccess:
             leases = [(key, request) for request, key in self._held.items()]
             with suppress(BrokerUnavailable):  # the next try is in time, too
                 await self._ask(partial(self._keys.keep, leases))
+        self._keeps = False
 
 
 class _Counted(Admission):

@@ -30,7 +30,7 @@ from packtrain.client.openai import Fault
 B = TypeVar("B", bound=BaseModel)
 
 #: Newest jobs among which those of one user are looked for.
-LOOK_BACK = 10_000
+LOOK_BACK = 1000
 
 
 def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:

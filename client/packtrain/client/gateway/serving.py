@@ -10,6 +10,7 @@ it has given them a key to come back with.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -17,11 +18,13 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from packtrain.broker import hops
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.explain import Explanation
 from packtrain.client.gateway.answering import Answering
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused, json_response
+from packtrain.client.gateway.patience import begin_in_time
 from packtrain.client.gateway.streams import EventStream, Gone, unless_gone
 from packtrain.client.openai import Call, Fault, Stamp, fault_of
 from packtrain.client.result import AnswerDelta, Result
@@ -57,6 +60,7 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
     Raises:
         PacktrainError: It was refused, or failed before its stream began.
     """
+    call = call.come_through(hops.parse_trail(request.headers.get(hops.HEADER)))
     try:
         answering = await _begin(door, request, call)
         stamp = Stamp(answering.jobs[0].id, int(door.now()), call.model)
@@ -83,10 +87,19 @@ async def _begin(door: Door, request: Request, call: Call) -> Answering:
         await admission.end(0)
         raise
 
+    request.state.model = call.model
+
     async def over(results: Sequence[Result] | None) -> None:
+        door.metrics.over(call.model, time.monotonic() - request.state.began_s, results)
         await admission.end(None if results is None else call.form.used(results)["total_tokens"])
 
     answering.when_over = over
+    if max_wait_s := call.max_wait_s or door.settings.max_wait_s:
+        try:
+            await unless_gone(request.receive, begin_in_time(door.fleet, answering, max_wait_s))
+        except BaseException:
+            await answering.close()
+            raise
     return answering
 
 

@@ -28,6 +28,7 @@ class GatewaySettings(BaseSettings):
         10.0, gt=0, description="a comment goes into a stream after so long without text, seconds"
     )
     max_body: int = Field(32 * 1024 * 1024, ge=1024, description="bytes of one request")
+    max_file: int = Field(200 * 1024 * 1024, ge=1, description="bytes of one uploaded file")
     max_depth: int = Field(64, ge=8, le=500, description="levels of JSON in one request")
     cors: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins of web pages that may call, separated by ','; '*': all"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 #: What a client may say of a job beyond OpenAI's API, in the body or as a header `X-Packtrain-<Name>`.
-EXTRAS = ("deterministic", "lane", "priority", "idempotency_key", "expires_in", "max_run")
+EXTRAS = ("deterministic", "lane", "priority", "idempotency_key", "expires_in", "max_run", "max_wait")
 
 
 def _none_is(default: object) -> BeforeValidator:
@@ -48,6 +48,7 @@ class Body(BaseModel):
     )
     expires_in: float | None = Field(None, gt=0, description="seconds until the request is given up")
     max_run: float | None = Field(None, gt=0, description="seconds that it may run")
+    max_wait: float | None = Field(None, gt=0, description="seconds; what would begin later is refused with a 503")
 
 
 class Generation(Body):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -35,11 +35,16 @@ class Call:
     stream: bool = False
     stream_options: StreamOptions = field(default_factory=StreamOptions)
     idempotency_key: str | None = None
+    max_wait_s: float | None = None  # refuse it rather than begin later; None: it waits
 
     @property
     def model(self) -> str:
         """The model, as it was asked for."""
         return self.specs[0].model
+
+    def come_through(self, fleets: tuple[str, ...]) -> Call:
+        """The same, sent here by another fleet: see hops.py."""
+        return replace(self, specs=tuple(s.model_copy(update={"via": fleets}) for s in self.specs)) if fleets else self
 
     def keys(self) -> Iterator[str | None]:
         """The idempotency key of each job."""
@@ -117,6 +122,9 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
     )
     if body.echo and body.logprobs is not None:
         params["prompt_logprobs"] = body.logprobs
+        if body.max_tokens == 1 and "response_format" not in params:
+            # lm-eval scores a prompt so, and drops the last entry as the answer's: there must be one, not an end.
+            params["ignore_eos"] = True
     prompts = [fields | prompt for prompt in _prompts(body.prompt, "prompt")]
     return _generation(body, prompts, params, CompletionForm(body.n, echo=body.echo))
 
@@ -124,7 +132,9 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
 def _embedding(body: EmbeddingBody, user: str | None, lane: str | None, known: Sequence[str]) -> Call:
     fields = _common(body, user, lane, known) | {"kind": "embed", "stream": False} | _given(dimensions=body.dimensions)
     specs = tuple(parse_spec(fields | prompt) for prompt in _prompts(body.input, "input"))
-    return Call(specs, EmbeddingForm(body.encoding_format), idempotency_key=body.idempotency_key)
+    return Call(
+        specs, EmbeddingForm(body.encoding_format), idempotency_key=body.idempotency_key, max_wait_s=body.max_wait
+    )
 
 
 def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: dict[str, Any], form: Form) -> Call:
@@ -140,7 +150,7 @@ def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: 
     specs = tuple(
         parse_spec({**fields, **every, "params": {**params, "seed": seed}}) for fields in prompts for seed in seeds
     )
-    return Call(specs, form, body.stream, body.stream_options, body.idempotency_key)
+    return Call(specs, form, body.stream, body.stream_options, body.idempotency_key, body.max_wait)
 
 
 def _seed_of(idempotency_key: str | None) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from packtrain.client.openai.forms import HeldLogprobs, Stamp, StreamForm, extras_of, fingerprint
-from packtrain.client.openai.logprobs import completion_logprobs
+from packtrain.client.openai.logprobs import completion_logprobs, width
 from packtrain.client.result import AnswerDelta, Result
 
 
@@ -56,6 +56,6 @@ class CompletionForm(StreamForm):
         if held:
             offset = self._offsets.get(choice, 0)
             logprobs = completion_logprobs(held, offset)
-            self._offsets[choice] = offset + sum(len(entry.text) for entry in held)
+            self._offsets[choice] = offset + sum(map(width, held))
         said = {"text": text, "index": choice, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head(stamp), "choices": [said]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob
+from packtrain.broker.messages import Logprob, Piece, PromptLogprob, TokenLogprob
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def completion_logprobs(entries: Sequence[TokenLogprob | PromptLogprob], offset:
     offsets = []
     for entry in entries:
         offsets.append(offset)
-        offset += len(entry.text)
+        offset += width(entry)
     return {
         "tokens": [entry.text for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],
@@ -34,5 +34,10 @@ def completion_logprobs(entries: Sequence[TokenLogprob | PromptLogprob], offset:
     }
 
 
+def width(entry: Piece) -> int:
+    """Characters that begin in a token: a character that is split between tokens counts where its first byte is."""
+    return sum(byte & 0xC0 != 0x80 for byte in entry.data)
+
+
 def _one(entry: Logprob) -> dict[str, Any]:
-    return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.text.encode())}
+    return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.data)}

@@ -23,6 +23,10 @@ from packtrain.workers.remote.options import RemoteOptions
 MAX_CALLS = 128
 #: Dimensions of a vector.
 MAX_DIMS = 65_536
+#: Characters of a server's words that are passed on.
+MAX_SAID = 400
+#: What an error event means by its type.
+_STATUSES = {"invalid_request_error": 400, "rate_limit_error": 429, "authentication_error": 401}
 #: Stands for the id of a token of which the server names only the text.
 NO_TOKEN = -1
 
@@ -34,10 +38,15 @@ _REASONS: Mapping[str, FinishReason] = {
 
 
 class BrokenAnswer(Exception):
-    """What came is no answer, or the answer breaks off. `said` is the server's own word for it, if it gave one."""
+    """What came is no answer, or the answer breaks off.
 
-    def __init__(self, reason: str) -> None:
+    Args:
+        status: Of HTTP, that the server would have given this before the answer began; None: it does not say.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +82,7 @@ class Answer:
         """
         event = _object(_parsed(data), "an event")
         if event.get("error"):
-            error = event["error"]
-            said = error.get("message") if isinstance(error, Mapping) else error
-            raise BrokenAnswer(f"it said: {str(said)[:400]}")
+            raise _said(event["error"])
         if isinstance(usage := event.get("usage"), Mapping):
             self.usage = usage
         if isinstance(model := event.get("model"), str) and not self.served_by:
@@ -170,6 +177,16 @@ def usage_of(told: Mapping[str, Any], num_pieces: int, options: RemoteOptions) -
         reused_tokens=reused or 0,
         cost=cost,
     )
+
+
+def _said(error: object) -> BrokenAnswer:
+    """An error that stands where a piece of an answer should."""
+    if not isinstance(error, Mapping):
+        return BrokenAnswer(f"it said: {str(error)[:MAX_SAID]}")
+    code, status = error.get("code"), _STATUSES.get(str(error.get("type")))
+    if isinstance(code, int) and 400 <= code <= 599:
+        status = code
+    return BrokenAnswer(f"it said: {str(error.get('message'))[:MAX_SAID]}", status)
 
 
 def _parsed(data: str) -> object:

@@ -219,8 +219,9 @@ class RemoteEngine:
         error: PacktrainError | None = None
         end, embedding = End.RELEASED, b""
         try:
-            # A deadline that has passed is over at once.
             left = None if running.job.deadline is None else running.job.deadline - self._clock()
+            if left is not None and left <= 0:  # asyncio would send the request first
+                raise TimeoutError
             async with asyncio.timeout(left):
                 end, embedding = await self._insist(running)
         except TimeoutError:
@@ -265,7 +266,7 @@ class RemoteEngine:
             except BrokenAnswer as problem:
                 if running.num_pieces:
                     raise self._broken(str(problem)) from None
-                failed = Refusal(str(problem))
+                failed = Refusal(str(problem), problem.status)
             again_s = next_wait_s(failed, tries, self._clock() - begun, self._options.retry_s, random.random())
             if failed.status == 429:
                 self._turns.pause(min(failed.retry_after_s or again_s or 0.0, self._options.retry_s))

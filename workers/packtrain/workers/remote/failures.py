@@ -1,14 +1,16 @@
 """Failures: what a server's refusal means for a job, and how long to wait before the next try. Pure.
 
     status                     meaning                              the job
-    400, 413, 422              the request is wrong                 ends: `InvalidParameter` with the server's words
+    400, 413, 422              the request is wrong                 ends: `InvalidParameter` with the server's words,
+                                                                    or `PromptTooLong`, where it calls it so
     401, 403 (see engine.py)   the key is wrong                     ends: `RemoteFailed`, and the instance with it
     404                        no such model or address there       ends: `RemoteFailed`
     408, 409, 425, 429, 5xx    later it may work                    is tried again for `retry_s`, then `RemoteFailed`
     no answer                  as 5xx                               the same
     anything else              nobody knows                         ends: `RemoteFailed`
 
-A server that says how long to wait (Retry-After, in seconds or as a date) is believed; where that is longer than
+A server that says whether to try again (x-should-retry) is believed, whatever the status. So is one that says how long
+to wait (Retry-After, in seconds or as a date); where that is longer than
 `retry_s` leaves, the job ends at once. Else the wait is half a second, doubled with each try, up to 20 seconds, each
 shortened at random by up to a half, so that jobs that failed together do not come back together.
 """
@@ -23,12 +25,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from packtrain.broker.errors import InvalidParameter, PacktrainError, RemoteFailed
+from packtrain.broker.errors import InvalidParameter, PacktrainError, PromptTooLong, RemoteFailed
+from packtrain.workers.remote.answers import MAX_SAID
 from packtrain.workers.remote.options import RemoteOptions
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 20.0
-#: Characters of a server's words that are passed on.
-MAX_SAID = 400
+#: What servers call a prompt that is too long.
+_TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _WRONG = frozenset({400, 413, 422})
 _LATER = frozenset({408, 409, 425, 429})
 
@@ -41,10 +44,14 @@ class Refusal:
     status: int | None = None  # None: no answer
     retry_after_s: float | None = None  # that the server asks for
     field: str | None = None  # of the request, that the server names
+    may_retry: bool | None = None  # as the server says; None: it does not
+    code: str = ""  # what the server calls it
 
     @property
     def is_temporary(self) -> bool:
         """True when the same request may succeed later."""
+        if self.may_retry is not None:
+            return self.may_retry
         if self.status is None:
             return True
         return self.status in _LATER or (self.status >= 500 and self.status != 501)
@@ -56,8 +63,10 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, *, now: dateti
     Args:
         secret: The key, which some servers repeat in their complaints about it.
     """
-    said, field = _said(body)
-    return Refusal(redacted(said, secret) or "it said no more", status, retry_after_s(headers, now), field)
+    said, field, code = _said(body)
+    may_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
+    said = redacted(said, secret) or "it said no more"
+    return Refusal(said, status, retry_after_s(headers, now), field, may_retry, code)
 
 
 def redacted(text: str, secret: str) -> str:
@@ -107,6 +116,14 @@ def error_of(failed: Refusal, options: RemoteOptions, model: str, *, tries: int 
         model: Its id here.
     """
     host, status = options.host, failed.status
+    if failed.code in _TOO_LONG:
+        return PacktrainError.from_wire(
+            {
+                "code": PromptTooLong.code,
+                "message": f"{host} says that the prompt is too long ({failed.said}); shorten it, or ask another model",
+                "data": {"model": model, "host": host, "status": status, "said": failed.said},
+            }
+        )
     if status in _WRONG:
         return InvalidParameter(
             f"{host} refuses the request ({status}): {failed.said}; correct it, or ask another model",
@@ -136,22 +153,24 @@ def error_of(failed: Refusal, options: RemoteOptions, model: str, *, tries: int 
     return RemoteFailed(f"{what}; {remedy}", **data)
 
 
-def _said(body: bytes) -> tuple[str, str | None]:
-    """The words of an error body, and the field it names, in the forms that servers use."""
+def _said(body: bytes) -> tuple[str, str | None, str]:
+    """The words of an error body, the field it names, and what it calls that, in the forms that servers use."""
     text = body.decode("utf-8", "replace").strip()
     try:
         told = json.loads(text)
     except ValueError:
-        return _line(text), None
+        return _line(text), None, ""
     if isinstance(told, list) and told:
         told = told[0]
     if isinstance(told, dict):
         inner = next((told[name] for name in ("error", "detail", "message") if told.get(name)), told)
         if isinstance(inner, dict):
-            field = inner.get("param")
-            return _line(str(inner.get("message") or json.dumps(inner))), field if isinstance(field, str) else None
-        return _line(inner if isinstance(inner, str) else json.dumps(inner)), None
-    return _line(text), None
+            field, kind = inner.get("param"), inner.get("type")
+            code = kind if kind in _TOO_LONG else inner.get("code")
+            words = _line(str(inner.get("message") or json.dumps(inner)))
+            return words, field if isinstance(field, str) else None, code if isinstance(code, str) else ""
+        return _line(inner if isinstance(inner, str) else json.dumps(inner)), None, ""
+    return _line(text), None, ""
 
 
 def _line(text: str) -> str:

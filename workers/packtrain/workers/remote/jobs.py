@@ -1,4 +1,4 @@
-"""From a leased job to a request: the `Starter` of a remote model, beside `runner.EngineJobs` of a loaded one."""
+"""From a leased job to a request: the `Starter` of a remote model, beside `engine_jobs.py` of a loaded one."""
 
 from __future__ import annotations
 

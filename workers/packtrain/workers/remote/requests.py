@@ -43,13 +43,22 @@ def request_of(spec: JobSpec, model: str) -> RemoteRequest:
     if reason := _why_not(spec):
         raise InvalidRequest(f"{spec.model!r} is answered by another server, which {reason}", model=spec.model)
     if spec.kind == "embed":
-        body: dict[str, Any] = {"model": model, "input": spec.prompt, "encoding_format": "float"}
+        body: dict[str, Any] = {
+            "model": model,
+            "input": list(spec.prompt_tokens) or spec.prompt,
+            "encoding_format": "float",
+        }
         if spec.dimensions is not None:
             body["dimensions"] = spec.dimensions
         return RemoteRequest("/embeddings", body, "vector")
     stream = {"stream": True, "stream_options": {"include_usage": True}}
     if not spec.is_chat:
-        body = {"model": model, "prompt": spec.prompt, **stream, **_sampling(spec.params, is_chat=False)}
+        body = {
+            "model": model,
+            "prompt": list(spec.prompt_tokens) or spec.prompt,
+            **stream,
+            **_sampling(spec.params, is_chat=False),
+        }
         if spec.suffix:
             body["suffix"] = spec.suffix
         if spec.echo:
@@ -78,8 +87,6 @@ def _why_not(spec: JobSpec) -> str:
         return "proves nothing of its answers; leave `deterministic` out, or ask a model that is loaded here"
     if spec.kind == "count":
         return "tells how many tokens a prompt has only with its answer; see `usage` there"
-    if getattr(spec, "prompt_tokens", ()):
-        return "has tokens of its own; send the prompt as text"
     if spec.params.prompt_logprobs is not None:
         return "scores no prompts; leave prompt_logprobs out, or ask a model that is loaded here"
     if spec.adapters:

@@ -1,0 +1,105 @@
+"""Programs that people use, each in an environment of its own, against a real gateway with the real model.
+
+A script says what it needs in its head, as PEP 723 has it, and asserts what is true of what it gets. Its environment is
+kept in the cache under a hash of that. The scripts hold the address that docs/clients.md shows; it is replaced here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.demo_model import MODEL, demo_model_folder
+from tests.support.fleets import fleet
+from tests.support.gateways import gateway
+
+pytestmark = pytest.mark.clients
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs" / "clients.md"
+ADDRESS = "http://127.0.0.1:8080"
+_METADATA = re.compile(r"^# /// script\n(?P<toml>(?:# .*\n)+)# ///$", re.MULTILINE)
+_BLOCK = re.compile(r"^```(?:python|sh|yaml)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_END_OF_SHOWN = "# --- end of what docs/clients.md shows"
+SCRIPTS = sorted(HERE.glob("with_*"))
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    url: str
+    full: str  # of a gateway whose queue is always full
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "packtrain.toml").write_text("[defaults]\nslots = 4\ncontext = 2048\n")
+    (home / "full").mkdir()
+    with (
+        fleet(home, demo_model_folder()) as running,
+        gateway(running.url, home) as door,
+        gateway(running.url, home / "full", PACKTRAIN_MAX_WAITING="1") as full,
+    ):
+        running.client.generate(MODEL, "Hi", max_tokens=1)
+        waits = running.client.submit(MODEL, "Hi", meant_for="nobody")  # waits as long as the tests run
+        yield Doors(door.url, full.url)
+        waits.cancel()
+
+
+def needs(script: Path) -> list[str]:
+    """What the head of a script says that it needs."""
+    found = _METADATA.search(script.read_text())
+    lines = found["toml"].splitlines() if found else []
+    return list(tomllib.loads("\n".join(line[2:] for line in lines)).get("dependencies", []))
+
+
+def interpreter(requirements: list[str]) -> Path:
+    """The Python of an environment that has these packages; made when it is not in the cache."""
+    cache = Path(os.environ.get("PACKTRAIN_CACHE") or "~/.cache/packtrain").expanduser()
+    key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:16]
+    folder = cache / "clients" / key
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
+        (folder / "complete").touch()
+    return python
+
+
+@pytest.mark.timeout(900)  # the first time its packages are installed
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem.removeprefix("with_"))
+def test_it_works(script: Path, doors: Doors, tmp_path: Path) -> None:
+    program = tmp_path / script.name
+    program.write_text(script.read_text().replace(ADDRESS, doors.url))
+    command = ["bash"] if script.suffix == ".sh" else [str(interpreter(needs(script)))]
+    env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    done = subprocess.run(
+        [*command, str(program)],
+        env={**env, "FULL_GATEWAY": doors.full},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def test_the_page_shows_what_is_tested() -> None:
+    """Each script's beginning stands in docs/clients.md, and each code block there is the beginning of a script."""
+    shown = [script.read_text().split(_END_OF_SHOWN)[0] for script in SCRIPTS]
+    blocks = [found["code"].strip() for found in _BLOCK.finditer(DOCS.read_text())]
+
+    assert all(any(block in text for text in shown) for block in blocks if "untested" not in block)
+    assert all(any(block in text for block in blocks) for text in shown)

@@ -1,0 +1,36 @@
+"""The `llm` command of Simon Willison, with our model in its extra-openai-models.yaml."""
+# /// script
+# dependencies = ["llm>=0.36,<0.37"]
+# ///
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MODELS = """\
+- model_id: fleet
+  model_name: smollm2
+  api_base: http://127.0.0.1:8080/v1
+  supports_schema: true
+"""
+# --- end of what docs/clients.md shows
+
+with tempfile.TemporaryDirectory() as folder:
+    (Path(folder) / "extra-openai-models.yaml").write_text(MODELS)
+
+    def llm(*arguments: str, stdin: str = "") -> str:
+        command = [str(Path(sys.executable).parent / "llm"), *arguments]
+        env = {**os.environ, "LLM_USER_PATH": folder, "OPENAI_API_KEY": "none"}
+        done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    question = ("-m", "fleet", "-o", "max_tokens", "30", "-o", "seed", "1", "What is the capital of France?")
+    text = llm(*question)
+    assert "Paris" in text, text
+    assert llm("--no-stream", *question) == text
+    assert "Paris" in llm("-m", "fleet", "-o", "seed", "1", "-o", "max_tokens", "30", stdin=question[-1])
+    assert '"name"' in llm("-m", "fleet", "--schema", "name, age int", "Ann is 31 years old.")
+    assert "Token usage" in llm("logs", "--usage", "-n", "1")

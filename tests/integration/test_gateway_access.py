@@ -1,0 +1,302 @@
+"""Who gets into a gateway, as whom, and how far: real gateways before a fleet of scripted models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from redis import Redis
+from typer.testing import CliRunner
+
+from packtrain.broker.api_keys import ApiKeys
+from packtrain.broker.connection import connect
+from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.server import BrokerServer
+from packtrain.client.cli.main import app
+from packtrain.client.gateway.keys import FRESH_S
+from tests.support.fleets import Fleet, eventually, scripted_fleet
+from tests.support.gateways import Gateway, gateway
+
+pytestmark = pytest.mark.integration
+
+HELLO = {"model": "m1", "prompt": "hello"}
+COMPLETIONS = "/v1/completions"
+
+
+def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
+    """The error object of a refusal, which has all of OpenAI's keys."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert {"message", "type", "param", "code"} <= error.keys()
+    return dict(error)
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+# --- with keys ------------------------------------------------------------------------------------------
+
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "anna": {},
+    "ben": {},
+    "narrow": {"models": ["m2"]},
+    "single": {"concurrent": 1},
+    "thrifty": {"tokens_per_minute": 60},
+    "careful": {"concurrent": 1, "tokens_per_minute": 600},
+    "past": {},
+}
+
+
+class Keyed:
+    """A gateway before a fleet that has keys, those of `LIMITS`."""
+
+    def __init__(self, fleet: Fleet, door: Gateway, api_keys: ApiKeys, secrets: dict[str, str]) -> None:
+        self.fleet = fleet
+        self.door = door
+        self.api_keys = api_keys
+        self.secrets = secrets
+
+    def bearer(self, name: str) -> dict[str, str]:
+        return bearer(self.secrets[name])
+
+    def get(self, path: str, name: str) -> httpx2.Response:
+        return self.door.http.get(path, headers=self.bearer(name))
+
+    def post(self, name: str, body: dict[str, Any], **headers: str) -> httpx2.Response:
+        return self.door.post(COMPLETIONS, body, **self.bearer(name), **headers)
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    script = {"n_slots": 4, "n_ctx": 512, "step_ms": 2}
+    slow = {"n_slots": 1, "n_ctx": 4096, "step_ms": 20}
+    models = {"m1": script, "m2": script, "slow": slow, "large": {"required_mib": 900}}
+    with scripted_fleet(tmp_path_factory.mktemp("home"), models) as fleet:
+        redis = connect(fleet.url, name="test")
+        api_keys = ApiKeys(redis)
+        secrets = {name: api_keys.create(name, **limits)[1] for name, limits in LIMITS.items()}
+        with gateway(fleet.url, tmp_path_factory.mktemp("gateway")) as door:
+            yield Keyed(fleet, door, api_keys, secrets)
+        redis.close()
+
+
+def test_nobody_gets_in_without_a_key_and_anybody_may_ask_how_it_is(keyed: Keyed) -> None:
+    assert error_of(keyed.door.post(COMPLETIONS, HELLO), 401)["code"] == "invalid_api_key"
+    assert error_of(keyed.door.http.get("/v1/models", headers=bearer("pt-wrong")), 401)["code"] == "invalid_api_key"
+    assert error_of(keyed.door.http.get("/metrics"), 401)["code"] == "invalid_api_key"
+    assert error_of(keyed.door.http.get("/v1/models", headers={"Authorization": "Basic YTpi"}), 401)
+    assert keyed.door.http.get("/v1/models", headers={"x-api-key": keyed.secrets["anna"]}).status_code == 200
+    assert [keyed.door.http.get(path).status_code for path in ("/health", "/livez", "/readyz")] == [200, 200, 200]
+
+
+def test_jobs_belong_to_the_key_whatever_user_the_request_names(keyed: Keyed) -> None:
+    done = keyed.post("anna", {**HELLO, "user": "ben"})
+
+    assert keyed.fleet.client.job(done.headers["x-packtrain-job"]).status().user == "anna"
+
+
+def test_the_idempotency_key_of_another_user_is_another_job(keyed: Keyed) -> None:
+    asked = {**HELLO, "prompt": "a secret of anna"}
+
+    mine = keyed.post("anna", asked, **{"Idempotency-Key": "k1"})
+    again = keyed.post("anna", asked, **{"Idempotency-Key": "k1"})
+    theirs = keyed.post("ben", {**HELLO, "prompt": "ben"}, **{"Idempotency-Key": "k1"})
+
+    assert mine.headers["x-packtrain-job"] == again.headers["x-packtrain-job"]
+    assert theirs.headers["x-packtrain-job"] != mine.headers["x-packtrain-job"]
+    assert theirs.json()["choices"][0]["text"] == "neb"
+
+
+def test_a_key_with_a_list_of_models_knows_no_others(keyed: Keyed) -> None:
+    name = "narrow"
+
+    assert [model["id"] for model in keyed.get("/v1/models", name).json()["data"]] == ["m2"]
+    assert keyed.post(name, {**HELLO, "model": "m2"}).status_code == 200
+    for model in ("m1", "there-is-none"):
+        for refused in (keyed.post(name, {**HELLO, "model": model}), keyed.get(f"/v1/models/{model}", name)):
+            error = error_of(refused, 404)
+            assert (error["code"], error["param"]) == ("model_not_found", "model")
+            assert "it may use: m2" in error["message"]
+
+
+def test_a_key_may_have_so_many_requests_at_once_and_a_client_that_leaves_makes_room(keyed: Keyed) -> None:
+    name = "single"
+    long = {"model": "m1", "prompt": "!long"}
+    with keyed.door.streaming(COMPLETIONS, long, **keyed.bearer(name)) as events:
+        next(events)
+
+        refused = keyed.post(name, HELLO)
+
+        assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
+        assert refused.headers["retry-after"] == "1"
+    eventually(lambda: keyed.post(name, HELLO).status_code == 200, "room for the next")
+
+
+def test_a_key_may_use_so_many_tokens_a_minute_and_is_told_when_it_may_again(keyed: Keyed) -> None:
+    name = "thrifty"
+    asked = {**HELLO, "max_tokens": 20}
+    assert keyed.post(name, {**asked, "prompt": "x" * 20}).status_code == 200  # 40 tokens of the scripted model
+
+    refused = keyed.post(name, {**asked, "prompt": "x" * 20})
+
+    error = error_of(refused, 429)
+    assert "40 tokens were used" in error["message"]
+    assert 50 < int(refused.headers["retry-after"]) <= 60
+    assert keyed.post(name, {"model": "m1", "prompt": "x", "max_tokens": 3}).status_code == 200  # as many are left
+
+
+def test_a_request_that_was_refused_costs_nothing(keyed: Keyed) -> None:
+    name = "careful"
+    for _ in range(3):
+        assert keyed.post(name, {**HELLO, "model": "none", "max_tokens": 500}).status_code == 404
+
+    assert keyed.post(name, {**HELLO, "max_tokens": 500}).status_code == 200
+
+
+def test_metrics_tell_of_requests_tokens_and_the_fleet(keyed: Keyed) -> None:
+    name = "anna"
+    keyed.post(name, {"model": "m2", "prompt": "abc", "user": "someone"})
+    keyed.post(name, {"model": "made-up", "prompt": "abc"})
+    list(keyed.door.events(COMPLETIONS, {"model": "m2", "prompt": "abc"}, **keyed.bearer(name)))
+
+    said = keyed.get("/metrics", name).text
+
+    figures = dict(line.rsplit(" ", 1) for line in said.splitlines() if not line.startswith("#"))
+    by_model = 'method="POST",model="m2",route="/completions",status="200"'
+    assert float(figures[f"packtrain_http_requests_total{{{by_model}}}"]) >= 2
+    assert float(figures['packtrain_generation_tokens_total{model="m2"}']) >= 6
+    assert float(figures['packtrain_time_to_first_token_seconds_count{model="m2"}']) >= 2
+    assert figures['packtrain_num_requests_waiting{lane="bulk",model="m1"}'] == "0.0"
+    assert figures['packtrain_instances{model="m2",state="ready"}'] == "1.0"
+    assert (figures["packtrain_nodes"], figures["packtrain_streams_open"]) == ("1.0", "0.0")
+    assert "made-up" not in said
+
+
+def test_a_revoked_key_is_refused_within_seconds(keyed: Keyed) -> None:
+    name = "past"
+    keyed.api_keys.revoke("past")
+
+    eventually(lambda: keyed.post(name, HELLO).status_code == 401, "the revoked key is refused", FRESH_S + 2)
+
+
+def test_a_request_that_would_wait_longer_than_it_says_is_refused_with_when_to_come_back(keyed: Keyed) -> None:
+    asked = {"model": "slow", "prompt": "abc", "max_wait": 0.7}
+    with keyed.door.streaming(COMPLETIONS, {"model": "slow", "prompt": "!long"}, **keyed.bearer("anna")) as events:
+        next(event for event in events if not event.comment)  # its only slot is taken
+
+        refused = keyed.post("anna", asked)
+        by_header = keyed.post("anna", {**HELLO, "model": "slow"}, **{"X-Packtrain-Max-Wait": "0.3"})
+
+        assert error_of(refused, 503)["code"] == "would_wait"
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        assert error_of(by_header, 503)["code"] == "would_wait"
+        assert keyed.fleet.client.waiting() == {}  # they were cancelled
+    eventually(lambda: keyed.post("anna", asked).status_code == 200, "a request that begins in time is answered")
+
+
+def test_a_model_whose_load_takes_longer_than_that_is_not_waited_for(keyed: Keyed) -> None:
+    refused = keyed.post("anna", {"model": "large", "prompt": "abc", "max_wait": 0.5})
+
+    error = error_of(refused, 503)
+    assert error["code"] == "would_wait"
+    assert "is not loaded" in error["message"]
+    assert int(refused.headers["retry-after"]) >= 2
+
+
+def test_the_command_line_makes_shows_and_ends_keys(keyed: Keyed) -> None:
+    def packtrain(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["keys", *arguments], env={"PACKTRAIN_URL": keyed.fleet.url})
+
+    made = packtrain("create", "carl", "--models", "m1,m2", "--concurrent", "3", "--tokens-per-minute", "9", "--admin")
+    listed = packtrain("list")
+    ended = packtrain("revoke", "carl", "--json")
+    gone = packtrain("revoke", "carl")
+
+    assert made.stdout.startswith("pt-")
+    assert "nothing shows again" in made.stderr
+    assert made.stdout.strip() not in listed.stdout
+    assert next(line for line in listed.stdout.splitlines() if "carl" in line).split()[2:7] == [
+        "m1,", "m2", "3", "9", "yes"
+    ]  # fmt: skip
+    assert '"revoked": true' in ended.stdout
+    assert isinstance(gone.exception, InvalidParameter)
+    assert "no key 'carl'" in str(gone.exception)
+
+
+# --- without keys ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keyless(broker: BrokerServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    client = connect(broker.url, name="test")
+    client.flushdb()
+    client.close()
+    with gateway(broker.url, tmp_path_factory.mktemp("gateway")) as door:
+        yield door
+
+
+def test_on_loopback_any_key_and_none_is_taken_while_there_are_none(keyless: Gateway) -> None:
+    assert keyless.http.get("/v1/models").status_code == 200
+    assert keyless.http.get("/v1/models", headers=bearer("sk-whatever")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost.evil.example"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:8080", "Origin": "http://evil.example:8080"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Origin": "http://127.0.0.1:8080"}, 200),
+        ({"Origin": "vscode-webview://abc"}, 200),
+        ({"Host": "localhost:8080"}, 200),
+        ({"Host": "host.docker.internal:8080"}, 200),
+        ({"Host": "192.168.1.5"}, 200),
+    ],
+)
+def test_pages_of_web_sites_do_not_get_in_where_no_key_is_asked_for(
+    keyless: Gateway, headers: dict[str, str], status: int
+) -> None:
+    response = keyless.http.get("/v1/models", headers=headers)
+
+    assert response.status_code == status
+    if status == 403:
+        assert error_of(response, 403)["code"] == "origin_not_allowed"
+
+
+def test_beyond_loopback_a_gateway_does_not_start_without_a_key(broker: BrokerServer, redis: Redis) -> None:
+    env = {"PACKTRAIN_URL": broker.url, "PACKTRAIN_HTTP_HOST": "0.0.0.0", "PACKTRAIN_HTTP_PORT": "0"}
+    argv = [sys.executable, "-m", "packtrain.client.gateway.gateway_main"]
+
+    ended = subprocess.run(argv, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=30)
+
+    assert ended.returncode == 1
+    assert "packtrain keys create NAME" in ended.stderr
+
+
+def test_beyond_loopback_nobody_gets_in_once_the_last_key_is_revoked(
+    broker: BrokerServer, redis: Redis, tmp_path: Path
+) -> None:
+    api_keys = ApiKeys(redis)
+    _, secret = api_keys.create("anna")
+    with gateway(broker.url, tmp_path, PACKTRAIN_HTTP_HOST="0.0.0.0") as door:
+        assert door.http.get("/v1/models", headers=bearer(secret)).status_code == 200
+        api_keys.revoke("anna")
+
+        def refused() -> bool:
+            return door.http.get("/v1/models", headers=bearer(secret)).status_code == 401
+
+        eventually(refused, "it is closed", FRESH_S + 2)
+        assert "there is no API key" in error_of(door.http.get("/v1/models"), 401)["message"]
+        assert door.http.get("/livez").status_code == 200
