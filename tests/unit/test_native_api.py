@@ -269,7 +269,12 @@ def test_a_feed_of_many_ends_with_the_last_of_them() -> None:
         events = [read_event(data) for _, data in parsed(response.text)]
         assert {event.job_id for event in events if event.end} == set(jobs)
         polled = await world.call("alice", "POST", "/events", {**body, "wait_s": 0})
-        assert len(polled.json()) == len(events) == 4
+        assert len(polled.json()["events"]) == len(events) == 4
+        assert "records" not in polled.json()
+        whole = await world.call("alice", "POST", "/events", {**body, "wait_s": 0, "records": True})
+        assert {record["id"]: record["outcome"]["text"] for record in whole.json()["records"]} == dict.fromkeys(
+            jobs, "yes"
+        )
         for wrong in ({"after": {"x": "0"}}, {"after": {jobs[0]: "$"}}, {"after": {}, "wait_s": 1e9}, {}):
             assert code(await world.call("alice", "POST", "/events", wrong)) == "invalid_parameter"
 

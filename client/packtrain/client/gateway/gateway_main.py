@@ -72,7 +72,7 @@ async def _serve(
             timeout_graceful_shutdown=int(drain_s) or 1,
             server_header=False,
         )
-        server = uvicorn.Server(config)
+        server = _Server(config, door)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -84,6 +84,16 @@ async def _serve(
         ready(where)
         await server.serve([listener])
     redis.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+        super().__init__(config)
+        self._door = door
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._door.is_ending.set()
+        await super().shutdown(sockets)
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

@@ -20,11 +20,11 @@ from packtrain.client.gateway.access import Admission, Caller
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.native_form import as_json, read_body, written
-from packtrain.client.gateway.native_owners import Owners, sees, visible
+from packtrain.client.gateway.native_owners import Owners, sees
 from packtrain.client.gateway.native_tally import Tally
 from packtrain.client.gateway.schema import takes
 from packtrain.client.gateway.streams import Gone, unless_gone
-from packtrain.client.native_wire import SUBMITTED, Cancelled, Found, Jobs, Lookup, Submission
+from packtrain.client.native_wire import SUBMITTED, Cancelled, Found, Jobs, Lookup, Submission, is_job_id
 from packtrain.client.openai import Fault
 
 B = TypeVar("B", bound=BaseModel)
@@ -40,6 +40,8 @@ def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
 
     async def owned(request: Request, job_id: str) -> JobId:
         caller = await door.access.caller(request)
+        if not is_job_id(job_id):
+            raise UnknownJob(job_id=job_id)
         await owners.check(caller, [JobId(job_id)])
         return JobId(job_id)
 
@@ -88,9 +90,7 @@ def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
 
     @router.get("/jobs/{job_id}", summary="A job's record")
     async def status(request: Request, job_id: str) -> Response:
-        caller = await door.access.caller(request)
-        found = await asyncio.to_thread(transport.status, JobId(job_id))
-        return written(visible(caller, found, job_id))
+        return written(await _existing(transport.status, await owned(request, job_id)))
 
     @router.get("/jobs/{job_id}/spec", summary="What a job asked for")
     async def spec(request: Request, job_id: str) -> Response:
