@@ -76,7 +76,7 @@ async def _serve(
             http=protocol(settings.slow_s),
             ws="none",
         )
-        server = uvicorn.Server(config)
+        server = _Server(config, door)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -89,6 +89,16 @@ async def _serve(
         with kept_batches(files, url):
             await server.serve([listener])
     redis.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+        super().__init__(config)
+        self._door = door
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._door.is_ending.set()
+        await super().shutdown(sockets)
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

@@ -28,7 +28,6 @@ from packtrain.broker.api_keys import LEASE_MS, ApiKey, ApiKeys, Charge, digest_
 from packtrain.broker.connection import unavailable
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.messages import JobSpec
-from packtrain.client.aio_job import AsyncJob
 from packtrain.client.gateway.access import Admission, Caller, no_model
 from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.settings import GatewaySettings, is_loopback
@@ -142,25 +141,13 @@ class KeyAccess:
 
 
 class _Counted(Admission):
+    counts = True
+
     def __init__(self, access: KeyAccess, key: ApiKey, charge: Charge) -> None:
-        self._access = access
         self._end = partial(access.end, key, charge)
 
     async def end(self, tokens: int | None) -> None:
         await self._end(tokens)
-
-    def follow(self, job: AsyncJob) -> None:
-        self._access.in_background(self._until_over(job))
-
-    async def _until_over(self, job: AsyncJob) -> None:
-        tokens = None
-        try:
-            usage = (await job.result()).usage
-            tokens = usage.prompt_tokens + usage.completion_tokens
-        except PacktrainError:
-            pass
-        finally:
-            await self.end(tokens)
 
 
 def guessed_tokens(specs: Sequence[JobSpec]) -> int:
