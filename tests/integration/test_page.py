@@ -52,6 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ):
         for model in ("echo", "slow"):
             fleet.client.load(model)
+        for model in ("echo", "slow"):
             fleet.instance(model)
         yield Site(fleet, door)
 
@@ -109,7 +110,10 @@ def test_a_snapshot_has_jobs_with_place_and_reason_and_no_prompts(site: Site) ->
     jobs = [site.submit("slow", user=user) for user in ("ada", "ada", "eve")]
     try:
         facts = eventually(
-            lambda: next((f for f in [site.facts()] if any("at work" in j.reason for j in f.jobs)), None), "reasons"
+            lambda: next(
+                (f for f in [site.facts()] if any(j.position == 1 and "1 of 1" in j.reason for j in f.jobs)), None
+            ),
+            "a beat that tells of the slot at work",
         )
         text = facts.model_dump_json()
 
@@ -193,8 +197,10 @@ def test_a_model_is_loaded_and_unloaded_by_keyboard(site: Site, seen: Watched) -
     page.keyboard.press("Space")
 
     expect(page.get_by_label("Model spare")).not_to_contain_text("loaded", timeout=20_000)
-    states = {i.model: i.state for i in site.fleet.client.instances()}
-    assert states["spare"] is InstanceState.STOPPED
+    eventually(
+        lambda: {i.model: i.state for i in site.fleet.client.instances()}["spare"] is InstanceState.STOPPED,
+        "a model that is unloaded",
+    )
 
 
 def test_a_node_drains_and_takes_work_again(site: Site, chromium: Browser, seen: Watched) -> None:

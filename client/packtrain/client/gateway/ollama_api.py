@@ -1,4 +1,4 @@
-"""Ollama's endpoints. Its clients find the gateway at its root (page_files.py), list the models, and ask them by name."""
+"""Ollama's endpoints. Clients find the gateway at its root (page_files.py), list models and ask them by name."""
 
 from __future__ import annotations
 
