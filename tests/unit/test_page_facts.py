@@ -21,12 +21,12 @@ from packtrain.client.gateway.page_facts import (
     JobFacts,
     ModelFacts,
     events_of,
-    for_caller,
     in_order,
     memory_bar,
     model_facts,
     node_facts,
 )
+from packtrain.client.gateway.page_feed import for_caller
 from packtrain.client.gateway.page_files import policy_of, wants_page
 from tests.support.factories import MIB, instance_beat, model_info, node_beat
 

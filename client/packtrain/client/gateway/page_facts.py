@@ -1,7 +1,6 @@
-"""What the fleet page and `packtrain top` show, and who may see which of it. Pure: `page_watch` looks.
+"""What the fleet page and `packtrain top` show. Pure: `page_watch` looks, and `page_feed` says who may see which of it.
 
-No prompt and no answer is ever part of it: a job is its id, model, user, times and place. Who is no administrator sees
-jobs of their own user only, and the models that their key may use.
+No prompt and no answer is ever part of it: a job is its id, model, user, times and place.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ from packtrain.broker.ids import Route, model_of
 from packtrain.broker.journal import Entry
 from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
 from packtrain.broker.states import InstanceState, JobState
-from packtrain.client.gateway.access import Caller
 
-#: Jobs that one caller is shown.
-MAX_JOBS = 100
 #: Events that are shown.
 MAX_EVENTS = 60
 
@@ -162,19 +158,6 @@ class Facts(Report):
     events: tuple[EventFacts, ...] = Field((), description="newest first")
     batches: tuple[BatchFacts, ...] = ()
     links: dict[str, str] = Field(default_factory=dict, description="pages of other programs, by their names")
-
-
-def for_caller(facts: Facts, caller: Caller) -> Facts:
-    """The part of it that this caller may see."""
-    sees_all = caller.is_admin or caller.user is None
-    return facts.model_copy(
-        update={
-            "user": None if sees_all else caller.user,
-            "is_admin": caller.is_admin,
-            "jobs": tuple(job for job in facts.jobs if sees_all or job.user == caller.user)[:MAX_JOBS],
-            "models": tuple(model for model in facts.models if caller.may_use(model.id)),
-        }
-    )
 
 
 def memory_bar(node: NodeBeat, instances: Iterable[InstanceBeat], models: Mapping[str, ModelInfo]) -> MemoryBar:

@@ -1,6 +1,7 @@
 """What the fleet page shows, over HTTP: one look at the fleet, a stream of looks, and curves of the last day.
 
-The fleet is looked at only while somebody watches, once a second for all who do.
+Who is no administrator sees jobs of their own user only, and the models that their key may use. The fleet is looked at
+only while somebody watches, once a second for all who do.
 
     GET  /packtrain/v1/fleet                     one snapshot
     GET  /packtrain/v1/fleet/feed                `event: snapshot` every second
@@ -27,7 +28,7 @@ from packtrain.client.gateway.batches_store import Batch, BatchStore
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.native_form import native_body, written
-from packtrain.client.gateway.page_facts import BatchFacts, Facts, for_caller
+from packtrain.client.gateway.page_facts import BatchFacts, Facts
 from packtrain.client.gateway.page_watch import SPANS, Watch
 from packtrain.client.gateway.streams import EventStream, data
 from packtrain.client.native_wire import PREFIX
@@ -37,6 +38,8 @@ from packtrain.client.openai.faults import fault_of
 EVERY_S = 1.0
 #: A sample is added each 15 s, so curves need not be read more often, seconds.
 CURVES_FRESH_S = 5.0
+#: Jobs that one caller is shown.
+MAX_JOBS = 100
 #: Batches that are shown.
 MAX_BATCHES = 12
 
@@ -119,6 +122,19 @@ def add_feed(app: FastAPI, door: Door, watch: Watch) -> None:
         return written(await curves[span_s].get())
 
     app.include_router(router)
+
+
+def for_caller(facts: Facts, caller: Caller) -> Facts:
+    """The part of it that this caller may see: without administration, jobs of their own user only."""
+    sees_all = caller.is_admin or caller.user is None
+    return facts.model_copy(
+        update={
+            "user": None if sees_all else caller.user,
+            "is_admin": caller.is_admin,
+            "jobs": tuple(job for job in facts.jobs if sees_all or job.user == caller.user)[:MAX_JOBS],
+            "models": tuple(model for model in facts.models if caller.may_use(model.id)),
+        }
+    )
 
 
 def batches_for(folder: Path, caller: Caller) -> tuple[BatchFacts, ...]:
