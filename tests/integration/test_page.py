@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -139,6 +140,18 @@ def test_the_feed_sends_a_snapshot_each_second(site: Site) -> None:
         times = [Facts.model_validate_json(next(events).data).at_ms for _ in range(3)]
 
     assert 1500 < times[2] - times[0] < 10_000
+
+
+def test_a_gateway_that_is_asked_to_stop_waits_for_no_reader_of_the_feed(site: Site, tmp_path: Path) -> None:
+    with (
+        gateway(site.fleet.url, tmp_path, PACKTRAIN_DRAIN_S="60") as door,
+        door.http.stream("GET", "/packtrain/v1/fleet/feed") as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines)
+        door.process.terminate()
+
+        assert door.process.wait(15) == 0
 
 
 @pytest.mark.parametrize("span_s", [900, 3600, 86400])
