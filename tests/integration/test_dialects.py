@@ -23,6 +23,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     models: dict[str, dict[str, Any]] = {
         "small": {"n_slots": 4, "n_ctx": 512, "step_ms": 1},
         "slow": {"step_ms": 30},
+        "idle": {},
         "vectors": {"embeds_only": True},
     }
     with scripted_fleet(tmp_path_factory.mktemp("fleet"), models) as running:
@@ -157,6 +158,112 @@ class TestResponses:
             job_id = next(event.json["response"]["id"] for event in events if event.event == "response.created")
 
         eventually_cancelled(fleet, job_id.removeprefix("resp_"))
+
+
+class TestOllama:
+    def lines(self, door: Gateway, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a stream says: each line is an object, also the last."""
+        response = door.post(path, body)
+        assert (response.status_code, response.headers["content-type"]) == (200, "application/x-ndjson")
+        assert response.text.endswith("\n")
+        return [json.loads(line) for line in response.text.split("\n")[:-1]]
+
+    def test_a_chat_streams_lines(self, door: Gateway) -> None:
+        tool = {"type": "function", "function": {"name": "weather", "parameters": TOOL_SCHEMA}}
+        body = {"model": "small:latest", "messages": said_by("<think>Hm.</think>Look:" + CALL), "tools": [tool]}
+        *told, last = self.lines(door, "/api/chat", body)
+        whole = door.answer("/api/chat", {**body, "stream": False})
+
+        for name in ("content", "thinking"):
+            assert "".join(line["message"].get(name, "") for line in told) == whole["message"][name]
+        (call,) = [call for line in told for call in line["message"].get("tool_calls", ())]
+        assert call["function"] == whole["message"]["tool_calls"][0]["function"]
+        assert call["function"]["arguments"] == {"city": "Rome"}
+        assert (last["done"], last["done_reason"], whole["model"]) == (True, "stop", "small:latest")
+        assert last["eval_count"] == whole["eval_count"] > 0
+
+    def test_a_text_is_generated(self, door: Gateway) -> None:
+        said = [
+            door.answer("/api/generate", {"model": "small", "prompt": "olleH", "raw": raw, "stream": False})
+            for raw in (False, True)
+        ]
+
+        assert [answer["response"] for answer in said] == ["Hello", "Hello"]
+
+    def test_texts_are_embedded(self, door: Gateway) -> None:
+        new = door.answer("/api/embed", {"model": "vectors", "input": ["a", "b"]})
+        old = door.answer("/api/embeddings", {"model": "vectors", "prompt": "b"})
+
+        assert new["embeddings"][1] == old["embedding"]
+        assert [len(vector) for vector in new["embeddings"]] == [8, 8]
+
+    def test_a_model_is_loaded_listed_and_unloaded(self, fleet: Fleet, door: Gateway) -> None:
+        def running() -> list[str]:
+            return [entry["name"] for entry in door.http.get("/api/ps").json()["models"]]
+
+        assert door.answer("/api/generate", {"model": "idle"})["done_reason"] == "load"
+        eventually(lambda: "idle:latest" in running(), "the model loaded")
+        assert door.answer("/api/chat", {"model": "idle", "messages": [], "keep_alive": 0})["done_reason"] == "unload"
+        eventually(lambda: "idle:latest" not in running(), "the model unloaded")
+
+    def test_models_are_listed_and_shown(self, door: Gateway) -> None:
+        listed = door.http.get("/api/tags").json()["models"]
+        shown = door.answer("/api/show", {"model": "small:latest"})
+
+        assert {"small:latest", "vectors:latest"} <= {entry["model"] for entry in listed}
+        assert shown["capabilities"] == ["completion", "tools"]
+
+    def test_clients_find_the_gateway(self, door: Gateway) -> None:
+        assert (door.http.get("/").text, door.http.head("/").status_code) == ("Ollama is running", 200)
+        assert door.http.get("/api/version").json().keys() == {"version", "packtrain"}
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "status"),
+        [
+            ("POST", "/api/chat", {"model": "nope", "messages": [{"role": "user", "content": "x"}]}, 404),
+            ("POST", "/api/chat", {"messages": []}, 400),
+            ("POST", "/api/show", {"model": "nope"}, 404),
+            ("POST", "/api/show", {}, 400),
+            ("POST", "/api/pull", {"model": "small"}, 501),
+            ("DELETE", "/api/delete", {"model": "small"}, 501),
+            ("GET", "/api/nope", {}, 404),
+        ],
+    )
+    def test_failures_are_one_text(
+        self, door: Gateway, method: str, path: str, body: dict[str, Any], status: int
+    ) -> None:
+        response = door.http.request(method, path, json=body)
+
+        assert (response.status_code, response.json().keys()) == (status, {"error"})
+
+    def test_a_failure_in_a_stream_is_its_last_line(self, door: Gateway) -> None:
+        body = {"model": "slow", "messages": [{"role": "user", "content": "!long"}], "max_run": 0.7}
+        *told, last = self.lines(door, "/api/chat", body)
+
+        assert told
+        assert last.keys() == {"error"}
+
+    def test_who_hangs_up_cancels(self, fleet: Fleet, door: Gateway) -> None:
+        body = {"model": "slow", "prompt": "!long"}
+        with door.http.stream("POST", "/api/generate", json=body) as response:
+            job_id = response.headers["x-packtrain-job"]
+
+        eventually_cancelled(fleet, job_id)
+
+
+class TestTokens:
+    @pytest.mark.parametrize("prefix", ["", "/v1"])
+    def test_a_text_is_its_tokens_and_they_are_the_text(self, door: Gateway, prefix: str) -> None:
+        said = door.answer(f"{prefix}/tokenize", {"model": "small", "content": "aé", "with_pieces": True})
+        tokens = [token["id"] for token in said["tokens"]]
+
+        assert said["tokens"][1:] == [{"id": 0xC3, "piece": [0xC3]}, {"id": 0xA9, "piece": [0xA9]}]
+        assert door.answer(f"{prefix}/detokenize", {"model": "small", "tokens": tokens})["content"] == "aé"
+
+    def test_of_several_models_one_has_to_be_named(self, door: Gateway) -> None:
+        response = door.post("/tokenize", {"content": "a"})
+
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
 
 
 def without_ids(item: dict[str, Any]) -> dict[str, Any]:

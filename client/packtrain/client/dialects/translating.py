@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packtrain.broker.errors import InvalidParameter
@@ -43,6 +43,19 @@ def mapping(value: object, where: str) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
     raise InvalidParameter(f"{where} = {value!r:.60} is no object; send one", field=where)
+
+
+def listing(value: object, where: str) -> Sequence[Any]:
+    """A value that has to be a list; null: an empty one.
+
+    Raises:
+        InvalidParameter
+    """
+    if value is None:
+        return ()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return value
+    raise InvalidParameter(f"{where} = {value!r:.60} is no list; send one", field=where)
 
 
 def named_choice(name: object) -> dict[str, Any]:

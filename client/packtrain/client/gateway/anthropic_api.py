@@ -12,11 +12,11 @@ from starlette.responses import Response
 from packtrain.client.dialects.anthropic import form
 from packtrain.client.dialects.anthropic.bodies import CountBody, MessagesBody
 from packtrain.client.dialects.anthropic.calls import parse_count, parse_messages
-from packtrain.client.gateway.body import read_json
+from packtrain.client.gateway.asking import heard, understood
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import shape_failures
 from packtrain.client.gateway.schema import takes
-from packtrain.client.gateway.serving import Writer, serve
+from packtrain.client.gateway.serving import OnlyBody, Writer, serve
 from packtrain.client.gateway.typed_events import TypedWriter
 from packtrain.client.openai import Call, Stamp
 from packtrain.client.result import Result
@@ -30,16 +30,15 @@ def add_anthropic(app: FastAPI, door: Door) -> None:
 
     @router.post(_MESSAGES, summary="Answer a chat, as Anthropic's API does", openapi_extra=takes(MessagesBody))
     async def messages(request: Request) -> Response:
-        caller = await door.access.caller(request)
-        body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-        call = parse_messages(body, user=caller.user)
+        caller, body = await heard(door, request)
+        call = await understood(door, lambda: parse_messages(body, user=caller.user))
         return await serve(door, request, call, _Messages(call))
 
     @router.post(_COUNT, summary="Count the tokens of a chat", openapi_extra=takes(CountBody))
     async def count_tokens(request: Request) -> Response:
-        caller = await door.access.caller(request)
-        body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-        return await serve(door, request, parse_count(body, user=caller.user), _Count())
+        caller, body = await heard(door, request)
+        call = await understood(door, lambda: parse_count(body, user=caller.user))
+        return await serve(door, request, call, OnlyBody(_count))
 
     app.include_router(router, prefix="/v1")
     app.include_router(router, include_in_schema=False)
@@ -57,9 +56,5 @@ class _Messages:
         return TypedWriter(form.MessageStream(stamp, self._max_tokens))
 
 
-class _Count:
-    def body(self, stamp: Stamp, results: Sequence[Result]) -> dict[str, Any]:
-        return {"input_tokens": results[0].usage.prompt_tokens}
-
-    def writer(self, stamp: Stamp) -> Writer:
-        raise AssertionError("a count never streams")
+def _count(_: Stamp, results: Sequence[Result]) -> dict[str, Any]:
+    return {"input_tokens": results[0].usage.prompt_tokens}

@@ -18,9 +18,11 @@ from packtrain.client.gateway.fleet_view import FleetView
 from packtrain.client.gateway.health import add_health
 from packtrain.client.gateway.metrics import add_metrics
 from packtrain.client.gateway.native_api import add_native
+from packtrain.client.gateway.ollama_api import add_ollama
 from packtrain.client.gateway.openai_api import add_openai
 from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
+from packtrain.client.gateway.tokens_api import add_tokens
 
 
 def make_app(door: Door) -> FastAPI:
@@ -38,6 +40,8 @@ def make_app(door: Door) -> FastAPI:
     add_openai(app, door)
     add_responses(app, door)
     add_anthropic(app, door)
+    add_ollama(app, door)
+    add_tokens(app, door)
     add_native(app, door)
     if door.files:
         add_files(app, door, door.files)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from packtrain.broker.errors import UnknownModel
 from packtrain.broker.explain import Explanation
 from packtrain.client.gateway.access import no_model
-from packtrain.client.gateway.body import read_json
+from packtrain.client.gateway.asking import heard, understood
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused, json_response
 from packtrain.client.gateway.schema import takes
@@ -60,13 +60,8 @@ def add_openai(app: FastAPI, door: Door) -> None:
 
 
 async def _jobs(url: str, request: Request, door: Door) -> Response:
-    caller = await door.access.caller(request)
-    body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-    try:
-        call = parse_call(url, body, user=caller.user)
-    except UnknownModel as error:  # by a name that no model can have; say which there are
-        known = [info.id for info in await door.fleet.models()]
-        raise UnknownModel(model=str(error.data["model"]), known=known) from None
+    caller, body = await heard(door, request)
+    call = await understood(door, lambda: parse_call(url, body, user=caller.user))
     return await serve(door, request, call, _OpenAI(call))
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from packtrain.client.dialects.responses import form
 from packtrain.client.dialects.responses.bodies import ResponsesBody
 from packtrain.client.dialects.responses.calls import Asked, parse_responses
-from packtrain.client.gateway.body import read_json
+from packtrain.client.gateway.asking import heard, understood
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.schema import takes
 from packtrain.client.gateway.serving import Writer, serve
@@ -27,9 +27,8 @@ def add_responses(app: FastAPI, door: Door) -> None:
 
     @router.post("/responses", summary="Answer as a response with items", openapi_extra=takes(ResponsesBody))
     async def responses(request: Request) -> Response:
-        caller = await door.access.caller(request)
-        body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-        asked = parse_responses(body, user=caller.user)
+        caller, body = await heard(door, request)
+        asked = await understood(door, lambda: parse_responses(body, user=caller.user))
         return await serve(door, request, asked.call, _Responses(asked))
 
     app.include_router(router, prefix="/v1")

@@ -11,7 +11,7 @@ it has given them a key to come back with.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -52,6 +52,19 @@ class Answerer(Protocol):
 
     def body(self, stamp: Stamp, results: Sequence[Result]) -> dict[str, Any]: ...
     def writer(self, stamp: Stamp) -> Writer: ...
+
+
+class OnlyBody:
+    """The form of answers that do not stream."""
+
+    def __init__(self, body: Callable[[Stamp, Sequence[Result]], dict[str, Any]]) -> None:
+        self._body = body
+
+    def body(self, stamp: Stamp, results: Sequence[Result]) -> dict[str, Any]:
+        return self._body(stamp, results)
+
+    def writer(self, stamp: Stamp) -> Writer:
+        raise AssertionError("such a request asks for no stream")
 
 
 async def serve(door: Door, request: Request, call: Call, answerer: Answerer) -> Response:

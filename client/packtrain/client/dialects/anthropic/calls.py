@@ -55,7 +55,7 @@ def _chat(body: CountBody) -> dict[str, Any]:
     if tools:
         chat["tools"] = tools
     if choice := body.tool_choice:
-        kind = choice.get("type")
+        kind = str(choice.get("type"))
         if kind not in _CHOICES and kind != "tool":
             raise InvalidParameter(
                 f'tool_choice.type = {kind!r} is none of {", ".join(_CHOICES)}, tool; send {{"type": "auto"}}',

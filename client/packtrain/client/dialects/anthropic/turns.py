@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from packtrain.client.dialects.translating import image_part, mapping, text_part, unsupported
+from packtrain.client.dialects.translating import image_part, listing, mapping, text_part, unsupported
 
 Content = str | Sequence[Mapping[str, Any]] | None
 
@@ -49,7 +49,7 @@ def _user(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         at = f"{where}.{index}"
         if mapping(block, at).get("type") == "tool_result":
             close()
-            result = _parts(block.get("content") or "", f"{at}.content")
+            result = _parts(block.get("content"), f"{at}.content")
             turns.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": result})
         else:
             parts.append(_part(block, at))
@@ -81,10 +81,11 @@ def _assistant(content: Any, where: str) -> dict[str, Any]:
     return turn | ({"tool_calls": calls} if calls else {})
 
 
-def _parts(content: Content, where: str) -> str | list[dict[str, Any]]:
+def _parts(content: object, where: str) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
-    return [_part(mapping(block, f"{where}.{index}"), f"{where}.{index}") for index, block in enumerate(content or ())]
+    blocks = enumerate(listing(content, where))
+    return [_part(mapping(block, f"{where}.{index}"), f"{where}.{index}") for index, block in blocks]
 
 
 def _part(block: Mapping[str, Any], where: str) -> dict[str, Any]:

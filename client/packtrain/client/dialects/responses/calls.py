@@ -9,7 +9,7 @@ from typing import Any
 from packtrain.broker.errors import InvalidParameter
 from packtrain.client.dialects.responses.bodies import ResponsesBody
 from packtrain.client.dialects.responses.turns import turns_of
-from packtrain.client.dialects.translating import extras_in, given, mapping, named_choice, unsupported
+from packtrain.client.dialects.translating import extras_in, given, listing, mapping, named_choice, unsupported
 from packtrain.client.openai import Call, parse_call
 from packtrain.client.openai.calls import checked
 
@@ -88,7 +88,8 @@ def _choice(
         case "function":
             return named_choice(choice.get("name")), tools
         case "allowed_tools":
-            names = {tool.get("name") for tool in choice.get("tools") or () if isinstance(tool, Mapping)}
+            allowed = listing(choice.get("tools"), "tool_choice.tools")
+            names = [tool.get("name") for tool in allowed if isinstance(tool, Mapping)]
             return choice.get("mode", "auto"), [tool for tool in tools if tool.get("name") in names]
         case kind:
             raise unsupported("tool_choice", kind, "it can be auto, none, required, a function or allowed_tools")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from packtrain.client.dialects.translating import image_part, mapping, unsupported
+from packtrain.client.dialects.translating import image_part, listing, mapping, unsupported
 
 
 def turns_of(instructions: str | None, items: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -28,13 +28,13 @@ def turns_of(instructions: str | None, items: str | Sequence[Mapping[str, Any]])
             case "message":
                 turns.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
             case "reasoning":
-                _assistant(turns, "reasoning_content")["reasoning_content"] = _thoughts(item)
+                _assistant(turns, "reasoning_content")["reasoning_content"] = _thoughts(item, where)
             case "function_call":
                 function = {"name": item.get("name"), "arguments": item.get("arguments")}
                 call = {"id": item.get("call_id"), "type": "function", "function": function}
                 _assistant(turns).setdefault("tool_calls", []).append(call)
             case "function_call_output":
-                output = _content(item.get("output") or "", where)
+                output = _content(item.get("output"), where) or ""
                 turns.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
             case "item_reference":
                 raise unsupported(where, "item_reference", "nothing is kept here, so send the item itself")
@@ -70,10 +70,10 @@ def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
     return image_part(part.get("image_url")) if part.get("type") == "input_image" else part
 
 
-def _thoughts(item: Mapping[str, Any]) -> str:
+def _thoughts(item: Mapping[str, Any], where: str) -> str:
     """What was thought: as it was, or else its summary. What is encrypted only OpenAI can read."""
     for name in ("content", "summary"):
-        parts = [part for part in item.get(name) or () if isinstance(part, Mapping)]
+        parts = [part for part in listing(item.get(name), f"{where}.{name}") if isinstance(part, Mapping)]
         if texts := [str(part.get("text") or "") for part in parts]:
             return "\n".join(texts)
     return ""
