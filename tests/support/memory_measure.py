@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from packtrain.broker.messages import ModelMemory, SamplingParams
-from packtrain.workers import instance_main  # an instance has all of it in memory
+from packtrain.workers import instance_main  # noqa: F401, an instance has all of it in memory
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_parts import import_backend, load_backend
@@ -61,7 +61,6 @@ def taken(measured: Measured, estimate: ModelMemory) -> int:
 
 def main(config: InstanceConfig, *, fill: bool) -> None:
     """Entry point."""
-    assert instance_main.Instance
     import_backend(config)
     before = own_memory()
     backend = load_backend(config)

@@ -26,7 +26,7 @@ class RemoteJobs:
 
     Args:
         model: Id here.
-        fleet: Id of this fleet, see hops.py.
+        fleet: Id of this fleet, see hops.py; may ask the broker.
         clock: Monotonic seconds, the engine's.
     """
 
@@ -40,7 +40,7 @@ class RemoteJobs:
         turns: Turns,
         *,
         model: str,
-        fleet: str,
+        fleet: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -73,7 +73,7 @@ class RemoteJobs:
         job.seed = spec.params.seed  # what the server draws with where it is None, nobody knows
         if claim.epoch > 1:
             self._check_unbegun(job)
-        trail = hops.trail_from(self._fleet, spec.via, model=self._model)
+        trail = hops.trail_from(self._fleet(), spec.via, model=self._model)
         request = request_of(spec, self._options.model)
         left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
         self._engine.submit(
