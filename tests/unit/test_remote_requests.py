@@ -303,12 +303,15 @@ def test_a_turn_given_back_is_free_again_and_a_pause_holds_all() -> None:
     turns = Turns(1, clock)
     assert turns.take() == 0
     assert turns.take() == WINDOW_S
+    assert not turns.has_free
     turns.give_back()
+    assert turns.has_free
     assert turns.take() == 0
 
     free = Turns(None, clock)
     free.pause(5)
     assert free.take() == 5
+    assert not free.has_free
     clock.now = 5
     assert free.take() == 0
     assert free.wait()
