@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +40,7 @@ from packtrain.client.cli.bulk_view import BulkView
 from packtrain.client.transport import Transport
 from tests.support.bulk_runs import PROGRAM, BulkCommand, content, numbered, read_rows, run_with_kills, write_rows
 from tests.support.fleets import scripted_fleet
+from tests.support.gateways import Gateway, gateway
 from tests.support.host_fleet import host_fleet
 
 MIB = 2**20
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("--file", type=Path, help="of `feed`, which `memory --twin` runs")
     parser.add_argument("--rows", default="")
     parser.add_argument("--jobs", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.what == "feed":
@@ -105,8 +107,9 @@ class Twin:
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:  # noqa: ARG002  (of a Transport)
         return [Event(job_id, "1", end=JobState.SUCCEEDED) for job_id in after]
 
-    def status(self, job_id: JobId) -> JobStatus:
-        return JobStatus(id=job_id, state=JobState.SUCCEEDED, model="m", outcome=self._outcomes.pop(job_id))
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus]:
+        state = JobState.SUCCEEDED
+        return {i: JobStatus(id=i, state=state, model="m", outcome=self._outcomes.pop(i)) for i in job_ids}
 
     def models(self) -> list[ModelInfo]:
         return [ModelInfo(id="m", n_slots=16)]
@@ -179,17 +182,25 @@ def kills(folder: Path, rows: int, random: Random) -> int:
 
 
 def rate(folder: Path, options: argparse.Namespace) -> int:
-    """Rows with a shared beginning per second: as a file, and as jobs that threads submit and wait for."""
+    """Rows with a shared beginning per second: as jobs of threads, as a file, and as a batch over HTTP."""
     prefix = " ".join(f"Rule {n}: keep the train together." for n in range(PREFIX_TOKENS // 9))
     prompts = [f"{prefix}\nQuestion {n}: what does rule {n} say?" for n in range(options.jobs)]
-    with bench_fleet(options.model, threads=options.threads, slots=SLOTS, context=CONTEXT) as (running, client):
+    files = folder / "files"
+    with (
+        bench_fleet(options.model, threads=options.threads, slots=SLOTS, context=CONTEXT) as (running, client),
+        gateway(running.url, folder, PACKTRAIN_FILES=str(files)) as http,
+    ):
         client.generate(MODEL, "warm up", max_tokens=2)
         print(f"{options.jobs} prompts that begin alike, {NEW_TOKENS} new tokens each; {cpu_name()}")
-        print("| round | jobs at once, jobs/s | bulk file, rows/s | ratio |\n|---|---|---|---|")
-        for number in range(3):
-            jobs_s = _jobs_per_s(client, [f"({number}) {prompt}" for prompt in prompts])
-            rows_s = _rows_per_s(running.url, folder, [f"({number + 100}) {prompt}" for prompt in prompts])
-            print(f"| {number + 1} | {jobs_s:.2f} | {rows_s:.2f} | {rows_s / jobs_s:.2f} |", flush=True)
+        print("| round | jobs at once, jobs/s | bulk file, rows/s | batch, rows/s | file / jobs | batch / jobs |")
+        print("|---|---|---|---|---|---|")
+        for number in range(options.rounds):
+            sets = [[f"({number}, {way}) {prompt}" for prompt in prompts] for way in ("jobs", "file", "batch")]
+            jobs_s = _jobs_per_s(client, sets[0])
+            file_s = _rows_per_s(running.url, folder, sets[1])
+            batch_s = _batch_per_s(http, sets[2])
+            shares = f"{file_s / jobs_s:.2f} | {batch_s / jobs_s:.2f}"
+            print(f"| {number + 1} | {jobs_s:.2f} | {file_s:.2f} | {batch_s:.2f} | {shares} |", flush=True)
     return 0
 
 
@@ -216,6 +227,26 @@ def _rows_per_s(url: str, folder: Path, prompts: list[str]) -> float:
     events = [json.loads(line) for line in command.log.splitlines() if line.startswith('{"event": "end"')]
     assert events[-1]["completed"] == len(prompts)
     return len(prompts) / seconds
+
+
+def _batch_per_s(http: Gateway, prompts: list[str]) -> float:
+    body = {"model": MODEL, "max_tokens": NEW_TOKENS, "ignore_eos": True, "temperature": 0}
+    rows = [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions",
+         "body": {**body, "messages": [{"role": "user", "content": prompt}]}}
+        for number, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file = http.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("rows.jsonl", content)}).json()
+    order = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    begin = time.perf_counter()
+    batch = http.answer("/v1/batches", order)
+    while batch["status"] != "completed":
+        assert batch["status"] in ("validating", "in_progress", "finalizing"), batch
+        time.sleep(0.1)
+        batch = http.http.get(f"/v1/batches/{batch['id']}").json()
+    assert batch["request_counts"]["completed"] == len(prompts), batch
+    return len(prompts) / (time.perf_counter() - begin)
 
 
 if __name__ == "__main__":

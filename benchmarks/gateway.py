@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -27,55 +26,15 @@ from benchmarks.common import spread
 from packtrain.client import AsyncPacktrain
 from tests.support.fleets import scripted_fleet
 from tests.support.gateways import gateway
+from tests.support.raw_http import Connection
 
 AT_ONCE = 32
+NOOP: dict[str, Any] = {"model": "noop", "prompt": "x", "max_tokens": 1}
 READERS, TOKENS = 200, 60
 MODELS = {
     "noop": {"n_slots": 16, "n_ctx": 64, "keep_alive_s": -1},
     "text": {"n_slots": READERS, "n_ctx": 128, "step_ms": 40, "keep_alive_s": -1},
 }
-
-
-class Connection:
-    """One kept connection to the gateway."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-        self._reader, self._writer, self._host = reader, writer, host
-
-    @classmethod
-    @asynccontextmanager
-    async def to(cls, url: str) -> AsyncIterator[Connection]:
-        host, _, port = url.removeprefix("http://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            yield cls(reader, writer, host)
-        finally:
-            writer.close()
-            await writer.wait_closed()
-
-    async def complete(self, **body: object) -> None:
-        """A whole answer."""
-        head = await self._send({"model": "noop", "prompt": "x", "max_tokens": 1, **body})
-        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await self._reader.readexactly(int(length.split(b":")[1]))
-
-    async def stream(self, **body: object) -> AsyncIterator[bytes]:
-        """The events of a stream, to its last."""
-        await self._send({"model": "noop", "prompt": "x", "max_tokens": 1, "stream": True, **body})
-        while not (line := await self._reader.readline()).startswith(b"data: [DONE]"):
-            if line.startswith(b"data: "):
-                yield line
-        while await self._reader.readline() != b"0\r\n":  # the rest of the chunked body
-            pass
-        await self._reader.readline()
-
-    async def _send(self, body: dict[str, object]) -> bytes:
-        content = json.dumps(body).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(content)}\r\n\r\n"
-        self._writer.write(head.encode() + content)
-        answer = await self._reader.readuntil(b"\r\n\r\n")
-        assert b" 200 " in answer[:16], answer
-        return answer
 
 
 def main() -> None:
@@ -107,12 +66,12 @@ async def run(broker: str, url: str, pid: int, requests: int, rounds: int) -> No
                     pass
 
         async def http_first() -> None:
-            async for _ in http.stream():
+            async for _ in http.stream(**NOOP):
                 pass
 
         print(f"milliseconds, {requests} requests one after the other (p50 / p99):")
         for what, python, over_http in (
-            ("a whole answer", python_whole, http.complete),
+            ("a whole answer", python_whole, lambda: http.complete(**NOOP)),
             ("a stream to its end", python_first, http_first),
         ):
             ours, theirs = await in_turns(python, over_http, requests)
@@ -122,7 +81,7 @@ async def run(broker: str, url: str, pid: int, requests: int, rounds: int) -> No
         async def http_one(count: int) -> None:
             async with Connection.to(url) as connection:
                 for _ in range(count):
-                    await connection.complete()
+                    await connection.complete(**NOOP)
 
         async def python_one(count: int) -> None:
             for _ in range(count):

@@ -50,7 +50,8 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         gateway(running.url, home) as door,
         gateway(running.url, home / "full", PACKTRAIN_MAX_WAITING="1") as full,
     ):
-        running.client.generate(MODEL, "Hi", max_tokens=1)
+        # A deterministic instance: whatever company a request has, its text is the same.
+        running.client.generate(MODEL, "Hi", max_tokens=1, deterministic=True)
         waits = running.client.submit(MODEL, "Hi", meant_for="nobody")  # waits as long as the tests run
         yield Doors(door.url, full.url)
         waits.cancel()
@@ -90,10 +91,10 @@ def test_it_works(script: Path, doors: Doors, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
 
 
 def test_the_page_shows_what_is_tested() -> None:

@@ -13,9 +13,9 @@ answer = litellm.completion(
     model="openai/smollm2",
     api_base="http://127.0.0.1:8080/v1",
     api_key="none",
-    messages=[{"role": "user", "content": "What is the capital of France?"}],
-    max_tokens=30,
-    seed=1,
+    messages=[{"role": "user", "content": "Say hi."}],
+    max_tokens=10,
+    temperature=0,
 )
 print(answer.choices[0].message.content)
 # --- end of what docs/clients.md shows
@@ -24,12 +24,12 @@ ASKED = {
     "model": "openai/smollm2",
     "api_base": "http://127.0.0.1:8080/v1",
     "api_key": "none",
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    "max_tokens": 30,
-    "seed": 1,
+    "messages": [{"role": "user", "content": "Say hi."}],
+    "max_tokens": 10,
+    "temperature": 0,
 }
 text = answer.choices[0].message.content
-assert "Paris" in text, text
+assert "Hello" in text, text
 assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 pieces = [*litellm.completion(**ASKED, stream=True, stream_options={"include_usage": True})]
 assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == text

@@ -13,18 +13,18 @@ llm = OpenAILike(
     api_key="none",
     is_chat_model=True,
     context_window=2048,
-    max_tokens=30,
-    additional_kwargs={"seed": 1},
+    max_tokens=10,
+    temperature=0,
 )
-print(llm.chat([ChatMessage(role="user", content="What is the capital of France?")]))
+print(llm.chat([ChatMessage(role="user", content="Say hi.")]))
 
 embedding = OpenAILikeEmbedding(model_name="smollm2", api_base="http://127.0.0.1:8080/v1", api_key="none")
 print(len(embedding.get_query_embedding("blue sky")))
 # --- end of what docs/clients.md shows
 
-question = [ChatMessage(role="user", content="What is the capital of France?")]
+question = [ChatMessage(role="user", content="Say hi.")]
 text = llm.chat(question).message.content
-assert "Paris" in text, text
+assert "Hello" in text, text
 assert "".join(piece.delta or "" for piece in llm.stream_chat(question)) == text
 raw = llm.model_copy(update={"is_chat_model": False, "temperature": 0, "max_tokens": 8})
 assert "5" in raw.complete("1, 2, 3, 4,").text

@@ -83,12 +83,13 @@ def test_a_waiting_job_goes_to_another_target_and_is_claimed_only_there(store: J
 def test_what_was_claimed_ended_or_asked_for_directly_is_not_moved(store: JobStore) -> None:
     claimed, direct, meant = submit(store, "1"), submit(store, "2", model=A), submit(store, "3", meant_for="n1")
     tokens = submit(store, "4", prompt="", prompt_tokens=[1, 2])
+    vector = submit(store, "6", kind="embed")
     still = store.submit(JobId("5"), spec(model="any"), max_waiting=100, may_move=False).job_id
     assert claim(store, FAST[0]) == (claimed, 1)
 
-    assert not any(move(store, job_id) for job_id in (claimed, direct, meant, tokens, still, JobId("none")))
+    assert not any(move(store, job_id) for job_id in (claimed, direct, meant, tokens, vector, still, JobId("none")))
     assert store.movable(FAST[0]) == []
-    assert store.waiting() == {FAST[0]: 4}
+    assert store.waiting() == {FAST[0]: 5}
 
 
 def test_a_job_that_fails_before_its_first_token_goes_to_each_target_once(store: JobStore) -> None:

@@ -7,13 +7,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from typer.testing import CliRunner
 
+from packtrain.broker.api_keys import ApiKeys
+from packtrain.broker.connection import connect
 from packtrain.broker.ids import JobId, ModelId, new_job_id
 from packtrain.broker.messages import JobSpec
 from packtrain.client import (
@@ -21,18 +24,23 @@ from packtrain.client import (
     BrokerUnavailable,
     IdempotencyConflict,
     InstanceState,
+    Job,
     JobCancelled,
     JobExpired,
     JobFailed,
     JobState,
     Packtrain,
+    PacktrainError,
     PromptTooLong,
     QueueFull,
     ResultTimeout,
+    SetupError,
+    TryLater,
     UnknownJob,
     UnknownModel,
     UnknownNode,
 )
+from packtrain.client.cli.main import app, exit_code
 from packtrain.client.opening import open_async_transport, open_transport
 from tests.support.factories import spec
 from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
@@ -377,6 +385,22 @@ def test_a_gateway_that_is_killed_loses_and_doubles_no_token(fleet: Fleet, tmp_p
     assert also == [prompt[::-1]]
 
 
+def test_a_gateway_that_shall_end_lets_go_of_readers_who_can_go_on_elsewhere(fleet: Fleet, tmp_path: Path) -> None:
+    job = fleet.client.submit("slow", "!long", max_tokens=450)
+    until_first_text(job)
+    with gateway(fleet.url, tmp_path, PACKTRAIN_DRAIN_S="60") as running:
+        with running.http.stream("GET", f"/packtrain/v1/jobs/{job.id}/events") as response:
+            pieces = response.iter_text()
+            next(pieces)
+            running.process.terminate()
+            rest = "".join(pieces)
+        running.process.wait(20)
+
+    assert "event: error" not in rest
+    assert not job.status().state.is_terminal
+    job.cancel()
+
+
 def test_a_gateway_that_is_not_there_says_so(tmp_path: Path) -> None:
     with Packtrain("http://127.0.0.1:9") as client, pytest.raises(BrokerUnavailable, match="no gateway answers"):
         client.models()
@@ -400,7 +424,7 @@ def test_a_reader_of_one_job_asks_twice_and_then_only_listens(door: Gateway, mon
 
     assert "".join(pieces) == "x" * 200
     assert len(pieces) > 50
-    assert len(sent) < 12, sent
+    assert len(sent) < 8, sent
 
 
 def test_an_asyncio_transport_is_opened_by_the_same_urls(url: str) -> None:
@@ -411,3 +435,90 @@ def test_an_asyncio_transport_is_opened_by_the_same_urls(url: str) -> None:
         await transport.close()
 
     asyncio.run(main())
+
+
+@contextmanager
+def api_keys(fleet: Fleet, door: Gateway) -> Iterator[dict[str, str]]:
+    """Secrets by name; afterwards the gateway lets everybody in again."""
+    redis = connect(fleet.url, name="test")
+    store = ApiKeys(redis)
+    found = {name: store.create(name)[1] for name in ("alice", "bob")}
+    found["root"] = store.create("root", is_admin=True)[1]
+    found["limited"] = store.create("limited", concurrent=1)[1]
+    eventually(lambda: door.http.get("/packtrain/v1/nodes").status_code == 401, "the gateway to know of the keys")
+    try:
+        yield found
+    finally:
+        for name in found:
+            store.revoke(name)
+        redis.close()
+        eventually(lambda: door.http.get("/packtrain/v1/nodes").status_code == 200, "the gateway to forget them")
+
+
+def test_a_key_sees_and_touches_the_jobs_of_its_own_user_alone(fleet: Fleet, door: Gateway) -> None:
+    with api_keys(fleet, door) as keys, ExitStack() as stack:
+        alice, bob, root, limited = (
+            stack.enter_context(Packtrain(door.url, api_key=keys[name])) for name in ("alice", "bob", "root", "limited")
+        )
+        job = alice.submit("slow", "!long", user="bob", idempotency_key="mine")
+        assert job.status().user == "alice"
+        assert bob.submit("slow", "!long", idempotency_key="mine").cancel()
+        asks: list[Callable[[Job], object]] = [
+            Job.status,
+            Job.explain,
+            Job.cancel,
+            Job.result,
+            lambda j: list(j.stream()),
+        ]
+        for ask in asks:
+            with pytest.raises(UnknownJob):
+                ask(bob.job(job.id))
+        assert job.id not in [status.id for status in bob.jobs(100)]
+        assert job.id in [status.id for status in root.jobs(100)]
+        assert root.job(job.id).cancel() is not None
+        with pytest.raises(SetupError, match="may not administrate"):
+            alice.load("echo")
+        for wrong in ("", "pt-wrong"):
+            with Packtrain(door.url, api_key=wrong) as nobody, pytest.raises(SetupError, match="API key"):
+                nobody.models()
+
+        assert [limited.generate("echo", "abc").text for _ in range(5)] == ["cba"] * 5
+        running = limited.submit("slow", "!long")
+        with pytest.raises(TryLater, match="under way") as caught:
+            limited.submit("echo", "x")
+        assert caught.value.data["retry_after_s"] == 1
+        running.cancel()
+        with pytest.raises(JobCancelled):
+            running.result(timeout=20)
+        assert limited.generate("echo", "x").text == "x"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["run", "echo", "hello"], 0),
+        (["embed", "echo", "hello"], 0),
+        (["models"], 0),
+        (["ps"], 0),
+        (["nodes"], 0),
+        (["jobs"], 0),
+        (["jobs", "show", "0" * 32], 2),
+        (["run", "nobody", "hello"], 2),
+    ],
+)
+def test_the_command_line_works_over_either(
+    url: str, command: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACKTRAIN_URL", url)
+    result = CliRunner().invoke(app, command)
+
+    assert (exit_code(result.exception) if isinstance(result.exception, PacktrainError) else result.exit_code) == code
+
+
+@pytest.mark.parametrize("command", ["journal", "replay", "invite", "plan"])
+def test_commands_that_need_the_broker_say_so(door: Gateway, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACKTRAIN_URL", door.url)
+    result = CliRunner().invoke(app, [command])
+
+    assert isinstance(result.exception, SetupError)
+    assert "needs the broker itself" in str(result.exception)

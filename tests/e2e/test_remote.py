@@ -6,16 +6,22 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from tests.support.demo_model import demo_model
+from tests.support.demo_model import demo_model_folder
 from tests.support.fleets import Fleet, fleet, scripted_fleet
 from tests.support.gateways import gateway
 
 pytestmark = pytest.mark.e2e
 
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["n"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Two:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     with ExitStack() as stack:
         there_home, here_home = tmp_path_factory.mktemp("there"), tmp_path_factory.mktemp("here")
-        there = stack.enter_context(fleet(there_home, demo_model().parent))
+        there_home.joinpath("packtrain.toml").write_text("[defaults]\ncontext = 512\nslots = 2\n")
+        there = stack.enter_context(fleet(there_home, demo_model_folder()))
         door = stack.enter_context(gateway(there.url, there_home))
         here_home.joinpath("packtrain.toml").write_text(
             f'[models.far.remote]\nurl = {json.dumps(door.url + "/v1")}\nmodel = "smollm2"\n'
@@ -37,7 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
 
 
 def test_the_other_fleet_answers_as_it_would_its_own(two: Two) -> None:
-    options = {"temperature": 0, "max_tokens": 24, "logprobs": 1}
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "logprobs": 1}
     ours = two.here.client.submit("far", "Why is the sky blue?", **options)
     streamed = "".join(ours.stream())
     result, theirs = ours.result(), two.there.client.generate("smollm2", "Why is the sky blue?", **options)

@@ -43,7 +43,7 @@ def check_kills(fleet: HostFleet, folder: Path, rows: int, random: Random, *, ti
 
 @pytest.mark.integration
 def test_a_file_is_whole_and_the_same_after_each_kind_of_process_was_killed(fleet: HostFleet, tmp_path: Path) -> None:
-    check_kills(fleet, tmp_path, 600, Random(SEED), timeout_s=100)
+    check_kills(fleet, tmp_path, 300, Random(SEED), timeout_s=100)
 
 
 @pytest.mark.faults

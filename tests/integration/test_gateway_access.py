@@ -20,6 +20,7 @@ from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.server import BrokerServer
 from packtrain.client.cli.main import app
 from packtrain.client.gateway.keys import FRESH_S
+from packtrain.client.native_wire import PREFIX
 from tests.support.fleets import Fleet, eventually, scripted_fleet
 from tests.support.gateways import Gateway, gateway
 
@@ -52,6 +53,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "thrifty": {"tokens_per_minute": 60},
     "careful": {"concurrent": 1, "tokens_per_minute": 600},
     "past": {},
+    "root": {"is_admin": True},
 }
 
 
@@ -113,6 +115,30 @@ def test_the_idempotency_key_of_another_user_is_another_job(keyed: Keyed) -> Non
     assert mine.headers["x-packtrain-job"] == again.headers["x-packtrain-job"]
     assert theirs.headers["x-packtrain-job"] != mine.headers["x-packtrain-job"]
     assert theirs.json()["choices"][0]["text"] == "neb"
+
+
+def test_the_jobs_of_another_key_do_not_exist_and_the_fleet_is_for_administrators(keyed: Keyed) -> None:
+    job = keyed.post("anna", HELLO).headers["x-packtrain-job"]
+    theirs = f"{PREFIX}/jobs/{job}"
+
+    seen = {name: keyed.get(theirs, name).status_code for name in ("anna", "ben", "root")}
+    cancelled = keyed.door.post(f"{theirs}/cancel", {}, **keyed.bearer("ben"))
+    loads = {n: keyed.door.post(f"{PREFIX}/models/m1/load", {}, **keyed.bearer(n)) for n in ("ben", "root")}
+
+    assert seen == {"anna": 200, "ben": 404, "root": 200}
+    assert cancelled.status_code == 404
+    assert {name: response.status_code for name, response in loads.items()} == {"ben": 403, "root": 200}
+
+
+def test_limits_hold_for_jobs_that_no_request_waits_for(keyed: Keyed) -> None:
+    spec = {"kind": "complete", "model": "slow", "prompt": "!long", "params": {"max_tokens": 60}}
+
+    first = keyed.door.post(f"{PREFIX}/jobs", {"spec": spec}, **keyed.bearer("single"))
+    second = keyed.door.post(f"{PREFIX}/jobs", {"spec": spec}, **keyed.bearer("single"))
+
+    assert first.status_code == 200, first.text
+    assert second.status_code == 429
+    eventually(lambda: keyed.post("single", HELLO).status_code == 200, "room once the job has ended")
 
 
 def test_a_key_with_a_list_of_models_knows_no_others(keyed: Keyed) -> None:

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.server import BrokerServer
+from packtrain.client.cli import fleet_commands, gateway_page
 from packtrain.client.cli.gateway_page import prepare_gateway
 from packtrain.client.cli.home import fleet_file
+from packtrain.client.cli.main import app
+from packtrain.client.cli.up import UpOptions, running_fleet
 from packtrain.client.cli.up_page import facts, page
 from tests.support.fleets import scripted_fleet
 
@@ -76,6 +80,32 @@ def test_a_gateway_alone_says_its_url_and_ends_well_at_a_signal(broker: BrokerSe
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(20) == 0
+
+
+def test_a_fleet_does_not_open_http_to_others_without_an_api_key(tmp_path: Path) -> None:
+    options = UpOptions(home=tmp_path, port=0, http_port=0, http_host="0.0.0.0", quiet=True, drain_s=1)
+
+    with pytest.raises(SetupError, match="packtrain keys create"), running_fleet(options):
+        pass
+
+
+def test_without_the_extra_up_says_so_and_goes_on_and_serve_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[UpOptions] = []
+
+    def run_up(options: UpOptions, *_: object, **__: object) -> int:
+        started.append(options)
+        return 0
+
+    monkeypatch.setattr(gateway_page, "find_spec", lambda name: None)
+    monkeypatch.setattr(fleet_commands, "run_up", run_up)
+
+    up = CliRunner().invoke(app, ["up"])
+    served = CliRunner().invoke(app, ["serve"])
+
+    assert up.output.count("[gateway] extra") == 1
+    assert started[0].http_port is None
+    assert isinstance(served.exception, SetupError)
+    assert "[gateway] extra" in str(served.exception)
 
 
 def test_a_port_that_is_taken_is_named_with_the_option_that_chooses_another() -> None:

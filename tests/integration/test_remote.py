@@ -60,7 +60,7 @@ def fleet(module_server: OpenAIServer, tmp_path_factory: pytest.TempPathFactory)
     aliases = '[aliases.chat]\ntargets = ["near", "far"]\nspill_after_s = 1\n[aliases.try]\ntargets = ["far", "near"]\n'
     sections = config(module_server, retry_s=3, timeout_s=1.5, price_in=1000, price_out=2000)
     home.joinpath("packtrain.toml").write_text(sections + aliases)
-    near = {"n_slots": 1, "step_ms": 20, "n_ctx": 128, "reserved_slots": 0}
+    near = {"n_slots": 1, "step_ms": 60, "n_ctx": 128, "reserved_slots": 0}
     with scripted_fleet(home, {"near": near}, BIG_KEY=KEY) as running:
         yield running
 
@@ -293,7 +293,7 @@ def test_jobs_that_would_wait_too_long_spill_over(fleet: Fleet, server: OpenAISe
     long.cancel()
 
     assert texts == [f"{i}n" for i in range(4)]
-    assert len(server.seen) >= 3
+    assert len(server.seen) >= 2
     status = jobs[-1].status()
     assert status.model == "far"
     assert status.cause is not None

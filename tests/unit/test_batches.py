@@ -16,7 +16,7 @@ from starlette.requests import Request
 from packtrain.client import AsyncPacktrain
 from packtrain.client.gateway.access import Caller, OpenAccess
 from packtrain.client.gateway.app import make_app
-from packtrain.client.gateway.batches_main import MOST_AT_ONCE, due
+from packtrain.client.gateway.batches_keeper import MOST_AT_ONCE, due
 from packtrain.client.gateway.batches_store import WINDOW_S, BatchStatus, BatchStore
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.files_store import FileStore, plain_name

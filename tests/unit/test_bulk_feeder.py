@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from packtrain.broker.chunks import Event
-from packtrain.broker.errors import BrokerUnavailable, JobFailed, ModelLoadFailed, QueueFull
+from packtrain.broker.errors import BrokerUnavailable, JobFailed, ModelLoadFailed, QueueFull, TryLater
 from packtrain.broker.ids import JobId
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import JobSpec, JobStatus, Outcome, Usage
@@ -68,8 +68,9 @@ class Fleet(MemoryTransport):
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
         return super().events(after, block_s=0)  # nobody else would make one meanwhile
 
-    def status(self, job_id: JobId) -> JobStatus | None:
-        return None if job_id in self.forgotten else super().status(job_id)
+    def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
+        found = super().statuses(job_ids)
+        return {job_id: None if job_id in self.forgotten else status for job_id, status in found.items()}
 
     def play(self, most: int = 10_000) -> None:
         """Answer jobs that wait."""
@@ -200,7 +201,7 @@ def test_a_broker_that_is_away_and_a_queue_that_is_full_are_waited_for(tmp_path:
     run = Run(tmp_path, rows(10), fleet)
     full = QueueFull(model=MODEL, waiting=1, limit=1, retry_after_s=30)
     begin_ms = run.clock.now_ms
-    fleet.trouble = [BrokerUnavailable(url="x", reason="gone")] * 3 + [full]
+    fleet.trouble = [BrokerUnavailable(url="x", reason="gone")] * 3 + [full, TryLater("not now")]
 
     run.feed()
 

@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from packtrain.broker.chat import CallDelta
@@ -27,7 +28,7 @@ from packtrain.client.gateway.native_form import native_body
 from packtrain.client.http_errors import Lost, answer, away
 from packtrain.client.http_feed import MAX_IDLE_S, Feed, Feeds, Parser, feed_cursors, pays
 from packtrain.client.http_options import parse_options
-from packtrain.client.native_wire import BEAT_S, read_event, read_events, write_event, write_events
+from packtrain.client.native_wire import BEAT_S, read_event, write_event
 from packtrain.client.openai import fault_of
 from packtrain.client.opening import open_transport
 from packtrain.client.reading import BLOCK_S
@@ -50,7 +51,6 @@ EVENTS = [
 
 def test_events_cross_the_wire_unchanged() -> None:
     assert [read_event(write_event(event)) for event in EVENTS] == EVENTS
-    assert read_events(write_events(EVENTS)) == EVENTS
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000])
@@ -114,6 +114,17 @@ def test_feeds_that_nobody_comes_back_for_are_given_out_to_be_closed() -> None:
     assert replaced.response == "2"
     assert [feed.response for feed in feeds.take_stale(MAX_IDLE_S + 1.5)] == ["0", "1"]
     assert [feed.response for feed in feeds.take_all()] == ["twin"]
+
+
+def test_a_proxy_that_holds_feeds_back_is_noticed_once() -> None:
+    feeds: Feeds[str, None] = Feeds()
+    heard, silent = (Feed(name, None, feed_cursors({JOB: "1-0"})) for name in ("heard", "silent"))
+    heard.parser.take(b": begun\n\n")
+    for feed, error in ((heard, httpx2.ReadTimeout("")), (silent, httpx2.ReadError(""))):
+        feeds.failed(feed, error)
+        assert feeds.pay({JOB: "1-0"}, BLOCK_S)
+    feeds.failed(silent, httpx2.ReadTimeout(""))
+    assert not feeds.pay({JOB: "1-0"}, BLOCK_S)
 
 
 def test_an_error_of_the_fleet_arrives_as_it_was_raised() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,15 @@ import pytest
 from starlette.requests import Request
 
 from packtrain.broker.ids import JobId, job_id_for_key
+from packtrain.broker.messages import JobSpec
 from packtrain.client import AsyncPacktrain
-from packtrain.client.gateway.access import Caller, OpenAccess
+from packtrain.client.gateway.access import Admission, Caller
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.native_events import Places
 from packtrain.client.native_wire import PREFIX, read_event
+from packtrain.client.openai import Fault
 from tests.support.factories import MODEL
 from tests.support.memory_transport import AsyncMemoryTransport, MemoryTransport
 
@@ -29,16 +32,41 @@ SPEC = {"kind": "complete", "model": MODEL, "prompt": "hello"}
 CALLERS = {
     "alice": Caller("alice", "k1", is_admin=False),
     "bob": Caller("bob", "k2", is_admin=False),
+    "limited": Caller("limited", "k5", is_admin=False),
     "root": Caller(None, "k3", is_admin=True),
     "small": Caller("small", "k4", is_admin=False, models=frozenset({"other"})),
 }
 
 
-class ByKey(OpenAccess):
-    """The bearer token is the name of the caller."""
+class ByKey:
+    """The bearer token is the name of the caller. "limited" may have one job under way."""
+
+    def __init__(self) -> None:
+        self.under_way: list[str] = []
+        self.ended: list[tuple[str, int | None]] = []
 
     async def caller(self, request: Request) -> Caller:
         return CALLERS[request.headers["authorization"].removeprefix("Bearer ")]
+
+    async def admit(self, caller: Caller, specs: Sequence[JobSpec]) -> Admission:
+        if caller.user == "limited" and self.under_way:
+            fault = Fault(429, "rate_limit_error", "rate_limit_exceeded", "one at a time", retry_after_s=1)
+            raise Refused(fault)
+        return Counted(self, str(caller.user)) if caller.user == "limited" else Admission()
+
+
+class Counted(Admission):
+    """Of one who may have one job under way."""
+
+    counts = True
+
+    def __init__(self, access: ByKey, user: str) -> None:
+        self._access, self._user = access, user
+        access.under_way.append(user)
+
+    async def end(self, tokens: int | None) -> None:
+        self._access.under_way.remove(self._user)
+        self._access.ended.append((self._user, tokens))
 
 
 @dataclass
@@ -47,6 +75,7 @@ class World:
 
     http: httpx2.AsyncClient
     fleet: MemoryTransport
+    access: ByKey
 
     async def call(self, who: str, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
         headers = {"Authorization": f"Bearer {who}", **headers}
@@ -63,9 +92,10 @@ class World:
 async def world() -> AsyncIterator[World]:
     transport = AsyncMemoryTransport()
     async with AsyncPacktrain(transport=transport) as fleet:
-        app = make_app(Door(fleet, access=ByKey()))
+        access = ByKey()
+        app = make_app(Door(fleet, access=access))
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://gateway") as http:
-            yield World(http, transport.blocking)
+            yield World(http, transport.blocking, access)
 
 
 def runs(main: Callable[[World], Coroutine[Any, Any, None]]) -> None:
@@ -174,6 +204,27 @@ def test_a_model_that_a_key_may_not_use_is_none_for_it() -> None:
     runs(main)
 
 
+def test_a_job_counts_until_it_has_ended_whoever_reads_it() -> None:
+    async def main(world: World) -> None:
+        first = await world.submit("limited", id="a" * 32)
+        assert await world.submit("limited", id="a" * 32) == first  # no second one
+        full = await world.call("limited", "POST", "/jobs", {"spec": SPEC})
+        assert (full.status_code, code(full)) == (429, "rate_limit_exceeded")
+        assert full.json()["error"]["data"] == {"retry_after_s": 1}
+        world.fleet.answer_all("yes")
+        await world.submit("limited")
+
+        assert world.access.ended == [("limited", 1)]
+        assert world.access.under_way == ["limited"]
+        world.fleet.answer_all("yes")
+        wrong = await world.call("limited", "POST", "/jobs", {"spec": {**SPEC, "model": "nobody"}})
+        assert code(wrong) == "unknown_model"
+        assert world.access.ended[1:] == [("limited", 1), ("limited", 0)]
+        assert not world.access.under_way
+
+    runs(main)
+
+
 def test_a_stream_is_resumed_where_it_broke_off_and_ends_for_good() -> None:
     async def main(world: World) -> None:
         job_id = await world.submit("alice")
@@ -218,7 +269,12 @@ def test_a_feed_of_many_ends_with_the_last_of_them() -> None:
         events = [read_event(data) for _, data in parsed(response.text)]
         assert {event.job_id for event in events if event.end} == set(jobs)
         polled = await world.call("alice", "POST", "/events", {**body, "wait_s": 0})
-        assert len(polled.json()) == len(events) == 4
+        assert len(polled.json()["events"]) == len(events) == 4
+        assert "records" not in polled.json()
+        whole = await world.call("alice", "POST", "/events", {**body, "wait_s": 0, "records": True})
+        assert {record["id"]: record["outcome"]["text"] for record in whole.json()["records"]} == dict.fromkeys(
+            jobs, "yes"
+        )
         for wrong in ({"after": {"x": "0"}}, {"after": {jobs[0]: "$"}}, {"after": {}, "wait_s": 1e9}, {}):
             assert code(await world.call("alice", "POST", "/events", wrong)) == "invalid_parameter"
 

@@ -9,7 +9,7 @@ import pytest
 from packtrain.broker import vectors
 from packtrain.broker.chat import FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import Logprob, Outcome, PromptLogprob, TokenLogprob, Usage
+from packtrain.broker.messages import Logprob, Outcome, PromptLogprob, Receipt, TokenLogprob, Usage
 from packtrain.broker.states import JobState
 from packtrain.client.verify import Candidate, Difference, first_difference, request_again
 from tests.support.factories import spec
@@ -45,6 +45,14 @@ def test_a_shorter_answer_parts_at_its_end() -> None:
     found = first_difference(answer(1, 2), answer(1), is_deterministic=True)
 
     assert found == Difference(1, Candidate(2), Candidate(None))
+
+
+def test_an_answer_of_another_server_cannot_be_verified() -> None:
+    texts = ("model_sha256", "numerics_class", "library", "features", "flags", "prompt_sha256", "output_sha256")
+    empty = dict.fromkeys(texts, "")
+    receipt = Receipt(**empty, numerics="fast", recipe="fast", threads=0, seed=0, remote="api.example.com big")
+    with pytest.raises(InvalidRequest, match=r"answered by api.example.com big, and nothing"):
+        request_again("j", spec(), answer(1).model_copy(update={"receipt": receipt}), model="far", on=None)
 
 
 def test_a_fast_answer_is_compared_by_its_text() -> None:

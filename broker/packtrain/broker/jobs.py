@@ -391,8 +391,9 @@ def release(job_id: JobId, epoch: int) -> Call[bool]:
 
 
 def can_move(spec: JobSpec) -> bool:
-    """Whether another model could answer as well: no instance is named, and no token that another may not know."""
-    return spec.meant_for is None and not spec.prompt_tokens
+    """Whether another model could answer as well: not where an instance is named, where tokens are those of one
+    vocabulary, or where vectors of two models would stand side by side."""
+    return spec.meant_for is None and not spec.prompt_tokens and spec.kind in ("chat", "complete")
 
 
 def fall_back(job_id: JobId, epoch: int, cause: Cause) -> Call[Route | None]:

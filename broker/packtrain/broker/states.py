@@ -1,7 +1,8 @@
 """The states of jobs and instances, and which steps between them are allowed.
 
     job:       QUEUED → RUNNING → SUCCEEDED | FAILED | CANCELLED | EXPIRED | DEAD
-               RUNNING → QUEUED     lease lapsed (attempt + 1) or released by a drain (attempt + 0)
+               RUNNING → QUEUED     lease lapsed (attempt + 1) or released by a drain (attempt + 0), or it failed before
+                                    its first token and another target of its name shall try
                QUEUED  → CANCELLED | EXPIRED | FAILED (rejected: its model cannot be loaded)
 
     instance:  REQUESTED → [FETCHING] → STARTING → LOADING → WARMING → READY → DRAINING → STOPPED

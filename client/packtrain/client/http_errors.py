@@ -58,7 +58,7 @@ def _error(url: str, status: int, told: dict[str, Any]) -> PacktrainError:
         case 404:
             return SetupError(f"the gateway at {url} is older than this client: {message}", code=code)
         case 429 | 503:
-            return TryLater(message, code=code)
+            return TryLater(message, code=code, **error.data)
         case _ if status < 500:
             return InvalidRequest(message, code=code)
         case _:

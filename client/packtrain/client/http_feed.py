@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import httpx2
+
 from packtrain.broker.chunks import Event
 from packtrain.broker.ids import JobId
 from packtrain.client.native_wire import BEAT, BEAT_S, read_event
@@ -34,10 +36,12 @@ class Parser:
 
     def __init__(self) -> None:
         self._rest = b""
+        self.has_heard = False  # anything at all
         self.has_failed = False  # the gateway cannot go on; a poll will say why
 
     def take(self, piece: bytes) -> list[Event] | None:
         """Events whose last byte came with this piece; none: only a sign of life; None: no whole message."""
+        self.has_heard = True
         *messages, self._rest = (self._rest + piece).split(b"\n\n")
         events, is_alive = [], False
         for message in messages:
@@ -72,7 +76,17 @@ class Feeds(Generic[R, C]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._arrive = True  # not so behind a proxy that collects an answer before it passes it on
         self._idle: dict[frozenset[tuple[JobId, str]], Feed[R, C]] = {}  # the longest idle first
+
+    def pay(self, after: Mapping[JobId, str], block_s: float) -> bool:
+        """True when a feed is better than a poll here."""
+        return self._arrive and pays(after, block_s)
+
+    def failed(self, feed: Feed[R, C], error: BaseException) -> None:
+        """A feed broke off. One that stayed silent from its beginning on will do so again."""
+        if isinstance(error, httpx2.ReadTimeout) and not feed.parser.has_heard:
+            self._arrive = False
 
     def take(self, after: Mapping[JobId, str]) -> Feed[R, C] | None:
         """The feed that has given just this, if there is one."""

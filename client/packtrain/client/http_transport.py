@@ -7,8 +7,11 @@ open, see http_feed.py.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -25,7 +28,7 @@ from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.states import JobState
 from packtrain.client import native_wire as wire
 from packtrain.client.http_errors import Lost, answer, away
-from packtrain.client.http_feed import Feed, Feeds, feed_cursors, pays
+from packtrain.client.http_feed import Feed, Feeds, feed_cursors
 from packtrain.client.http_options import FEED_TIMEOUT, HttpOptions
 
 #: Before each further try, seconds: 2.6 s in all, as over Redis. The first comes at once: a kept connection that the
@@ -33,6 +36,8 @@ from packtrain.client.http_options import FEED_TIMEOUT, HttpOptions
 PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.1)
 #: Of a read of events: who reads has patience.
 FEW_PAUSES_S = (0.0,)
+#: Records of ended jobs that came with their events and that nobody has asked for yet.
+MAX_RECORDS = 1000
 #: Of a request for a stream of events.
 FEED_HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
 
@@ -47,26 +52,41 @@ class HttpTransport:
         self.url = options.url
         self._http = httpx2.Client(**options.client())
         self._feeds: Feeds[httpx2.Response, Iterator[bytes]] = Feeds()
+        self._lock = threading.Lock()
+        self._ended: OrderedDict[JobId, JobStatus] = OrderedDict()  # an ended record changes no more
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
         body = f'{{"id":"{job_id}","spec":{spec.to_json()}}}'
         return wire.SUBMITTED.validate_json(self._send("POST", "/jobs", body))
 
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
-        after = {job_id: cursor for job_id, cursor in after.items() if wire.is_job_id(job_id)}
+        after = askable(after)
         if not after:
             return []
-        if pays(after, block_s) and (found := self._follow(after)) is not None:
+        if self._feeds.pay(after, block_s) and (found := self._follow(after)) is not None:
             return found
-        return wire.read_events(self._send("POST", "/events", events_body(after, block_s), pauses_s=FEW_PAUSES_S))
+        return self.took(self._send("POST", "/events", events_body(after, block_s), pauses_s=FEW_PAUSES_S))
+
+    def took(self, answer: bytes) -> list[Event]:
+        """Events of an answer. Records that came along are what is asked for next."""
+        found = wire.Events.model_validate_json(answer)
+        with self._lock:
+            self._ended.update((JobId(status.id), status) for status in found.records)
+            while len(self._ended) > MAX_RECORDS:
+                self._ended.popitem(last=False)
+        return found.events
 
     def status(self, job_id: JobId) -> JobStatus | None:
-        return self._of_job(JobStatus, job_id, "")
+        with self._lock:
+            ended = self._ended.pop(job_id, None)
+        return ended or self._of_job(JobStatus, job_id, "")
 
     def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
         found: dict[JobId, JobStatus | None] = dict.fromkeys(job_ids)
-        if possible := [job_id for job_id in job_ids if wire.is_job_id(job_id)]:
-            found |= self._ask(wire.Found, "POST", "/jobs/lookup", wire.Lookup(ids=possible)).jobs
+        possible = [job_id for job_id in job_ids if wire.is_job_id(job_id)]
+        for begin in range(0, len(possible), wire.MAX_JOBS):
+            body = wire.Lookup(ids=possible[begin : begin + wire.MAX_JOBS])
+            found |= self._ask(wire.Found, "POST", "/jobs/lookup", body).jobs
         return found
 
     def spec(self, job_id: JobId) -> JobSpec | None:
@@ -129,6 +149,7 @@ class HttpTransport:
         except BaseException as error:
             if feed:
                 feed.response.close()
+                self._feeds.failed(feed, error)
             if isinstance(error, httpx2.TransportError | StopIteration):
                 return None
             raise
@@ -180,9 +201,14 @@ class HttpTransport:
         raise AssertionError("the last try returns or raises")
 
 
+def askable(after: Mapping[JobId, str]) -> dict[JobId, str]:
+    """Of these jobs, those that one request may name: who has more hears of the first ones first."""
+    return dict(islice(((job_id, at) for job_id, at in after.items() if wire.is_job_id(job_id)), wire.MAX_JOBS))
+
+
 def events_body(after: Mapping[JobId, str], wait_s: float) -> str:
     """A request for the events of these jobs."""
-    return wire.EventsBody(after=dict(after), wait_s=wait_s).model_dump_json()
+    return wire.EventsBody(after=dict(after), wait_s=wait_s, records=True).model_dump_json()
 
 
 def _part(text: str) -> str:

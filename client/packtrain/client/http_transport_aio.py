@@ -10,11 +10,10 @@ import httpx2
 
 from packtrain.broker.chunks import Event
 from packtrain.broker.ids import JobId
-from packtrain.client import native_wire as wire
 from packtrain.client.http_errors import Lost, answer, away
-from packtrain.client.http_feed import Feed, Feeds, feed_cursors, pays
+from packtrain.client.http_feed import Feed, Feeds, feed_cursors
 from packtrain.client.http_options import FEED_TIMEOUT
-from packtrain.client.http_transport import FEED_HEADERS, FEW_PAUSES_S, HttpTransport, events_body
+from packtrain.client.http_transport import FEED_HEADERS, FEW_PAUSES_S, HttpTransport, askable, events_body
 
 
 class AsyncHttpTransport:
@@ -26,16 +25,16 @@ class AsyncHttpTransport:
         self._feeds: Feeds[httpx2.Response, AsyncIterator[bytes]] = Feeds()
 
     async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
-        after = {job_id: cursor for job_id, cursor in after.items() if wire.is_job_id(job_id)}
+        after = askable(after)
         if not after:
             return []
-        if pays(after, block_s) and (found := await self._follow(after)) is not None:
+        if self._feeds.pay(after, block_s) and (found := await self._follow(after)) is not None:
             return found
         body = events_body(after, block_s)
         for pause_s in (*FEW_PAUSES_S, None):
             try:
                 response = await self._http.request("POST", "/events", content=body)
-                return wire.read_events(answer(self.blocking.url, response.status_code, response.content) or b"[]")
+                return self.blocking.took(answer(self.blocking.url, response.status_code, response.content) or b"")
             except (httpx2.TransportError, Lost) as error:
                 if pause_s is None or isinstance(error, httpx2.ReadTimeout):
                     raise away(self.blocking.url, error) from error
@@ -62,6 +61,7 @@ class AsyncHttpTransport:
         except BaseException as error:
             if feed:
                 await feed.response.aclose()
+                self._feeds.failed(feed, error)
             if isinstance(error, httpx2.TransportError | StopAsyncIteration):
                 return None
             raise

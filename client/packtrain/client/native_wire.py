@@ -8,7 +8,6 @@ a proxy lets our own API through or not by one rule.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
@@ -60,6 +59,7 @@ class EventsBody(_Body):
         max_length=MAX_JOBS, description='by job, the id of the last event that is known; "0": none'
     )
     wait_s: float = Field(BEAT_S, ge=0, le=30, description="for the first event; not with `Accept: text/event-stream`")
+    records: bool = Field(False, description="give the records of jobs that have ended, too; not with the same")
 
 
 class DesiredBody(_Body):
@@ -109,6 +109,13 @@ class Found(BaseModel):
     jobs: dict[JobId, JobStatus | None]
 
 
+class Events(BaseModel):
+    """What happened to jobs, and the records of those that have ended, where they were asked for."""
+
+    events: list[Event]
+    records: list[JobStatus] = []
+
+
 class Models(BaseModel):
     """What the fleet offers."""
 
@@ -135,7 +142,6 @@ class Waiting(BaseModel):
 
 SUBMITTED: Final[TypeAdapter[Submitted]] = TypeAdapter(Submitted)
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Event)
-_EVENTS: Final[TypeAdapter[list[Event]]] = TypeAdapter(list[Event])
 
 
 def is_job_id(text: str) -> bool:
@@ -148,16 +154,6 @@ def write_event(event: Event) -> bytes:
     return _EVENT.dump_json(event, exclude_defaults=True)
 
 
-def write_events(events: Iterable[Event]) -> bytes:
-    """Several, as a list."""
-    return _EVENTS.dump_json(list(events), exclude_defaults=True)
-
-
 def read_event(text: bytes) -> Event:
     """`write_event` again."""
     return _EVENT.validate_json(text)
-
-
-def read_events(text: bytes) -> list[Event]:
-    """`write_events` again."""
-    return _EVENTS.validate_json(text)

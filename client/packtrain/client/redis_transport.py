@@ -29,6 +29,7 @@ from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import JobState
+from packtrain.client.shared_reads import SharedReads
 
 
 class RedisTransport:
@@ -179,15 +180,18 @@ class AsyncRedisTransport:
     def __init__(self, blocking: RedisTransport) -> None:
         self.blocking = blocking
         self._redis = connect_async(blocking.raw_url, name="client")
+        self._reads = SharedReads(self._read)
 
     async def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
-        if not after:
-            return []
+        return await self._reads.events(after, block_s=block_s) if after else []
+
+    async def _read(self, after: Mapping[JobId, str], block_s: float) -> list[Event]:
         cursors: Any = {keys.out(job_id): last for job_id, last in after.items()}
         with reachable(self.blocking.raw_url):
             return parse_streams(await self._redis.xread(cursors, count=EVENTS_BATCH, block=_block_ms(block_s)))
 
     async def close(self) -> None:
+        await self._reads.close()
         await self._redis.aclose()
         self.blocking.close()
 

@@ -120,6 +120,11 @@ def request_again(job_id: str, spec: JobSpec | None, outcome: Outcome | None, *,
         raise InvalidRequest(f"job {job_id} has not ended or its record is gone; only an answer can be verified")
     if outcome.state is not JobState.SUCCEEDED:
         raise InvalidRequest(f"job {job_id} ended as {outcome.state}; only a whole answer can be verified")
+    if outcome.receipt and outcome.receipt.remote:
+        raise InvalidRequest(
+            f"job {job_id} was answered by {outcome.receipt.remote}, and nothing about its answers can be proven; "
+            "verify one that was computed here"
+        )
     ranks = spec.deterministic and spec.kind != "embed"
     update: dict[str, object] = {"seed": outcome.seed, "logprobs": NUM_TOP if ranks else None}
     if outcome.finish_reason == "length":  # it may have filled its slot, and the next one may be larger

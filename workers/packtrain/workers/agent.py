@@ -216,13 +216,14 @@ class Agent:
         info, path = entry
         reserved = min(info.reserved_slots, command.n_slots - 1)
         index = self._free_index(info)
+        remote = self._catalog.remote(ModelId(info.id))
         config = InstanceConfig(
             instance=instance, model=info.id, path=str(path), backend=self._catalog.backend,
             worker_name=f"{info.id}.{index}@{self._node}",
             n_slots=command.n_slots, reserved_slots=reserved,
-            n_ctx=command.n_ctx, n_threads=self._dealer.next_share(), report_fd=-1,
+            n_ctx=command.n_ctx, n_threads=1 if remote else self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
-            adapters=self._catalog.adapters(ModelId(info.id)), remote=self._catalog.remote(ModelId(info.id)),
+            adapters=self._catalog.adapters(ModelId(info.id)), remote=remote,
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(

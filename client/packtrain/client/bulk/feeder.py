@@ -27,7 +27,6 @@ from packtrain.broker.errors import (
     InvalidRequest,
     ModelError,
     PacktrainError,
-    QueueFull,
     SetupError,
     TryLater,
 )
@@ -64,7 +63,7 @@ FEED_JOBS: Final = 64
 _AHEAD: Final = 256
 #: Before a row runs again, seconds; twice as long the next time.
 _AGAIN_S: Final = 1.0
-#: How long nothing is submitted when the broker's memory is full, seconds.
+#: How long nothing is submitted when the fleet takes nothing and does not say how long, seconds.
 _FULL_S: Final = 5.0
 
 
@@ -231,12 +230,8 @@ class Feeder:
                 self._submit(flight, number)
             except BrokerUnavailable:
                 raise  # it stays pending
-            except QueueFull as error:
-                group.not_before_s = now_s + float(error.data.get("retry_after_s", 1.0))
-                self._tally.waits_for = str(error)
-                return
-            except SetupError as error:  # the broker's memory is full
-                group.not_before_s = now_s + _FULL_S
+            except (TryLater, SetupError) as error:  # a full queue; the memory of the broker; a gateway's limits
+                group.not_before_s = now_s + float(error.data.get("retry_after_s", _FULL_S))
                 self._tally.waits_for = str(error)
                 return
             except IdempotencyConflict:  # of another version of this program, which made another job of the row
@@ -296,35 +291,38 @@ class Feeder:
     # --- out of the fleet
 
     def _settle_all(self, events: Iterable[Event]) -> None:
+        ended = []
         for event in events:
-            if event.job_id not in self._jobs:
-                continue
-            self._cursors.advance(event)
-            if event.end:
-                self._cursors.add(event.job_id)  # until its record has been read
-                self._cursors.after[event.job_id] = event.id
-                self._look_up(event.job_id)
-            else:
+            if event.job_id in self._jobs:
                 self._jobs[event.job_id] = self._jobs.pop(event.job_id)
+                self._cursors.after[event.job_id] = event.id
+                if event.end:
+                    ended.append(event.job_id)
+        self._look_up(ended)
 
     def _sweep(self) -> None:
         """Look at jobs that said nothing for long: an end may have been lost, or a job with a broker's last second."""
-        for job_id in list(self._jobs)[:SWEEP_JOBS]:
+        silent = list(self._jobs)[:SWEEP_JOBS]
+        for job_id in silent:
             self._jobs[job_id] = self._jobs.pop(job_id)
-            self._look_up(job_id)
+        self._look_up(silent)
 
-    def _look_up(self, job_id: JobId) -> None:
-        status = self._transport.status(job_id)
-        flight, number = self._jobs[job_id]
-        if status is None:
-            self._drop(job_id)
-            flight.group.pending.appendleft((flight, number))
-        elif status.outcome is not None:
-            self._drop(job_id)
-            flight.group.ends.append(self._clock())
-            flight.results[number] = result_of(job_id, status.outcome, raise_error=False)
-            if flight.is_whole or flight.results[number].error:
-                self._settle_row(flight)
+    def _look_up(self, job_ids: list[JobId]) -> None:
+        """Take what has become of jobs; one without a record is submitted again."""
+        found = self._transport.statuses(job_ids) if job_ids else {}
+        for job_id, status in found.items():
+            if job_id not in self._jobs:  # it went with another job of its row
+                continue
+            flight, number = self._jobs[job_id]
+            if status is None:
+                self._drop(job_id)
+                flight.group.pending.appendleft((flight, number))
+            elif status.outcome is not None:
+                self._drop(job_id)
+                flight.group.ends.append(self._clock())
+                flight.results[number] = result = result_of(job_id, status.outcome, raise_error=False)
+                if flight.is_whole or result.error:
+                    self._settle_row(flight)
 
     def _drop(self, job_id: JobId) -> None:
         flight, _ = self._jobs.pop(job_id)

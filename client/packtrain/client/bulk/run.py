@@ -128,7 +128,7 @@ class BulkRun:
         self._meta: dict[str, Any] = {}
         self._stack = ExitStack()
         try:
-            _check_free(options)
+            _check_paths(options)
             self._lock()
             if options.restart:
                 self._clear()
@@ -164,10 +164,16 @@ class BulkRun:
             InvalidParameter: The input or options are others than those that the run began with.
         """
         may = self._options.models
-        models = {i.id: i.alias_of or i.id for i in self._transport.models() if may is None or i.id in may}
         meta = self._ledger.meta
         if meta.get("version") != _VERSION:
-            meta = self._begin(models, report)
+            try:
+                offered = self._transport.models()
+                models = {info.id: info.alias_of or info.id for info in offered if may is None or info.id in may}
+                meta = self._begin(models, report)
+            except BaseException:  # nothing was begun, and nothing is left
+                self.close()
+                shutil.rmtree(self._options.folder, ignore_errors=True)
+                raise
         else:
             self._check_same(meta)
             self._recover()
@@ -287,14 +293,17 @@ class BulkRun:
 
     def _begin(self, models: Mapping[str, str], report: Callable[[int], None]) -> dict[str, Any]:
         options = self._options
+        for path in (options.out, options.errors_file):
+            if path.exists() and path.stat().st_size:
+                raise InvalidParameter(
+                    f"{path} exists and is of no run of ours; choose another output, or --restart to replace it",
+                    field="out",
+                )
         found = take_in(
             options.source, self._ledger, self._manner(0), models, copy_to=None if self._is_plain else self._copy,
             template=options.template, limit=options.limit, report=report,
         )  # fmt: skip
-        faults = _fatal(found, options)
-        if faults.count:
-            self.close()
-            shutil.rmtree(options.folder, ignore_errors=True)
+        if (faults := _fatal(found, options)).count:
             raise FileInvalid(faults)
         for state in (State.DONE, State.FAILED):
             self._journal(state).clear()
@@ -347,17 +356,12 @@ class BulkRun:
             journal.close()
 
 
-def _check_free(options: BulkOptions) -> None:
+def _check_paths(options: BulkOptions) -> None:
     out = options.out
     if out.is_dir() or out == options.errors_file:
         raise InvalidParameter(f"{out} cannot take the answers; name a file of its own", field="out")
     if options.source != STDIN and Path(options.source).exists() and out.exists() and out.samefile(options.source):
         raise InvalidParameter(f"{out} is the input; name another file for the answers", field="out")
-    is_ours = options.folder.exists() or options.restart
-    if not is_ours and out.exists() and out.stat().st_size:
-        raise InvalidParameter(
-            f"{out} exists and is of no run of ours; choose another output, or --restart to replace it", field="out"
-        )
 
 
 def _fatal(found: Intake, options: BulkOptions) -> Faults:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from packtrain.broker.errors import SetupError
 from packtrain.client.cli.ports import checked_port
@@ -13,6 +13,9 @@ from packtrain.client.cli.supervisor import Child
 
 #: What the extra `gateway` brings.
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+
+#: Addresses that stand for all of a machine, and how it reaches itself there.
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,7 @@ class GatewayPage:
     @property
     def url(self) -> str:
         """Where clients on this machine find it, without `/v1`."""
-        host = _ANY.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://[{self._here}]:{self.port}" if ":" in self._here else f"http://{self._here}:{self.port}"
 
     def child(self, argv: Sequence[str], env: Mapping[str, str]) -> Child:
         """The process to supervise."""
@@ -36,8 +38,7 @@ class GatewayPage:
 
     def answers(self) -> bool:
         """True when it takes requests."""
-        host = _ANY.get(self.host, self.host)
-        connection = http.client.HTTPConnection(host, self.port, timeout=2)
+        connection = http.client.HTTPConnection(self._here, self.port, timeout=2)
         try:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
@@ -46,14 +47,14 @@ class GatewayPage:
         finally:
             connection.close()
 
-
-#: Addresses that stand for all of a machine, and how it reaches itself there.
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    @property
+    def _here(self) -> str:
+        return _ANY.get(self.host, self.host)
 
 
 def missing_for_gateway() -> str:
     """Why this installation can run no gateway, with the remedy; empty: it can."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in _NEEDED if find_spec(name) is None]
     return f"{', '.join(missing)} not installed; install packtrain with its [gateway] extra" if missing else ""
 
 

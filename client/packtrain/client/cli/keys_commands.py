@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 
 from packtrain.broker.api_keys import ApiKey, ApiKeys
 from packtrain.broker.connection import connect, unavailable
 from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import load_settings
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
@@ -51,8 +53,9 @@ def create(
     From the first key on, every gateway of the fleet asks for one. Programs send it as their OpenAI API key.
     """
     allowed = [model.strip() for model in models.split(",") if model.strip()] if models else []
-    with _keys() as keys:
-        key, secret = keys.create(
+    with _broker() as redis:
+        offered = {info.id for info in RedisRegistry(redis).models()}
+        key, secret = ApiKeys(redis).create(
             name, models=allowed, concurrent=concurrent, tokens_per_minute=tokens_per_minute, is_admin=admin,
             replace=replace,
         )  # fmt: skip
@@ -60,15 +63,15 @@ def create(
         views.print_json({**_facts(key), "secret": secret})
         return
     sys.stdout.write(secret + "\n")
-    Console(stderr=True, highlight=False, markup=False).print(
-        f"This is the secret of {name!r}, which nothing shows again. From now on requests need a key.", soft_wrap=True
-    )
+    if unknown := sorted(set(allowed) - offered):
+        _say(f"No node offers {', '.join(unknown)} now; see `packtrain models`.")
+    _say(f"This is the secret of {name!r}, which nothing shows again. From now on requests need a key.")
 
 
 def list_keys(as_json: JSON = False) -> None:
     """List the API keys: what each may do, without secrets."""
-    with _keys() as keys:
-        rows = keys.all()
+    with _broker() as redis:
+        rows = ApiKeys(redis).all()
     if as_json:
         sys.stdout.write(json.dumps([_facts(key) for key in rows], indent=2) + "\n")
     elif rows:
@@ -82,7 +85,8 @@ def list_keys(as_json: JSON = False) -> None:
 
 def revoke(name: NAME, as_json: JSON = False) -> None:
     """End an API key. Gateways refuse it within two seconds; what is under way goes on."""
-    with _keys() as keys:
+    with _broker() as redis:
+        keys = ApiKeys(redis)
         if not keys.revoke(name):
             names = ", ".join(key.name for key in keys.all()) or "none"
             raise InvalidParameter(f"there is no key {name!r}; there are: {names}", field="name")
@@ -94,12 +98,16 @@ def revoke(name: NAME, as_json: JSON = False) -> None:
     views.console().print(f"{name} is revoked{last}", soft_wrap=True)
 
 
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+
+
 @contextmanager
-def _keys() -> Iterator[ApiKeys]:
+def _broker() -> Iterator[Redis]:
     url = load_settings().broker_url()
     redis = connect(url, name="keys")
     try:
-        yield ApiKeys(redis)
+        yield redis
     except RedisError as error:
         raise unavailable(url, error) from error
     finally:

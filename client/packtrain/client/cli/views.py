@@ -137,7 +137,7 @@ def instances_table(rows: Sequence[InstanceBeat]) -> Table:
     for row in rows:
         alive = not row.state.is_terminal
         table.add_row(
-            row.instance, row.model, row.node, row.state.value, f"{row.slots_used}/{row.n_slots}", str(row.n_ctx),
+            row.instance, row.model, row.node, row.state.value, f"{row.slots_used}/{row.n_slots}", str(row.n_ctx or ""),
             _numerics(row), size(row.resident_bytes) if alive else "", str(row.threads) if alive else "",
             f"{row.tokens_per_s:.0f}" if alive else "", str(row.batch_peak or ""),
             "" if row.state is InstanceState.READY else row.reason,

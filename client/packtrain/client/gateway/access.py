@@ -9,7 +9,6 @@ from typing import Protocol
 from starlette.requests import Request
 
 from packtrain.broker.messages import JobSpec
-from packtrain.client.aio_job import AsyncJob
 from packtrain.client.openai import Fault
 
 
@@ -35,7 +34,9 @@ def no_model(model: str, caller: Caller) -> Fault:
 
 
 class Admission:
-    """A request that may be under way. Its `end` is to be awaited once, whatever becomes of it, or `follow` called."""
+    """A request that may be under way. Its `end` is to be awaited once, whatever becomes of it."""
+
+    counts = False  # True: it takes of what its key may use until its end
 
     async def end(self, tokens: int | None) -> None:
         """It is over.
@@ -43,9 +44,6 @@ class Admission:
         Args:
             tokens: Of its prompts and answers; 0: its jobs were never handed in; None: not known.
         """
-
-    def follow(self, job: AsyncJob) -> None:
-        """Instead of `end`: it is over when this job is, which nobody waits for."""
 
 
 class Access(Protocol):

@@ -1,4 +1,4 @@
-"""OpenAI's batches: orders for the process that runs them (batches_main.py), and how far they are."""
+"""OpenAI's batches: orders for the process that runs them (batches_run.py), and how far they are."""
 
 from __future__ import annotations
 

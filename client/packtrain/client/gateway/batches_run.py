@@ -25,7 +25,7 @@ from packtrain.broker import lifeline, logs
 from packtrain.broker.errors import JobExpired, ModelError, PacktrainError, TryLater
 from packtrain.broker.settings import load_settings
 from packtrain.client.bulk import BulkOptions, BulkRun, Defaults, FileInvalid, Snapshot, Summary
-from packtrain.client.gateway.batches_store import Batch, BatchStatus, BatchStore, Progress
+from packtrain.client.gateway.batches_store import AGAIN, Batch, BatchStatus, BatchStore, Progress
 from packtrain.client.gateway.files_store import FileStore
 from packtrain.client.opening import open_transport
 from packtrain.client.transport import Transport
@@ -36,8 +36,6 @@ logger = logging.getLogger("packtrain.client.gateway.batches_run")
 MAX_ROWS: Final = 50_000
 #: How far it is is written so often, seconds.
 SAVE_S: Final = 1.0
-#: Exit code of a process that could not go on now: the next one may.
-AGAIN: Final = 75
 EXPIRED = JobExpired("the batch was not through within its 24 h; send what is left again")
 
 
@@ -90,6 +88,7 @@ class BatchRun:
                 self._bulk.prepare()
             except FileInvalid as error:
                 self._step(BatchStatus.FAILED, total=0, faults=tuple(error.data["faults"]))
+                self._batches.tidy(batch.id)
                 return True
             self._step(BatchStatus.IN_PROGRESS, total=self._bulk.total)
             self._look()
@@ -103,7 +102,7 @@ class BatchRun:
             elif summary.left and not self._is_cancelled:
                 raise summary.blocked[0] if summary.blocked else TryLater("the batch stopped before its end")
         self._finish(expired=bool(summary.left) and not self._is_cancelled)
-        shutil.rmtree(options.folder, ignore_errors=True)
+        self._batches.tidy(batch.id)
         return True
 
     @property

@@ -7,6 +7,8 @@
                  lock            held (flock) while a process runs the batch
                  output.jsonl, errors.jsonl, output.jsonl.packtrain/   of the bulk run
 
+Once a batch has ended only the first and third are left, for its answers are files then (files_store.py).
+
 Whatever is killed, what stands here is enough to go on: a batch whose lock is free and that has not ended is taken up
 again by the next process that looks.
 """
@@ -31,6 +33,9 @@ from packtrain.client.gateway.files_store import Owned, Shelf, is_visible
 
 #: How long a batch may take, seconds: OpenAI's only completion window.
 WINDOW_S: Final = 24 * 3600
+
+#: Exit code of a process that could not go on with its batch now: the next one may.
+AGAIN: Final = 75
 
 
 class BatchStatus(StrEnum):
@@ -87,6 +92,7 @@ class BatchStore(Shelf):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root / "batches", "batch_")
+        self._over: set[str] = set()  # what has ended never begins again
 
     def create(self, batch: Batch, content: Path) -> None:
         """Keep a batch with its input."""
@@ -131,7 +137,10 @@ class BatchStore(Shelf):
 
     def unfinished(self) -> list[str]:
         """Batches that have not ended, the oldest first."""
-        return [batch_id for batch_id in self.ids() if not self.progress(batch_id).status.is_over]
+        found = [batch_id for batch_id in self.ids() if batch_id not in self._over]
+        over = {batch_id for batch_id in found if self.progress(batch_id).status.is_over}
+        self._over |= over
+        return [batch_id for batch_id in found if batch_id not in over]
 
     @contextmanager
     def locked(self, batch_id: str) -> Iterator[bool]:
@@ -151,6 +160,12 @@ class BatchStore(Shelf):
         """Whether somebody runs it now."""
         with self.locked(batch_id) as is_mine:
             return not is_mine
+
+    def tidy(self, batch_id: str) -> None:
+        """Remove what an ended batch needs no more: a file that is deleted shall leave the disk."""
+        for name in ("input.jsonl", "output.jsonl", "errors.jsonl"):
+            self.path(batch_id, name).unlink(missing_ok=True)
+        shutil.rmtree(self.path(batch_id, "output.jsonl.packtrain"), ignore_errors=True)
 
     def path(self, batch_id: str, name: str) -> Path:
         """A file of a batch."""

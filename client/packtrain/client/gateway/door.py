@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,3 +27,4 @@ class Door:
     files: Path | None = None  # folder of uploads and batches; None: there are none
     now: Callable[[], float] = time.time  # seconds since 1970
     started: float = field(default_factory=time.time)
+    is_ending: asyncio.Event = field(default_factory=asyncio.Event)  # streams that can be resumed elsewhere end now

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import quote
 
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Query
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response
 
 from packtrain.broker.errors import InvalidParameter
 from packtrain.client.gateway.access import Caller
@@ -25,7 +22,6 @@ from packtrain.client.openai.faults import Fault
 
 #: Left free on the disk of uploads.
 SPARE_BYTES: Final = 1024 * 1024 * 1024
-_BLOCK = 256 * 1024
 _UPLOAD = {
     "requestBody": {
         "required": True,
@@ -90,13 +86,7 @@ def add_files(app: FastAPI, door: Door, folder: Path) -> None:
     @router.get("/files/{file_id}/content", summary="What is in a file")
     async def content(request: Request, file_id: str) -> Response:
         found = await _get(store, file_id, await door.access.caller(request))
-        try:
-            fd = os.open(store.content(found.id), os.O_RDONLY)
-        except FileNotFoundError:
-            raise no_file(file_id) from None
-        disposition = f"attachment; filename*=UTF-8''{quote(found.filename, safe='')}"
-        headers = {"Content-Length": str(found.bytes), "Content-Disposition": disposition}
-        return StreamingResponse(_blocks(fd), media_type="application/octet-stream", headers=headers)
+        return FileResponse(store.content(found.id), media_type="application/octet-stream", filename=found.filename)
 
     @router.delete("/files/{file_id}", summary="Remove a file")
     async def delete(request: Request, file_id: str) -> Response:
@@ -125,14 +115,6 @@ async def _get(store: FileStore, file_id: str, caller: Caller) -> StoredFile:
     if found := await to_thread.run_sync(store.get, file_id, caller):
         return found
     raise no_file(file_id)
-
-
-async def _blocks(fd: int) -> AsyncGenerator[bytes]:
-    try:
-        while block := await to_thread.run_sync(os.read, fd, _BLOCK):
-            yield block
-    finally:
-        os.close(fd)
 
 
 def _check_room(folder: Path) -> None:

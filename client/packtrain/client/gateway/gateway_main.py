@@ -21,8 +21,10 @@ from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import load_settings
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
+from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.keys import KeyAccess
+from packtrain.client.gateway.protocol import protocol
 from packtrain.client.gateway.settings import GatewaySettings, check_reach, load_gateway_settings
 
 logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ is __main__: only warnings are logged
@@ -36,7 +38,7 @@ def run(
 ) -> None:
     """Serve until SIGTERM, SIGINT, or the end of who started it. Main thread only.
 
-    Requests under way may take `drain_s` to end.
+    Requests under way may take `drain_s` to end. Batches in `files` run as long as somebody serves them.
 
     Args:
         url: Of the broker.
@@ -71,8 +73,10 @@ async def _serve(
             access_log=False,
             timeout_graceful_shutdown=int(drain_s) or 1,
             server_header=False,
+            http=protocol(settings.slow_s),
+            ws="none",
         )
-        server = uvicorn.Server(config)
+        server = _Server(config, door)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -82,8 +86,19 @@ async def _serve(
         where = _url(listener)
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
-        await server.serve([listener])
+        with kept_batches(files, url):
+            await server.serve([listener])
     redis.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+        super().__init__(config)
+        self._door = door
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._door.is_ending.set()
+        await super().shutdown(sockets)
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

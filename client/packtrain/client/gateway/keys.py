@@ -25,9 +25,9 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 
 from packtrain.broker.api_keys import LEASE_MS, ApiKey, ApiKeys, Charge, digest_of
-from packtrain.broker.errors import BrokerUnavailable, PacktrainError
+from packtrain.broker.connection import unavailable
+from packtrain.broker.errors import PacktrainError
 from packtrain.broker.messages import JobSpec
-from packtrain.client.aio_job import AsyncJob
 from packtrain.client.gateway.access import Admission, Caller, no_model
 from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.settings import GatewaySettings, is_loopback
@@ -35,6 +35,8 @@ from packtrain.client.openai import Fault
 
 #: Keys are read anew after this long, so a revoked one is refused from then on, seconds.
 FRESH_S = 2.0
+#: For a key that is not among them they are read again, but no more often than this, seconds.
+SOON_S = 0.2
 #: A character of a prompt is taken to be this part of a token; images and the like are not guessed at.
 TOKENS_PER_CHAR = 0.25
 #: An answer whose request sets no bound is taken to have so many tokens.
@@ -74,9 +76,12 @@ class KeyAccess:
     async def caller(self, request: Request) -> Caller:
         known = await self._all()
         if known:
-            key = known.get(digest_of(_sent_key(request)))
+            sent = _sent_key(request)
+            key = known.get(digest_of(sent))
+            if key is None and sent:  # it may be new
+                key = (await self._all(SOON_S)).get(digest_of(sent))
             if key is None:
-                raise Refused(_no_such_key(has_sent=bool(_sent_key(request))))
+                raise Refused(_no_such_key(has_sent=bool(sent)))
             return _caller_of(key)
         if not self._settings.is_loopback:
             raise Refused(_no_keys())
@@ -103,7 +108,7 @@ class KeyAccess:
     async def end(self, key: ApiKey, charge: Charge, tokens: int | None) -> None:
         """A request that was let in is over."""
         self._held.pop(charge.request, None)
-        with suppress(BrokerUnavailable):  # then it lapses
+        with suppress(PacktrainError):  # then it lapses
             await self._ask(partial(self._keys.account, key, charge, tokens))
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -112,10 +117,10 @@ class KeyAccess:
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
 
-    async def _all(self) -> Mapping[str, ApiKey]:
-        """Every key, by the digest of its secret, as it was at most `FRESH_S` ago."""
+    async def _all(self, max_age_s: float = FRESH_S) -> Mapping[str, ApiKey]:
+        """Every key, by the digest of its secret, as it was at most so long ago."""
         async with self._turn:
-            if self._now() - self._known_at > FRESH_S:
+            if self._now() - self._known_at > max_age_s:
                 self._known = {key.digest: key for key in await self._ask(self._keys.all)}
                 self._known_at = self._now()
         return self._known
@@ -124,37 +129,25 @@ class KeyAccess:
         try:
             return await asyncio.to_thread(call)
         except RedisError as error:
-            raise BrokerUnavailable(url=self._url, reason=str(error) or type(error).__name__) from error
+            raise unavailable(self._url, error) from error
 
     async def _keep(self) -> None:
         while self._held:
             await asyncio.sleep(LEASE_MS / 3000)
             leases = [(key, request) for request, key in self._held.items()]
-            with suppress(BrokerUnavailable):  # the next try is in time, too
+            with suppress(PacktrainError):  # the next try is in time, too
                 await self._ask(partial(self._keys.keep, leases))
         self._keeps = False
 
 
 class _Counted(Admission):
+    counts = True
+
     def __init__(self, access: KeyAccess, key: ApiKey, charge: Charge) -> None:
-        self._access = access
         self._end = partial(access.end, key, charge)
 
     async def end(self, tokens: int | None) -> None:
         await self._end(tokens)
-
-    def follow(self, job: AsyncJob) -> None:
-        self._access.in_background(self._until_over(job))
-
-    async def _until_over(self, job: AsyncJob) -> None:
-        tokens = None
-        try:
-            usage = (await job.result()).usage
-            tokens = usage.prompt_tokens + usage.completion_tokens
-        except PacktrainError:
-            pass
-        finally:
-            await self.end(tokens)
 
 
 def guessed_tokens(specs: Sequence[JobSpec]) -> int:

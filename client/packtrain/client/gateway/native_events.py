@@ -21,17 +21,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from packtrain.broker.chunks import Event
-from packtrain.broker.errors import InvalidParameter, PacktrainError
+from packtrain.broker.errors import InvalidParameter, PacktrainError, UnknownJob
 from packtrain.broker.ids import JobId
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.native_form import as_json, native_body, read_body
 from packtrain.client.gateway.native_owners import Owners, visible
 from packtrain.client.gateway.schema import takes
 from packtrain.client.gateway.streams import EventStream, comment, data
-from packtrain.client.native_wire import BEAT, BEAT_S, EventsBody, JobIdText, write_event, write_events
+from packtrain.client.native_wire import BEAT, BEAT_S, Events, EventsBody, JobIdText, is_job_id, write_event
 from packtrain.client.openai.faults import fault_of
 from packtrain.client.reading import Cursors
-from packtrain.client.transport import AsyncTransport
 from packtrain.client.waiting import unsaid_ends
 
 #: Jobs of one stream whose ids stand in its URL; their places stand behind every event.
@@ -81,13 +80,16 @@ def add_events(router: APIRouter, door: Door, owners: Owners) -> None:
 
     async def stream(request: Request, job_ids: Sequence[JobId], said: str) -> Response:
         caller = await door.access.caller(request)
+        for job_id in job_ids:
+            if not is_job_id(job_id):
+                raise UnknownJob(job_id=job_id)
         for job_id, status in (await asyncio.to_thread(transport.blocking.statuses, job_ids)).items():
             visible(caller, status, job_id)
         places = Places(job_ids, said)
         cursors = places.cursors()
         if not cursors.after:
             return Response(status_code=204)
-        return EventStream(follow(transport, cursors, places), _SSE, {})
+        return EventStream(follow(door, cursors, places), _SSE, {})
 
     @router.get("/jobs/{job_id}/events", summary="Events of a job as they come")
     async def of_one(request: Request, job_id: str, last_event_id: LastEventId = "") -> Response:
@@ -115,24 +117,26 @@ def add_events(router: APIRouter, door: Door, owners: Owners) -> None:
         if _SSE in request.headers.get("accept", ""):
             cursors = Cursors()
             cursors.after = after
-            return EventStream(follow(transport, cursors), _SSE, {})
+            return EventStream(follow(door, cursors), _SSE, {})
         events = await transport.events(after, block_s=body.wait_s)
-        return as_json(write_events(events))
+        ended = [event.job_id for event in events if event.end] if body.records else []
+        found = await asyncio.to_thread(transport.blocking.statuses, ended) if ended else {}
+        records = [status for status in found.values() if status]
+        return as_json(Events(events=events, records=records).model_dump_json(exclude_defaults=True))
 
 
-async def follow(
-    transport: AsyncTransport, cursors: Cursors, places: Places | None = None
-) -> AsyncGenerator[bytes, None]:
-    """Events until every job has ended, with a comment when nothing came for a while.
+async def follow(door: Door, cursors: Cursors, places: Places | None = None) -> AsyncGenerator[bytes, None]:
+    """Events until every job has ended or the gateway shall end, with a comment when nothing came for a while.
 
     A failure is an event, too, and then the stream ends; reading may go on at this gateway or another.
 
     Args:
         places: Each event tells by its id how far all of them are.
     """
+    transport = door.fleet.transport
     yield comment("begun")
     try:
-        while cursors.after:
+        while cursors.after and not door.is_ending.is_set():
             events = await transport.events(cursors.after, block_s=BEAT_S)
             events = events or await asyncio.to_thread(partial(unsaid_ends, transport.blocking, cursors))
             for event in events:

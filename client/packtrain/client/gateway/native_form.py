@@ -40,4 +40,5 @@ def as_json(text: bytes | str) -> Response:
 def native_body(fault: Fault, _request_id: str = "") -> dict[str, Any]:
     """OpenAI's four keys, `code` by our own names, and the values behind the message: `PacktrainError.from_wire`."""
     about = {"message": fault.message, "type": fault.type, "param": fault.param}
-    return {"error": {**about, "code": fault.wire.get("code", fault.code), "data": fault.wire.get("data", {})}}
+    values = fault.wire.get("data") or ({"retry_after_s": fault.retry_after_s} if fault.retry_after_s else {})
+    return {"error": {**about, "code": fault.wire.get("code", fault.code), "data": values}}

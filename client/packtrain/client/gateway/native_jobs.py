@@ -14,31 +14,57 @@ from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter, UnknownJob, UnknownModel
 from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
+from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import JobSpec, parse_spec
-from packtrain.client.gateway.access import Caller
+from packtrain.client.gateway.access import Admission, Caller
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.native_form import as_json, read_body, written
-from packtrain.client.gateway.native_owners import Owners, sees, visible
+from packtrain.client.gateway.native_owners import Owners, sees
+from packtrain.client.gateway.native_tally import Tally
 from packtrain.client.gateway.schema import takes
 from packtrain.client.gateway.streams import Gone, unless_gone
-from packtrain.client.native_wire import SUBMITTED, Cancelled, Found, Jobs, Lookup, Submission
+from packtrain.client.native_wire import SUBMITTED, Cancelled, Found, Jobs, Lookup, Submission, is_job_id
 from packtrain.client.openai import Fault
 
 B = TypeVar("B", bound=BaseModel)
 
 #: Newest jobs among which those of one user are looked for.
-LOOK_BACK = 10_000
+LOOK_BACK = 1000
 
 
 def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
     """Serve jobs."""
     transport = door.fleet.transport.blocking
+    tally = Tally(transport)
 
     async def owned(request: Request, job_id: str) -> JobId:
         caller = await door.access.caller(request)
+        if not is_job_id(job_id):
+            raise UnknownJob(job_id=job_id)
         await owners.check(caller, [JobId(job_id)])
         return JobId(job_id)
+
+    async def hand_in(caller: Caller, job_id: JobId, spec: JobSpec) -> Submitted:
+        if caller.key_id is None:
+            return await asyncio.to_thread(transport.submit, job_id, spec)
+        await tally.settle(caller.key_id)
+        try:
+            admission = await door.access.admit(caller, [spec])
+        except Refused:
+            if await asyncio.to_thread(transport.status, job_id) is None:
+                raise
+            admission = Admission()  # a job that is there already, sent again, takes no more than it has
+        try:
+            submitted = await asyncio.to_thread(transport.submit, job_id, spec)
+        except BaseException:
+            await admission.end(0)
+            raise
+        if not submitted.is_new:  # it has been counted when it came first
+            await admission.end(0)
+        elif admission.counts:
+            tally.add(job_id, caller.key_id, admission)
+        return submitted
 
     @router.post("/jobs", summary="Submit a job", openapi_extra=takes(Submission))
     async def submit(request: Request) -> Response:
@@ -46,23 +72,12 @@ def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
         body = await read_body(request, door, Submission)
         spec = permitted(parse_spec(body.spec), caller)
         job_id = job_id_of(body, spec, caller)
-        admission = await door.access.admit(caller, [spec])
-        try:
-            submitted = await asyncio.to_thread(transport.submit, job_id, spec)
-        except BaseException:
-            await admission.end(0)
-            raise
-        if submitted.is_new:
-            admission.follow(door.fleet.job(job_id))
-        else:
-            await admission.end(0)
-        return as_json(SUBMITTED.dump_json(submitted))
+        return as_json(SUBMITTED.dump_json(await hand_in(caller, job_id, spec)))
 
     @router.get("/jobs", summary="The newest jobs")
     async def newest(request: Request, limit: Annotated[int, Query(ge=1, le=10_000)] = 20) -> Response:
         caller = await door.access.caller(request)
-        sees_all = caller.is_admin or caller.user is None
-        found = await asyncio.to_thread(transport.recent, limit if sees_all else LOOK_BACK)
+        found = await asyncio.to_thread(transport.recent, limit if caller.is_admin else LOOK_BACK)
         return written(Jobs(jobs=[status for status in found if sees(caller, status.user)][:limit]))
 
     @router.post("/jobs/lookup", summary="Records of many jobs", openapi_extra=takes(Lookup))
@@ -75,9 +90,7 @@ def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
 
     @router.get("/jobs/{job_id}", summary="A job's record")
     async def status(request: Request, job_id: str) -> Response:
-        caller = await door.access.caller(request)
-        found = await asyncio.to_thread(transport.status, JobId(job_id))
-        return written(visible(caller, found, job_id))
+        return written(await _existing(transport.status, await owned(request, job_id)))
 
     @router.get("/jobs/{job_id}/spec", summary="What a job asked for")
     async def spec(request: Request, job_id: str) -> Response:

@@ -24,7 +24,7 @@ MAX_KNOWN = 20_000
 
 def sees(caller: Caller, owner: str) -> bool:
     """True when jobs of this user are for this caller to see and to touch."""
-    return caller.is_admin or caller.user is None or caller.user == owner
+    return caller.is_admin or caller.user == owner
 
 
 def visible(caller: Caller, status: JobStatus | None, job_id: str) -> JobStatus:
@@ -64,7 +64,7 @@ class Owners:
         Raises:
             UnknownJob: One of them is none, or is somebody else's.
         """
-        if caller.is_admin or caller.user is None:
+        if caller.is_admin:
             return
         if new := [job_id for job_id in job_ids if job_id not in self._known]:
             found: dict[JobId, Any] = await asyncio.to_thread(self._transport.statuses, new)

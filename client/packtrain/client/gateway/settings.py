@@ -30,6 +30,9 @@ class GatewaySettings(BaseSettings):
     max_body: int = Field(32 * 1024 * 1024, ge=1024, description="bytes of one request")
     max_file: int = Field(200 * 1024 * 1024, ge=1, description="bytes of one uploaded file")
     max_depth: int = Field(64, ge=8, le=500, description="levels of JSON in one request")
+    slow_s: float = Field(
+        20.0, gt=0, description="a request has so long to come in, and one more for each 500 bytes that came, seconds"
+    )
     cors: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins of web pages that may call, separated by ','; '*': all"
     )

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 #: Keeps proxies such as nginx from collecting the stream before they pass it on.
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+#: Made once: json.dumps would make one for each event.
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Gone(Exception):
@@ -76,7 +78,7 @@ async def _until_gone(receive: Receive) -> None:
 
 def data(value: Any, event: str = "") -> bytes:
     """One event. JSON has no line ends, so one `data:` line holds it."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = value if isinstance(value, str) else _to_json(value)
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {text}\n\n".encode(errors="backslashreplace")
 

@@ -1,36 +1,36 @@
-"""Composition root of the batches' keeper: each unfinished batch of the folder has a process that runs it.
+"""The batches' keeper, a thread of each gateway: every unfinished batch of the folder has a process that runs it.
 
-The keeper decides nothing that must be remembered. It looks each second, starts a process for each batch that has none
+The keeper decides nothing that must be remembered. It looks twice a second, starts a process for each batch without one
 (its lock is free), and waits a while before it starts one again that could not go on. Several keepers on one folder do
-no harm: the lock lets one process through.
+no harm: the lock lets one process through. When a gateway ends, however it does, its processes leave their batches
+where they are, for the next one.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
+from pathlib import Path
 from typing import Final
 
-from packtrain.broker import lifeline, logs
-from packtrain.broker.errors import PacktrainError
-from packtrain.broker.settings import load_settings
-from packtrain.client.gateway.batches_store import BatchStore
+from packtrain.broker import lifeline
+from packtrain.client.gateway.batches_store import AGAIN, BatchStore
 
-logger = logging.getLogger("packtrain.client.gateway.batches_main")
+logger = logging.getLogger(__name__)
 
 #: Batches that run at once; the others wait for their turn, the oldest first.
 MOST_AT_ONCE: Final = 4
-LOOK_S: Final = 1.0
-#: Before a batch that could not go on is tried again, seconds.
+LOOK_S: Final = 0.5
+#: Before a batch that could not go on is tried again, and one whose process was killed, seconds.
 AGAIN_S: Final = 10.0
+KILLED_S: Final = 2.0
 #: How long the processes may take to stop, seconds.
 STOP_S: Final = 10.0
 
@@ -56,7 +56,7 @@ class Keeper:
                 del self.running[batch_id]
                 _close(process)
                 if process.returncode:
-                    self.not_before_s[batch_id] = now_s + AGAIN_S
+                    self.not_before_s[batch_id] = now_s + (AGAIN_S if process.returncode == AGAIN else KILLED_S)
         unfinished = self.batches.unfinished()
         self.not_before_s = {name: at_s for name, at_s in self.not_before_s.items() if name in unfinished}
         for batch_id in due(unfinished, self.running, self.not_before_s, now_s):
@@ -95,33 +95,28 @@ def _close(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def main() -> int:
-    """Entry point; the exit code."""
-    try:
-        settings = load_settings()
-        logs.configure(settings.log_level)
-        url = settings.broker_url()
-    except PacktrainError as error:
-        sys.stderr.write(f"packtrain batches: {error}\n")
-        return 1
-    keeper = Keeper(BatchStore(settings.files_folder), env={"PACKTRAIN_URL": url})
+@contextmanager
+def kept_batches(folder: Path, url: str) -> Iterator[None]:
+    """Keep the batches in a folder running for the time of the block.
+
+    Args:
+        url: Of the broker.
+    """
+    keeper = Keeper(BatchStore(folder), env={"PACKTRAIN_URL": url, "PACKTRAIN_FILES": str(folder)})
     ended = threading.Event()
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def keep() -> None:
+        while not ended.wait(LOOK_S):
+            try:
+                keeper.look(time.monotonic())
+            except OSError as error:  # a disk that is full or gone for a while
+                logger.warning("Cannot look after batches: %s", error, extra={"event": "batches.error"})
+
+    thread = threading.Thread(target=keep, name="batches", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
         ended.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    lifeline.watch(ended.set)
-    logger.info("Keeping batches in %s", settings.files_folder, extra={"event": "batches.ready"})
-    while not ended.wait(LOOK_S):
-        try:
-            keeper.look(time.monotonic())
-        except OSError as error:
-            logger.warning("Cannot look after batches: %s", error, extra={"event": "batches.error"})
-    keeper.stop()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        thread.join()
+        keeper.stop()
