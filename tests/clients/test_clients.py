@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from packtrain.broker.states import JobState
 from tests.support.demo_model import MODEL, demo_model_folder
 from tests.support.environments import interpreter, needs
-from tests.support.fleets import fleet
+from tests.support.fleets import eventually, fleet
 from tests.support.gateways import gateway
 
 pytestmark = pytest.mark.clients
@@ -33,7 +34,7 @@ SCRIPTS = sorted(HERE.glob("with_*"))
 @dataclass(frozen=True, slots=True)
 class Doors:
     url: str
-    full: str  # of a gateway whose queue is always full
+    full: str  # of a gateway that takes no more jobs for the model `busy`
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +42,21 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     home = tmp_path_factory.mktemp("home")
     (home / "packtrain.toml").write_text("[defaults]\nslots = 4\ncontext = 2048\n")
     (home / "full").mkdir()
+    (home / "models").mkdir()
+    (home / "models" / "busy.scripted.json").write_text('{"n_slots": 1, "n_ctx": 2048, "step_ms": 1000}')
     with (
-        fleet(home, demo_model_folder()) as running,
+        fleet(home, demo_model_folder(), PACKTRAIN_SCRIPTED="1") as running,
         gateway(running.url, home) as door,
         gateway(running.url, home / "full", PACKTRAIN_MAX_WAITING="1") as full,
     ):
         # A deterministic instance: whatever company a request has, its text is the same.
         running.client.generate(MODEL, "Hi", max_tokens=1, deterministic=True)
-        waits = running.client.submit(MODEL, "Hi", meant_for="nobody")  # waits as long as the tests run
+        runs = running.client.submit("busy", "!long x", raw=True)
+        eventually(lambda: runs.status().state is JobState.RUNNING, "a job that runs", 60)
+        waits = running.client.submit("busy", "x", raw=True)
         yield Doors(door.url, full.url)
         waits.cancel()
+        runs.cancel()
 
 
 @pytest.mark.timeout(900)  # the first time its packages are installed
