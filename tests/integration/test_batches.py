@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def door(fleet: Fleet, folder: Path) -> Iterator[Gateway]:
-    with gateway(fleet.url, folder, PACKTRAIN_FILES=str(folder / "files")) as running:
+    with gateway(fleet.url, folder) as running:
         yield running
 
 
