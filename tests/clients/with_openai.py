@@ -49,9 +49,9 @@ assert (
 chunks = [*client.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True})]
 assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
 assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
-with client.chat.completions.stream(**ASKED) as stream:
+with client.chat.completions.stream(**ASKED, stop=",") as stream:  # it insists on an answer that ends by itself
     events = [event.type for event in stream]
-    assert stream.get_final_completion().choices[0].message.content == text
+    assert stream.get_final_completion().choices[0].message.content == text.split(",")[0]
 assert "content.delta" in events
 
 
@@ -132,6 +132,6 @@ assert refused(openai.BadRequestError, temperature=9)["param"] == "temperature"
 long = [{"role": "user", "content": "long " * 20_000}]
 assert refused(openai.BadRequestError, messages=long)["code"] == "context_length_exceeded"
 assert refused(openai.BadRequestError, messages=long, stream=True)["code"] == "context_length_exceeded"
-full = refused(openai.RateLimitError, url=os.environ["FULL_GATEWAY"] + "/v1")
+full = refused(openai.RateLimitError, url=os.environ["FULL_GATEWAY"] + "/v1", model="busy")
 assert full["code"] == "queue_full"
 assert int(full["headers"]["retry-after"]) >= 1

@@ -293,7 +293,7 @@ def test_a_full_queue_says_when_to_come_back(door: Door) -> None:
     ("method", "path", "status"),
     [
         ("GET", "/v1/nothing", 404),
-        ("POST", "/", 404),
+        ("POST", "/", 405),
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models", 405),
         ("OPTIONS", CHAT, 405),

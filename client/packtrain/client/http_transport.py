@@ -82,8 +82,9 @@ class HttpTransport:
         return ended or self._of_job(JobStatus, job_id, "")
 
     def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
-        found: dict[JobId, JobStatus | None] = dict.fromkeys(job_ids)
-        possible = [job_id for job_id in job_ids if wire.is_job_id(job_id)]
+        with self._lock:
+            found = {job_id: self._ended.pop(job_id, None) for job_id in job_ids}
+        possible = [job_id for job_id, status in found.items() if status is None and wire.is_job_id(job_id)]
         for begin in range(0, len(possible), wire.MAX_JOBS):
             body = wire.Lookup(ids=possible[begin : begin + wire.MAX_JOBS])
             found |= self._ask(wire.Found, "POST", "/jobs/lookup", body).jobs
