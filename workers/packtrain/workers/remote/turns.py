@@ -36,7 +36,6 @@ class Turns:
         with self._changed:
             return self._take()
 
-    @property
     def has_free(self) -> bool:
         """Whether there is one now."""
         with self._changed:
