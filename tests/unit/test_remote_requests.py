@@ -311,11 +311,10 @@ def test_a_pause_holds_all_turns_for_a_while() -> None:
     clock = Clock()
     turns = Turns(None, clock)
     turns.pause(5)
-    before = (turns.take(), turns.has_free())
+    assert [turns.take(), turns.has_free()] == [5, False]
     clock.now = 5
 
-    assert before == (5, False)
-    assert (turns.take(), turns.has_free()) == (0, True)
+    assert [turns.take(), turns.has_free()] == [0, True]
 
 
 def test_nobody_waits_for_a_turn_once_they_are_closed() -> None:
