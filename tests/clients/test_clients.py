@@ -18,7 +18,7 @@ import pytest
 from packtrain.broker.states import JobState
 from tests.support.demo_model import MODEL, demo_model_folder
 from tests.support.environments import interpreter, needs
-from tests.support.fleets import eventually, fleet
+from tests.support.fleets import eventually, fleet, scripted_fleet
 from tests.support.gateways import gateway
 
 pytestmark = pytest.mark.clients
@@ -34,26 +34,25 @@ SCRIPTS = sorted(HERE.glob("with_*"))
 @dataclass(frozen=True, slots=True)
 class Doors:
     url: str
-    full: str  # of a gateway that takes no more jobs for the model `busy`
+    full: str  # of another fleet, which takes no more jobs for the model `busy`
 
 
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     home = tmp_path_factory.mktemp("home")
     (home / "packtrain.toml").write_text("[defaults]\nslots = 4\ncontext = 2048\n")
-    (home / "full").mkdir()
-    (home / "models").mkdir()
-    (home / "models" / "busy.scripted.json").write_text('{"n_slots": 1, "n_ctx": 2048, "step_ms": 1000}')
+    busy = {"busy": {"n_slots": 1, "n_ctx": 2048, "step_ms": 1000}}
     with (
-        fleet(home, demo_model_folder(), PACKTRAIN_SCRIPTED="1") as running,
+        fleet(home, demo_model_folder()) as running,
         gateway(running.url, home) as door,
-        gateway(running.url, home / "full", PACKTRAIN_MAX_WAITING="1") as full,
+        scripted_fleet(home / "full", busy) as full_fleet,
+        gateway(full_fleet.url, home / "full", PACKTRAIN_MAX_WAITING="1") as full,
     ):
         # A deterministic instance: whatever company a request has, its text is the same.
         running.client.generate(MODEL, "Hi", max_tokens=1, deterministic=True)
-        runs = running.client.submit("busy", "!long x", raw=True)
+        runs = full_fleet.client.submit("busy", "!long x", raw=True)
         eventually(lambda: runs.status().state is JobState.RUNNING, "a job that runs", 60)
-        waits = running.client.submit("busy", "x", raw=True)
+        waits = full_fleet.client.submit("busy", "x", raw=True)
         yield Doors(door.url, full.url)
         waits.cancel()
         runs.cancel()

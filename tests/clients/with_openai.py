@@ -114,6 +114,14 @@ assert len(vectors.data[0].embedding) == len(plain.data[0].embedding) > 100
 assert all(abs(a - b) < 1e-6 for a, b in zip(vectors.data[1].embedding, plain.data[1].embedding, strict=True))
 assert vectors.usage.prompt_tokens > 0
 
+response = client.responses.create(model="smollm2", input="Say hi.", max_output_tokens=10, temperature=0)
+assert response.output_text == text, response
+assert response.usage.output_tokens == answer.usage.completion_tokens
+with client.responses.stream(model="smollm2", input="Say hi.", max_output_tokens=10, temperature=0) as events:
+    kinds = {event.type for event in events}
+    assert events.get_final_response().output_text == text
+assert {"response.created", "response.output_text.delta"} <= kinds
+
 assert {model.id: model for model in client.models.list()}["smollm2"].context_length > 0
 assert client.models.retrieve("smollm2").owned_by == "packtrain"
 

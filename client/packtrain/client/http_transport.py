@@ -27,7 +27,7 @@ from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.states import JobState
 from packtrain.client import native_wire as wire
-from packtrain.client.http_errors import Lost, answer, away
+from packtrain.client.http_errors import Lost, answer, away, is_final
 from packtrain.client.http_feed import Feed, Feeds, feed_cursors
 from packtrain.client.http_options import FEED_TIMEOUT, HttpOptions
 
@@ -196,7 +196,7 @@ class HttpTransport:
                 response = self._http.request(method, path, content=body)
                 return answer(self.url, response.status_code, response.content, absent=absent)
             except (httpx2.TransportError, Lost) as error:
-                if pause_s is None or isinstance(error, httpx2.ReadTimeout):  # it is there, and does not answer
+                if pause_s is None or is_final(error):
                     raise away(self.url, error) from error
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
