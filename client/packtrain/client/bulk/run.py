@@ -171,9 +171,9 @@ class BulkRun:
                 models = {info.id: info.alias_of or info.id for info in offered if may is None or info.id in may}
                 with written(self._options.out):
                     meta = self._begin(models, report)
-            except BaseException:  # nothing was begun, and nothing is left
-                self.close()
+            except BaseException:  # nothing was begun, and nothing is left; removed while it is still ours
                 shutil.rmtree(self._options.folder, ignore_errors=True)
+                self.close()
                 raise
         else:
             self._check_same(meta)
