@@ -19,8 +19,8 @@ import redis
 
 from packtrain.broker import keys
 from packtrain.broker.connection import connect
-from packtrain.broker.errors import SetupError
-from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, find_server, is_ready
+from packtrain.broker.errors import BrokerUnavailable, SetupError
+from packtrain.broker.server import BrokerServer, ServerBinary, await_broker, check_schema, find_server, is_ready
 
 pytestmark = pytest.mark.integration
 
@@ -268,3 +268,27 @@ def test_guard_passes_sigterm_on_and_ends_with_the_programs_exit_code(server: Br
 
     assert guard.wait(20) == 0
     assert not server.is_ready()
+
+
+def test_who_begins_while_the_broker_is_away_waits_for_it(server: BrokerServer) -> None:
+    server.prepare()
+    begun: list[subprocess.Popen[bytes]] = []
+    later = threading.Timer(1.0, lambda: begun.append(subprocess.Popen(server.command(), stdout=subprocess.DEVNULL)))
+    later.start()
+    try:
+        await_broker(server.url, wait_s=30)
+
+        assert len(begun) == 1
+        assert is_ready(server.url)
+    finally:
+        later.join()
+        for process in begun:
+            process.kill()
+            process.wait()
+
+
+def test_nobody_waits_for_a_broker_for_ever(server: BrokerServer) -> None:
+    server.prepare()
+
+    with pytest.raises(BrokerUnavailable):
+        await_broker(server.url, wait_s=0)

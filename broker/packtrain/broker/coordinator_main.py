@@ -25,7 +25,7 @@ from packtrain.broker.ids import Route
 from packtrain.broker.journal import RedisJournal
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.server import check_schema
+from packtrain.broker.server import await_broker
 from packtrain.broker.settings import Settings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ TICK_S = 1.0
 def run(settings: Settings, stop: SimpleQueue[None]) -> None:
     """Stand for election and lead when elected, until something is in `stop`. Survives a broker that comes and goes."""
     url = settings.broker_url()
-    check_schema(url)
+    await_broker(url)
     me = f"{settings.node}-{os.getpid()}-{secrets.token_hex(3)}"
     # One try per command: the loop itself is the retry, and a leader must not act on a decision seconds old.
     redis = connect(url, name=f"coordinator.{settings.node}", retries=0)

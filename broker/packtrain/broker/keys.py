@@ -39,8 +39,8 @@
 | pt:invite              | string | as the invitation                          | id of the one whose code is asked for |
 | pt:pairing             | string | 15 s from the last sign of it              | `PairingPlace`: where machines join |
 | pt:apikeys             | hash   | permanent                                  | name → `ApiKey` |
-| pt:apikey:<id>:busy    | zset   | 60 s from the last sign of a request       | request → until when it counts |
-| pt:apikey:<id>:spent   | hash   | 120 s from the last charge                 | second → tokens charged in it |
+| pt:apikey:<name>:busy  | zset   | 60 s from the last sign of a request       | request → until when it counts |
+| pt:apikey:<name>:spent | hash   | 120 s from the last charge                 | second → tokens charged in it |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |

@@ -29,7 +29,7 @@ import redis
 
 from packtrain.broker import keys
 from packtrain.broker.connection import connect, masked, unavailable
-from packtrain.broker.errors import SetupError
+from packtrain.broker.errors import BrokerUnavailable, SetupError
 from packtrain.broker.private_files import kept_secret, private_folder, write_private
 
 OLDEST_VERSION = (6, 2)
@@ -41,6 +41,9 @@ LEAST_PASSWORD = 16
 #: hand, and looks for room in the whole heap beyond: the some thousand that a script makes and leaves would be strewn
 #: among a million jobs, and each be a miss of the processor's caches. At most 36 MB are kept so.
 ALLOCATOR: Final = "GLIBC_TUNABLES=glibc.malloc.tcache_count=1024"
+#: How long processes of a fleet wait at their start for a broker that is away. Longer than the lives (10 s) of which a
+#: supervisor lets five follow each other, or it would give a node up that begins while the head restarts.
+START_WAIT_S: Final = 15.0
 #: How long a leftover server may take to write its last bytes and go.
 LEFTOVER_S = 15.0
 
@@ -250,6 +253,24 @@ def is_ready(url: str) -> bool:
         return False
     finally:
         client.close()
+
+
+def await_broker(url: str, *, wait_s: float = START_WAIT_S) -> None:
+    """`check_schema` of a broker that may be away at the moment, as after a power cut of both machines.
+
+    Raises:
+        SetupError: As there.
+        BrokerUnavailable: It was away all the time.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            check_schema(url)
+            return
+        except BrokerUnavailable:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(1.0)
 
 
 def check_schema(url: str) -> None:

@@ -31,7 +31,7 @@ from packtrain.broker.messages import Cause, NodeCommand
 from packtrain.broker.pulls import PullRequest
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.server import check_schema
+from packtrain.broker.server import await_broker
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.workers import machine
 from packtrain.workers.agent import TICK_S, Agent, run_folder
@@ -59,7 +59,7 @@ def run(settings: Settings) -> None:
     # Few tries per command: the loop must go on looking at its processes while the broker is away.
     redis = connect(url, name=f"agent.{settings.node}", retries=1)
     app = make_app(url, name=f"agent.{settings.node}", events=settings.events)
-    check_schema(url)
+    await_broker(url)
     registry = RedisRegistry(redis)
     standing = NodeStanding(
         settings,
