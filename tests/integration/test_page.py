@@ -288,6 +288,49 @@ def _hostile() -> dict[str, Any]:
             "batches": [batch], "links": {NASTY: "javascript:alert(1)"}}  # fmt: skip
 
 
+def test_events_are_read_whole_wherever_the_network_cuts_them(seen: Watched) -> None:
+    """Each byte comes alone: characters of several bytes, events, and their ends are all cut through."""
+    text = ': begun\n\nevent: error\ndata: {"a": "llamas \u00e9\u4e16\U0001f999"}\n\ndata: [DONE]\n\ndata: cut off'
+    found = seen.page.evaluate(
+        """async (text) => {
+            const { readEvents } = await import("/page/sse.js");
+            const bytes = new TextEncoder().encode(text);
+            const pull = (controller) => {
+                for (const byte of bytes) controller.enqueue(new Uint8Array([byte]));
+                controller.close();
+            };
+            const found = [];
+            for await (const event of readEvents(new ReadableStream({ start: pull }))) found.push(event);
+            return found;
+        }""",
+        text,
+    )
+
+    assert found == [
+        {"event": "error", "data": '{"a": "llamas \u00e9\u4e16\U0001f999"}'},
+        {"event": "message", "data": "[DONE]"},
+    ]
+
+
+def test_numbers_are_for_people(seen: Watched) -> None:
+    found = seen.page.evaluate(
+        """async () => {
+            const { bytes, duration, rate } = await import("/page/format.js");
+            return [
+                [0, 5 * 2 ** 20, 1.5 * 2 ** 30, 24 * 2 ** 30].map(bytes),
+                [null, 80, 2500, 90_000, 600_000, 8e6, 4e8].map(duration),
+                [0, 7.26, 184.4, 12_400].map(rate),
+            ];
+        }"""
+    )
+
+    assert found == [
+        ["0 MiB", "5 MiB", "1.5 GiB", "24 GiB"],
+        ["\u2013", "80 ms", "2.5 s", "90 s", "10 min", "2 h", "5 d"],
+        ["0", "7.3", "184", "12,400"],
+    ]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_scrolls_in_one_direction_in_light_and_dark(site: Site, chromium: Browser, scheme: str) -> None:
     job = site.submit("slow")

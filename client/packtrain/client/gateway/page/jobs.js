@@ -34,8 +34,8 @@ export function Jobs({ facts, run }) {
   const live = facts.jobs.filter((job) => !isOver(job));
   const ended = facts.jobs.filter(isOver);
   const jobs = all ? facts.jobs : [...live.slice(0, FEW_LIVE), ...ended.slice(0, FEW_ENDED)];
-  const more = (live.length > FEW_LIVE || ended.length > FEW_ENDED) && html`<button type="button" class="small" aria-expanded=${all} onClick=${() => setAll(!all)}>${all ? "fewer" : `all ${facts.jobs.length}`}</button>`;
-  return html`<${Panel} id="jobs" title=${facts.user === null ? "Jobs" : `Jobs of ${facts.user}`} count=${live.length ? `${live.length} under way` : undefined} aside=${more}>
+  const more = (live.length > FEW_LIVE || ended.length > FEW_ENDED) && html`<button type="button" class="small" aria-expanded=${all} onClick=${() => setAll(!all)}>${all ? "show fewer" : `show ${facts.jobs.length}`}</button>`;
+  return html`<${Panel} id="jobs" title=${facts.user === null ? "Jobs" : `Jobs of ${facts.user}`} aside=${more}>
     ${facts.jobs.length
       ? html`<div class="scroll"><table class="jobs">
           <caption class="unseen">Jobs: those that run, those that wait, those that ended</caption>
