@@ -185,10 +185,9 @@ def rate(folder: Path, options: argparse.Namespace) -> int:
     """Rows with a shared beginning per second: as jobs of threads, as a file, and as a batch over HTTP."""
     prefix = " ".join(f"Rule {n}: keep the train together." for n in range(PREFIX_TOKENS // 9))
     prompts = [f"{prefix}\nQuestion {n}: what does rule {n} say?" for n in range(options.jobs)]
-    files = folder / "files"
     with (
         bench_fleet(options.model, threads=options.threads, slots=SLOTS, context=CONTEXT) as (running, client),
-        gateway(running.url, folder, PACKTRAIN_FILES=str(files)) as http,
+        gateway(running.url, folder) as http,
     ):
         client.generate(MODEL, "warm up", max_tokens=2)
         print(f"{options.jobs} prompts that begin alike, {NEW_TOKENS} new tokens each; {cpu_name()}")

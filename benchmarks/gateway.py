@@ -104,7 +104,7 @@ async def run(broker: str, url: str, pid: int, requests: int, rounds: int) -> No
         async def read(_stream: int) -> None:
             nonlocal events
             async with Connection.to(url) as connection:
-                async for _ in connection.stream(model="text", prompt="!long x", max_tokens=TOKENS):
+                async for _event in connection.stream(model="text", prompt="!long x", max_tokens=TOKENS):
                     events += 1
 
         before = served.memory_info().rss
@@ -117,7 +117,7 @@ async def run(broker: str, url: str, pid: int, requests: int, rounds: int) -> No
 
 
 async def in_turns(
-    python: Callable[[], Awaitable[None]], over_http: Callable[[], Awaitable[None]], count: int
+    python: Callable[[], Awaitable[object]], over_http: Callable[[], Awaitable[object]], count: int
 ) -> tuple[list[float], list[float]]:
     """Milliseconds of each call of the two, which take turns."""
     times: tuple[list[float], list[float]] = ([], [])

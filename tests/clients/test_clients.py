@@ -1,26 +1,24 @@
 """Programs that people use, each in an environment of its own, against a real gateway with the real model.
 
-A script says what it needs in its head, as PEP 723 has it, and asserts what is true of what it gets. Its environment is
-kept in the cache under a hash of that. The scripts hold the address that docs/clients.md shows; it is replaced here.
+Each script says in its head what it needs, and asserts what is true of what it gets. The scripts hold the address that
+docs/clients.md shows; it is replaced here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
 import subprocess
-import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from packtrain.broker.states import JobState
 from tests.support.demo_model import MODEL, demo_model_folder
-from tests.support.fleets import fleet
+from tests.support.environments import interpreter, needs
+from tests.support.fleets import eventually, fleet, scripted_fleet
 from tests.support.gateways import gateway
 
 pytestmark = pytest.mark.clients
@@ -28,7 +26,6 @@ pytestmark = pytest.mark.clients
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs" / "clients.md"
 ADDRESS = "http://127.0.0.1:8080"
-_METADATA = re.compile(r"^# /// script\n(?P<toml>(?:# .*\n)+)# ///$", re.MULTILINE)
 _BLOCK = re.compile(r"^```(?:python|sh|yaml)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _END_OF_SHOWN = "# --- end of what docs/clients.md shows"
 SCRIPTS = sorted(HERE.glob("with_*"))
@@ -37,45 +34,28 @@ SCRIPTS = sorted(HERE.glob("with_*"))
 @dataclass(frozen=True, slots=True)
 class Doors:
     url: str
-    full: str  # of a gateway whose queue is always full
+    full: str  # of another fleet, which takes no more jobs for the model `busy`
 
 
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     home = tmp_path_factory.mktemp("home")
     (home / "packtrain.toml").write_text("[defaults]\nslots = 4\ncontext = 2048\n")
-    (home / "full").mkdir()
+    busy = {"busy": {"n_slots": 1, "n_ctx": 2048, "step_ms": 1000}}
     with (
         fleet(home, demo_model_folder()) as running,
         gateway(running.url, home) as door,
-        gateway(running.url, home / "full", PACKTRAIN_MAX_WAITING="1") as full,
+        scripted_fleet(home / "full", busy) as full_fleet,
+        gateway(full_fleet.url, home / "full", PACKTRAIN_MAX_WAITING="1") as full,
     ):
         # A deterministic instance: whatever company a request has, its text is the same.
         running.client.generate(MODEL, "Hi", max_tokens=1, deterministic=True)
-        waits = running.client.submit(MODEL, "Hi", meant_for="nobody")  # waits as long as the tests run
+        runs = full_fleet.client.submit("busy", "!long x", raw=True)
+        eventually(lambda: runs.status().state is JobState.RUNNING, "a job that runs", 60)
+        waits = full_fleet.client.submit("busy", "x", raw=True)
         yield Doors(door.url, full.url)
         waits.cancel()
-
-
-def needs(script: Path) -> list[str]:
-    """What the head of a script says that it needs."""
-    found = _METADATA.search(script.read_text())
-    lines = found["toml"].splitlines() if found else []
-    return list(tomllib.loads("\n".join(line[2:] for line in lines)).get("dependencies", []))
-
-
-def interpreter(requirements: list[str]) -> Path:
-    """The Python of an environment that has these packages; made when it is not in the cache."""
-    cache = Path(os.environ.get("PACKTRAIN_CACHE") or "~/.cache/packtrain").expanduser()
-    key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:16]
-    folder = cache / "clients" / key
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *requirements], check=True)
-        (folder / "complete").touch()
-    return python
+        runs.cancel()
 
 
 @pytest.mark.timeout(900)  # the first time its packages are installed

@@ -42,7 +42,7 @@ assert len(one["embedding"]) == len(two["embedding"]) > 100
 for wrong, url, kind in (
     ({"model": "openai/nobody"}, "http://127.0.0.1:8080", litellm.NotFoundError),
     ({"messages": [{"role": "user", "content": "long " * 20_000}]}, "http://127.0.0.1:8080", litellm.BadRequestError),
-    ({}, os.environ["FULL_GATEWAY"], litellm.RateLimitError),
+    ({"model": "openai/busy"}, os.environ["FULL_GATEWAY"], litellm.RateLimitError),
 ):
     try:
         litellm.completion(**ASKED | wrong | {"api_base": url + "/v1"}, num_retries=0, max_retries=0)

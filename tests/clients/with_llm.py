@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
     def llm(*arguments: str, stdin: str = "") -> str:
         command = [str(Path(sys.executable).parent / "llm"), *arguments]
         env = {**os.environ, "LLM_USER_PATH": folder, "OPENAI_API_KEY": "none"}
-        done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -32,5 +32,6 @@ with tempfile.TemporaryDirectory() as folder:
     assert "Hello" in text, text
     assert llm("--no-stream", *question) == text
     assert "Hello" in llm("-m", "fleet", "-o", "temperature", "0", "-o", "max_tokens", "10", stdin=question[-1])
-    assert '"name"' in llm("-m", "fleet", "--schema", "name, age int", "Ann is 31 years old.")
+    short = ("-o", "max_tokens", "30", "-o", "temperature", "0")
+    assert '"name"' in llm("-m", "fleet", *short, "--schema", "name, age int", "Ann is 31 years old.")
     assert "Token usage" in llm("logs", "--usage", "-n", "1")

@@ -49,9 +49,9 @@ assert (
 chunks = [*client.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True})]
 assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
 assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
-with client.chat.completions.stream(**ASKED) as stream:
+with client.chat.completions.stream(**ASKED, stop=",") as stream:  # it insists on an answer that ends by itself
     events = [event.type for event in stream]
-    assert stream.get_final_completion().choices[0].message.content == text
+    assert stream.get_final_completion().choices[0].message.content == text.split(",")[0]
 assert "content.delta" in events
 
 
@@ -114,6 +114,14 @@ assert len(vectors.data[0].embedding) == len(plain.data[0].embedding) > 100
 assert all(abs(a - b) < 1e-6 for a, b in zip(vectors.data[1].embedding, plain.data[1].embedding, strict=True))
 assert vectors.usage.prompt_tokens > 0
 
+response = client.responses.create(model="smollm2", input="Say hi.", max_output_tokens=10, temperature=0)
+assert response.output_text == text, response
+assert response.usage.output_tokens == answer.usage.completion_tokens
+with client.responses.stream(model="smollm2", input="Say hi.", max_output_tokens=10, temperature=0) as events:
+    seen = [*events]
+assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == text
+assert (seen[0].type, seen[-1].type) == ("response.created", "response.incomplete")  # cut off by max_output_tokens
+
 assert {model.id: model for model in client.models.list()}["smollm2"].context_length > 0
 assert client.models.retrieve("smollm2").owned_by == "packtrain"
 
@@ -132,6 +140,6 @@ assert refused(openai.BadRequestError, temperature=9)["param"] == "temperature"
 long = [{"role": "user", "content": "long " * 20_000}]
 assert refused(openai.BadRequestError, messages=long)["code"] == "context_length_exceeded"
 assert refused(openai.BadRequestError, messages=long, stream=True)["code"] == "context_length_exceeded"
-full = refused(openai.RateLimitError, url=os.environ["FULL_GATEWAY"] + "/v1")
+full = refused(openai.RateLimitError, url=os.environ["FULL_GATEWAY"] + "/v1", model="busy")
 assert full["code"] == "queue_full"
 assert int(full["headers"]["retry-after"]) >= 1

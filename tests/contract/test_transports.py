@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
 from packtrain.broker.api_keys import ApiKeys
@@ -425,6 +433,62 @@ def test_a_reader_of_one_job_asks_twice_and_then_only_listens(door: Gateway, mon
     assert "".join(pieces) == "x" * 200
     assert len(pieces) > 50
     assert len(sent) < 8, sent
+
+
+@contextmanager
+def https(folder: Path) -> Iterator[tuple[str, Path]]:
+    """A server that signs for itself and knows one route, and its certificate."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    write_certificate(key, cert)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"nodes":[]}' if self.path == "/packtrain/v1/nodes" else b""
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{server.server_port}", cert
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def write_certificate(key_file: Path, cert_file: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway of a test")])
+    now = datetime.now(UTC)
+    host = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = (
+        builder.not_valid_before(now).not_valid_after(now + timedelta(hours=1)).add_extension(host, critical=False)
+    )
+    cert_file.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def test_a_certificate_is_checked_and_may_be_of_an_authority_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with https(tmp_path) as (url, cert):
+        with Packtrain(url) as stranger, pytest.raises(SetupError, match="PACKTRAIN_CA"):
+            stranger.nodes()
+        monkeypatch.setenv("PACKTRAIN_CA", str(cert))
+        with Packtrain(url) as client:
+            assert client.nodes() == []
 
 
 def test_an_asyncio_transport_is_opened_by_the_same_urls(url: str) -> None:

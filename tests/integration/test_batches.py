@@ -13,12 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from packtrain.client.cli.main import app
 from packtrain.client.gateway.batches_run import BatchRun
 from packtrain.client.gateway.batches_store import Batch, BatchStatus, BatchStore
 from packtrain.client.gateway.files_store import FileStore
 from packtrain.client.opening import open_transport
-from tests.support.bulk_runs import content, row
+from tests.support.bulk_runs import content, numbered, read_rows, row, write_rows
 from tests.support.fleets import Fleet, eventually, scripted_fleet
 from tests.support.gateways import Gateway, gateway
 
@@ -41,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def door(fleet: Fleet, folder: Path) -> Iterator[Gateway]:
-    with gateway(fleet.url, folder, PACKTRAIN_FILES=str(folder / "files")) as running:
+    with gateway(fleet.url, folder) as running:
         yield running
 
 
@@ -106,6 +108,17 @@ def test_a_file_that_is_no_batch_fails_with_every_line_that_is_wrong(http: Gatew
         (2, "invalid_json_line"), (3, "invalid_url"), (4, "duplicate_custom_id"), (5, "streaming_unsupported"),
         (6, "missing_required_parameter"), (7, "model_not_found"),
     ]  # fmt: skip
+
+
+def test_the_command_line_runs_a_file_through_a_gateway_too(http: Gateway, tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", list(numbered(40, ["m", "slow"]))), tmp_path / "out.jsonl"
+
+    done = CliRunner().invoke(app, ["bulk", "run", str(source), "-o", str(out)], env={"PACKTRAIN_URL": http.url})
+
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert {line["custom_id"]: content(line) for line in read_rows(out)} == {
+        f"row-{n}": f"row {n}"[::-1] for n in range(40)
+    }
 
 
 def test_a_cancelled_batch_keeps_what_was_done(http: Gateway, fleet: Fleet) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis import Redis
 
+from packtrain.broker.api_keys import ApiKeys
 from packtrain.broker.states import JobState
 from tests.support.fleets import Fleet, eventually, scripted_fleet
 from tests.support.gateways import Gateway, gateway
@@ -33,6 +35,19 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture(scope="module")
 def door(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with gateway(fleet.url, tmp_path_factory.mktemp("door")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def secret(fleet: Fleet) -> str:
+    """Of a key for the model `small`. Once there is one, every gateway of the fleet asks for keys."""
+    with Redis.from_url(fleet.url, decode_responses=True) as redis:
+        return ApiKeys(redis).create("ann", models=["small"])[1]
+
+
+@pytest.fixture(scope="module")
+def guarded(fleet: Fleet, secret: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateway(fleet.url, tmp_path_factory.mktemp("guarded")) as running:
         yield running
 
 
@@ -264,6 +279,50 @@ class TestTokens:
         response = door.post("/tokenize", {"content": "a"})
 
         assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+
+
+class TestKeys:
+    """Every API asks for keys, and keeps to what they may. The last class: the tests before send none."""
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/v1/messages", {"max_tokens": 9, "messages": said_by("Hello")}),
+            ("/v1/messages/count_tokens", {"messages": said_by("Hello")}),
+            ("/v1/responses", {"input": "olleH"}),
+            ("/api/chat", {"messages": said_by("Hello")}),
+            ("/api/generate", {"prompt": "olleH"}),
+            ("/api/generate", {}),
+            ("/api/show", {}),
+            ("/tokenize", {"content": "a"}),
+            ("/detokenize", {"tokens": [97]}),
+        ],
+    )
+    def test_a_key_opens_its_own_models_only(
+        self, guarded: Gateway, secret: str, path: str, body: dict[str, Any]
+    ) -> None:
+        with_key = {"x-api-key": secret}
+        answers = [
+            guarded.post(path, {"model": "small", **body}),
+            guarded.post(path, {"model": "slow", **body}, **with_key),
+            guarded.post(path, {"model": "small", **body}, **with_key),
+        ]
+
+        assert [answer.status_code for answer in answers] == [401, 404, 200]
+        if path.startswith("/v1/messages"):
+            kinds = [answer.json()["error"]["type"] for answer in answers[:2]]
+            assert kinds == ["authentication_error", "not_found_error"]
+
+    def test_models_are_listed_for_those_who_may_use_them(self, guarded: Gateway, secret: str) -> None:
+        listed = guarded.http.get("/api/tags", headers={"authorization": f"Bearer {secret}"}).json()["models"]
+
+        assert [entry["name"] for entry in listed] == ["small:latest"]
+        assert guarded.http.get("/api/tags").status_code == guarded.http.get("/api/ps").status_code == 401
+
+    def test_unloading_is_for_administrators(self, guarded: Gateway, secret: str) -> None:
+        response = guarded.post("/api/generate", {"model": "small", "keep_alive": 0}, **{"x-api-key": secret})
+
+        assert (response.status_code, response.json().keys()) == (403, {"error"})
 
 
 def without_ids(item: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,22 @@ def test_a_chat_and_a_completion(door: Door) -> None:
     assert [(one["index"], one["text"]) for one in continued["choices"]] == [(0, "cba"), (1, "ed")]
 
 
+def test_prompts_may_be_token_ids(door: Door) -> None:
+    """What evaluation harnesses send. A token of the scripted model is a byte."""
+    ids, others = [*b"abc"], [*b"de"]
+    scored = door.gateway.answer(
+        COMPLETIONS, {"model": "echo", "prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
+    )
+    several = door.gateway.answer(COMPLETIONS, {"model": "echo", "prompt": [ids, others]})
+    by_ids = door.gateway.answer(EMBEDDINGS, {"model": "echo", "input": [ids, others]})
+    by_text = door.gateway.answer(EMBEDDINGS, {"model": "echo", "input": ["abc", "de"]})
+
+    assert choice(scored)["text"] == "abc"
+    assert choice(scored)["logprobs"]["tokens"] == ["a", "b", "c"]
+    assert [one["text"] for one in several["choices"]] == ["cba", "ed"]
+    assert by_ids["data"] == by_text["data"]
+
+
 def test_bare_paths_work_for_who_forgets_the_v1(door: Door) -> None:
     assert choice(door.gateway.answer("/chat/completions", chat("abc")))["message"]["content"] == "cba"
     assert door.gateway.http.get("/models").json() == door.gateway.http.get("/v1/models").json()
@@ -293,7 +309,7 @@ def test_a_full_queue_says_when_to_come_back(door: Door) -> None:
     ("method", "path", "status"),
     [
         ("GET", "/v1/nothing", 404),
-        ("POST", "/", 404),
+        ("POST", "/", 405),
         ("GET", CHAT, 405),
         ("DELETE", "/v1/models", 405),
         ("OPTIONS", CHAT, 405),

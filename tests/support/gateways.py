@@ -103,11 +103,14 @@ def gateway(broker_url: str, folder: Path, **env: str) -> Iterator[Gateway]:
     """A gateway before the fleet at `broker_url`.
 
     Args:
-        folder: Where its log goes.
+        folder: Where its log goes, and the files and batches of its clients.
         env: Its settings: `PACKTRAIN_HTTP_<NAME>`.
     """
     log = folder / "gateway.log"
-    settings = {"PACKTRAIN_HTTP_PORT": "0", "PACKTRAIN_LOG_LEVEL": "INFO", "PACKTRAIN_URL": broker_url, **env}
+    settings = {
+        "PACKTRAIN_HTTP_PORT": "0", "PACKTRAIN_LOG_LEVEL": "INFO", "PACKTRAIN_URL": broker_url,
+        "PACKTRAIN_FILES": str(folder / "files"), **env,
+    }  # fmt: skip
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "packtrain.client.gateway.gateway_main"],

@@ -154,6 +154,10 @@ def test_over_a_limit_the_refusal_says_when_to_come_back(short: Short, retry_aft
     assert (caught.value.fault.status, caught.value.fault.retry_after_s) == (429, retry_after_s)
 
 
+def test_a_key_that_was_revoked_a_moment_ago_hands_in_nothing_any_more() -> None:
+    assert refusal(access(Kept(key("ben"))).admit(Caller("anna", "anna"), [spec()])) == (401, "invalid_api_key")
+
+
 def test_tokens_are_guessed_from_the_prompt_and_the_longest_answer() -> None:
     asked_for = [spec("x" * 400, params={"max_tokens": 10}), spec("x" * 40), spec("x" * 40, kind="embed")]
 

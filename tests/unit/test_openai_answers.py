@@ -15,7 +15,7 @@ from packtrain.client.openai import Stamp, StreamForm, parse_call
 from packtrain.client.openai.chat_form import ChatForm
 from packtrain.client.openai.completion_form import CompletionForm
 from packtrain.client.openai.embedding_form import EmbeddingForm
-from packtrain.client.openai.models import model_list
+from packtrain.client.openai.models import model_list, model_object
 from packtrain.client.result import AnswerDelta, Result
 
 pytestmark = pytest.mark.unit
@@ -305,4 +305,6 @@ def test_models_have_openais_four_fields_and_their_context() -> None:
         "owned_by": "packtrain",
     }
     assert tiny["context_length"] == tiny["max_model_len"] == tiny["meta"]["n_ctx"] == 512
+    far = model_object(ModelInfo(id="far", n_ctx=0, remote="api.example.com big"), {}, 5)
+    assert far["context_length"] is None
     assert (alias["context_length"], alias["alias_of"]) == (512, "tiny")

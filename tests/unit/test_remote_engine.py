@@ -13,16 +13,23 @@ from typing import Any
 import httpx2
 import pytest
 
-from packtrain.broker.errors import ModelLoadFailed, PacktrainError, RemoteFailed
+from packtrain.broker.chunks import Chunk
+from packtrain.broker.errors import InvalidRequest, ModelLoadFailed, PacktrainError, RemoteFailed
 from packtrain.broker.hops import HEADER
-from packtrain.broker.ids import JobId
+from packtrain.broker.ids import JobId, route_of
+from packtrain.broker.jobs import Claim
+from packtrain.broker.memory_jobs import MemoryJobs
+from packtrain.broker.messages import JobSpec
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.engine.sequence import End, Ended, Tokens
+from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.remote.api import RemoteApi
 from packtrain.workers.remote.engine import RemoteEngine, RemoteJob
+from packtrain.workers.remote.jobs import RemoteJobs, RemoteServer
 from packtrain.workers.remote.options import RemoteOptions
 from packtrain.workers.remote.requests import RemoteRequest
 from packtrain.workers.remote.turns import Turns
+from tests.support.factories import INSTANCE, MODEL, NODE, spec
 
 pytestmark = pytest.mark.unit
 
@@ -230,6 +237,7 @@ def test_a_server_that_asks_for_peace_gets_it_from_all(remote: Engine) -> None:
     remote.ends.get(timeout=PATIENCE_S)
 
     assert 14 < remote.turns.take() <= 15
+    assert remote.engine.stats.slots_used == OPTIONS.concurrency  # nobody shall count on a free one
 
 
 def test_a_key_that_is_refused_is_told_once(remote: Engine) -> None:
@@ -253,6 +261,58 @@ def test_a_refusal_of_one_request_is_not_taken_for_one_of_the_key(remote: Engine
     remote.handler = lambda _: httpx2.Response(403, json={})
     assert remote.run().end is End.FAILED
     assert len(remote.faults) == 1
+
+
+# From a leased job to a request.
+
+
+def leased(store: MemoryJobs) -> tuple[LeasedJob, Claim]:
+    claim = store.claim((route_of(MODEL),), INSTANCE, NODE, lease_ms=60_000)
+    assert claim is not None
+    asked = JobSpec.model_validate_json(claim.spec_json)
+    return LeasedJob(claim, asked, 1, clock=time.monotonic, on_news=lambda *_: None), claim
+
+
+def starter(store: MemoryJobs, remote: Engine, turns: Turns) -> RemoteJobs:
+    return RemoteJobs(store, remote.engine, OPTIONS, turns, model=MODEL, fleet=lambda: "f" * 16, clock=time.monotonic)
+
+
+def test_a_job_that_is_refused_gives_its_turn_back(remote: Engine) -> None:
+    store, turns = MemoryJobs(lambda: 0, {MODEL: MODEL}), Turns(1, time.monotonic)
+    jobs = starter(store, remote, turns)
+    asked: tuple[dict[str, Any], ...] = ({"kind": "count"}, {"via": ["f" * 16]}, {"params": {"seed": 5}})
+    for number, fields in enumerate(asked):
+        store.submit(JobId(f"j{number}"), spec(**fields), max_waiting=9)
+        assert jobs.wait_for_turn()
+        job, claim = leased(store)
+        if number < 2:
+            with pytest.raises(InvalidRequest):
+                jobs.start(job, claim)
+        else:
+            jobs.start(job, claim)
+            assert job.seed == 5
+            assert turns.take() > 0  # it has used its turn
+
+    while not remote.requests:
+        time.sleep(0.005)
+    assert remote.requests[0].headers[HEADER] == "f" * 16
+
+
+def test_a_job_of_which_readers_have_a_part_is_not_asked_again(remote: Engine) -> None:
+    store = MemoryJobs(lambda: 0, {MODEL: MODEL})
+    jobs = starter(store, remote, Turns(None, time.monotonic))
+    store.submit(JobId("begun"), spec(), max_waiting=9)
+    _, claim = leased(store)
+    store.emit([(claim.job_id, claim.epoch, Chunk(0, "half", (), num_pieces=1))])
+    store.release(claim.job_id, claim.epoch)
+    job, claim = leased(store)
+    with pytest.raises(RemoteFailed, match="was lost"):
+        jobs.start(job, claim)
+    ended = Ended(End.FAILED, error=RemoteFailed("x"))
+
+    assert not remote.requests
+    assert not job.may_fall_back(ended)
+    assert job.outcome(ended, INSTANCE, NODE, RemoteServer(OPTIONS), threads=1).text == "half"
 
 
 def test_a_server_that_is_away_is_nobodys_fault_yet(remote: Engine) -> None:

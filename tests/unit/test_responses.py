@@ -127,6 +127,51 @@ def test_tools_that_openai_itself_runs_are_left_out_and_the_answer_shows_it() ->
     assert form.response(request, STAMP, ended("a"))["tools"] == [TOOL]
 
 
+PATCH = {
+    "type": "custom",
+    "name": "patch",
+    "description": "Patch a file.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"},
+}
+
+
+def test_a_custom_tool_is_a_function_of_one_text() -> None:
+    spec = spec_of(tools=[PATCH, TOOL], tool_choice={"type": "custom", "name": "patch"})
+
+    function = spec.tools[0].function
+    assert (function.name, function.parameters["required"]) == ("patch", ["input"])
+    assert function.description == "Patch a file.\n\nThe input follows this grammar (lark):\nstart: /.+/"
+    assert form.response(asked(tools=[PATCH], tool_choice={"type": "custom", "name": "patch"}), STAMP, ended("a"))[
+        "tool_choice"
+    ] == {"type": "custom", "name": "patch"}
+
+
+def test_calls_of_custom_tools_go_there_and_back() -> None:
+    request = asked(tools=[PATCH])
+    stream = form.ResponseStream(request, STAMP)
+    events = stream.piece(AnswerDelta(calls=(CallDelta(0, '{"input": "a\\nb', "c1", "patch"), CallDelta(0, '"}'))))
+    events += stream.closing(ended("", "tool_calls"))
+
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        *("output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done", "output_item.done"),
+        "completed",
+    ]
+    (item,) = events[-1]["response"]["output"]
+    assert item.items() >= {"type": "custom_tool_call", "id": "ctc_7f_0", "input": "a\nb"}.items()
+    output = {"type": "custom_tool_call_output", "call_id": "c1", "output": "done"}
+    turns = turns_of({"role": "user", "content": "?"}, item, output, tools=[PATCH])
+    assert turns[1]["tool_calls"][0]["function"] == {"name": "patch", "arguments": '{"input": "a\\nb"}'}
+    assert turns[2] == {"role": "tool", "tool_call_id": "c1", "content": "done"}
+
+
+@pytest.mark.parametrize("arguments", ["no JSON", '{"text": "a"}'])
+def test_what_a_model_wrote_for_a_custom_tool_is_not_lost(arguments: str) -> None:
+    call = ToolCall(id="c1", function=FunctionCall(name="patch", arguments=arguments))
+    said = form.response(asked(tools=[PATCH]), STAMP, ended("", "tool_calls", tool_calls=(call,)))
+
+    assert said["output"][0]["input"] == arguments
+
+
 def test_a_form_and_an_effort_have_their_names() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     text = {"format": {"type": "json_schema", "name": "x", "schema": schema, "strict": True}, "verbosity": "low"}
@@ -144,7 +189,7 @@ def test_a_form_and_an_effort_have_their_names() -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"tools": [{"type": "custom", "name": "x"}]}, "tools.0"),
+        ({"tools": [{"type": "local_shell"}]}, "tools.0"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"input": [{"type": "computer_call"}]}, "input.0"),

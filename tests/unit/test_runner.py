@@ -891,6 +891,18 @@ def test_a_job_that_goes_on_keeps_the_logprobs_of_its_first_tokens(roomy: Instan
     assert tuple(entry for event in events for entry in event.logprobs) == outcome.logprobs
 
 
+def test_a_defect_costs_the_job_that_meets_it_and_not_its_slot(instance: Instance) -> None:
+    instance.backend.prepare = lambda params: 1 // 0  # type: ignore[assignment,method-assign]
+    job_id = instance.submit()
+    instance.runner.answer(ROUTE)
+
+    status = instance.store.status(job_id)
+    assert status is not None
+    assert status.outcome is not None
+    assert status.outcome.error is not None
+    assert "ZeroDivisionError" in status.outcome.error["message"]
+
+
 def test_a_cancelled_job_keeps_what_was_held_back(roomy: Instance) -> None:
     lease_spec = chat("Hello <tool", tools=[TOOL])
     roomy.store.submit(JobId("job"), lease_spec, max_waiting=10)

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.unit
 def test_a_script_has_the_shared_functions_that_it_calls_each_once_and_no_others() -> None:
     assert re.findall(r"(?m)^local function (\w+)", source("renew")) == ["now_ms", "is_owner"]
     assert re.findall(r"(?m)^local function (\w+)", source("release")) == [
-        "now_ms", "is_owner", "ready_key", "place_of", "queued_key", "count_in", "unlease", "requeue", "settle"
+        "now_ms", "is_owner", "ready_key", "place_of", "queued_key", "count_in", "note_movable", "unlease", "requeue",
+        "settle",
     ]  # fmt: skip
 
 

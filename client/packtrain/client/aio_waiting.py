@@ -1,4 +1,4 @@
-"""How tasks wait for jobs: waiting.py for asyncio. A wait holds a connection and no thread."""
+"""How tasks wait for jobs: waiting.py for asyncio. A wait holds no thread; over Redis all share a few connections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import aclosing
 from functools import partial
 from itertools import islice
 
@@ -39,6 +40,14 @@ class Waiter(Twin[Transport]):
 
     async def read_events(self, cursors: Cursors, deadline: float | None) -> AsyncGenerator[Event]:
         """As `waiting.read_events`."""
+        async with aclosing(self.read_batches(cursors, deadline)) as batches:
+            async for events in batches:
+                for event in events:
+                    cursors.advance(event)
+                    yield event
+
+    async def read_batches(self, cursors: Cursors, deadline: float | None) -> AsyncGenerator[list[Event]]:
+        """As `waiting.read_batches`."""
         patience = Patience()
         while cursors.after:
             block_s = block_s_until(deadline, time.monotonic())
@@ -52,9 +61,7 @@ class Waiter(Twin[Transport]):
                 patience.is_away(error, time.monotonic())
                 await asyncio.sleep(RETRY_S)
                 continue
-            for event in events:
-                cursors.advance(event)
-                yield event
+            yield events
 
     async def run_in_order(
         self, submits: Iterator[Callable[[], Awaitable[Submitted]]], window: Window, timeout: float | None = None
@@ -72,12 +79,13 @@ class Waiter(Twin[Transport]):
                 if window.is_empty:
                     return
                 if not window.has_next():
-                    async for event in self.read_events(window.cursors, deadline):
-                        if event.end:
-                            status = await self._in_thread(partial(self._sync.status, event.job_id))
-                            window.ended(event.job_id, status)
-                            if window.has_next():
-                                break
+                    async for events in self.read_batches(window.cursors, deadline):
+                        if ended := window.saw(events):
+                            statuses = await self._in_thread(partial(self._sync.statuses, ended))
+                            for job_id, status in statuses.items():
+                                window.ended(job_id, status)
+                        if window.has_next():
+                            break
                     else:
                         raise window.out_of_time(timeout)
                 yield window.take()

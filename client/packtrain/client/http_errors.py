@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx2
+
 from packtrain.broker.errors import BrokerUnavailable, InvalidRequest, JobFailed, PacktrainError, SetupError, TryLater
+
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # by OpenSSL, and by whatever checks for the system
 
 
 class Lost(Exception):
@@ -33,8 +37,18 @@ def answer(url: str, status: int, body: bytes, *, absent: str = "") -> bytes | N
     raise _error(url, status, told)
 
 
-def away(url: str, reason: BaseException) -> BrokerUnavailable:
+def is_final(reason: BaseException) -> bool:
+    """True when another try would end as this one: it is there and does not answer, or is not who it should be."""
+    return isinstance(reason, httpx2.ReadTimeout) or _UNTRUSTED in str(reason)
+
+
+def away(url: str, reason: BaseException) -> BrokerUnavailable | SetupError:
     """The error of a gateway that does not answer."""
+    if _UNTRUSTED in str(reason):
+        return SetupError(
+            f"the certificate of {url} is not to be trusted ({reason}); if it is your own, name the PEM file of who "
+            "signed it in PACKTRAIN_CA"
+        )
     return BrokerUnavailable(url=url, reason=str(reason).rstrip(".") or type(reason).__name__)
 
 

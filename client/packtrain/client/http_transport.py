@@ -27,7 +27,7 @@ from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.states import JobState
 from packtrain.client import native_wire as wire
-from packtrain.client.http_errors import Lost, answer, away
+from packtrain.client.http_errors import Lost, answer, away, is_final
 from packtrain.client.http_feed import Feed, Feeds, feed_cursors
 from packtrain.client.http_options import FEED_TIMEOUT, HttpOptions
 
@@ -82,8 +82,9 @@ class HttpTransport:
         return ended or self._of_job(JobStatus, job_id, "")
 
     def statuses(self, job_ids: Collection[JobId]) -> dict[JobId, JobStatus | None]:
-        found: dict[JobId, JobStatus | None] = dict.fromkeys(job_ids)
-        possible = [job_id for job_id in job_ids if wire.is_job_id(job_id)]
+        with self._lock:
+            found = {job_id: self._ended.pop(job_id, None) for job_id in job_ids}
+        possible = [job_id for job_id, status in found.items() if status is None and wire.is_job_id(job_id)]
         for begin in range(0, len(possible), wire.MAX_JOBS):
             body = wire.Lookup(ids=possible[begin : begin + wire.MAX_JOBS])
             found |= self._ask(wire.Found, "POST", "/jobs/lookup", body).jobs
@@ -195,7 +196,7 @@ class HttpTransport:
                 response = self._http.request(method, path, content=body)
                 return answer(self.url, response.status_code, response.content, absent=absent)
             except (httpx2.TransportError, Lost) as error:
-                if pause_s is None or isinstance(error, httpx2.ReadTimeout):  # it is there, and does not answer
+                if pause_s is None or is_final(error):
                     raise away(self.url, error) from error
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")

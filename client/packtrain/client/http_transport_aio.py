@@ -10,7 +10,7 @@ import httpx2
 
 from packtrain.broker.chunks import Event
 from packtrain.broker.ids import JobId
-from packtrain.client.http_errors import Lost, answer, away
+from packtrain.client.http_errors import Lost, answer, away, is_final
 from packtrain.client.http_feed import Feed, Feeds, feed_cursors
 from packtrain.client.http_options import FEED_TIMEOUT
 from packtrain.client.http_transport import FEED_HEADERS, FEW_PAUSES_S, HttpTransport, askable, events_body
@@ -36,7 +36,7 @@ class AsyncHttpTransport:
                 response = await self._http.request("POST", "/events", content=body)
                 return self.blocking.took(answer(self.blocking.url, response.status_code, response.content) or b"")
             except (httpx2.TransportError, Lost) as error:
-                if pause_s is None or isinstance(error, httpx2.ReadTimeout):
+                if pause_s is None or is_final(error):
                     raise away(self.blocking.url, error) from error
                 await asyncio.sleep(pause_s)
         raise AssertionError("the last try returns or raises")

@@ -159,6 +159,15 @@ class Window:
         self._order.append(place)
         self._results[place] = Result("", "", None, error=error)
 
+    def saw(self, events: Iterable[Event]) -> list[JobId]:
+        """These events came. The jobs that have ended, whose records it needs now."""
+        ended = []
+        for event in events:
+            self.cursors.advance(event)
+            if event.end:
+                ended.append(event.job_id)
+        return ended
+
     def ended(self, job_id: JobId, status: JobStatus | None) -> None:
         """A job has ended with this record."""
         if status is None or status.outcome is None:

@@ -124,7 +124,8 @@ class SharedReads:
 def take_together(waits: list[_Wait]) -> tuple[list[_Wait], list[_Wait]]:
     """Those who can share the next read, and the others: a read has one cursor for each stream, and a bound of them."""
     cursors: dict[JobId, str] = {}
-    together, others = [], []
+    together: list[_Wait] = []
+    others: list[_Wait] = []
     for wait in waits:
         is_alike = all(cursors.get(job_id, last) == last for job_id, last in wait.after.items())
         if not together or (is_alike and len(cursors) + len(wait.after) <= MAX_STREAMS):

@@ -25,6 +25,14 @@ class Submitted(Protocol):
 
 def read_events(transport: Transport, cursors: Cursors, deadline: float | None) -> Iterator[Event]:
     """Events as they come, until every job of `cursors` has ended or `deadline` (monotonic seconds) has passed."""
+    for events in read_batches(transport, cursors, deadline):
+        for event in events:
+            cursors.advance(event)
+            yield event
+
+
+def read_batches(transport: Transport, cursors: Cursors, deadline: float | None) -> Iterator[list[Event]]:
+    """The same by what came at once. Who reads moves the cursors on: what they have not passed comes again."""
     patience = Patience()
     while cursors.after:
         block_s = block_s_until(deadline, time.monotonic())
@@ -37,9 +45,7 @@ def read_events(transport: Transport, cursors: Cursors, deadline: float | None) 
             patience.is_away(error, time.monotonic())
             time.sleep(RETRY_S)
             continue
-        for event in events:
-            cursors.advance(event)
-            yield event
+        yield events
 
 
 def unsaid_ends(transport: Transport, cursors: Cursors) -> list[Event]:
@@ -79,11 +85,12 @@ def run_in_order(
             if window.is_empty:
                 return
             if not window.has_next():
-                for event in read_events(transport, window.cursors, deadline):
-                    if event.end:
-                        window.ended(event.job_id, transport.status(event.job_id))
-                        if window.has_next():
-                            break
+                for events in read_batches(transport, window.cursors, deadline):
+                    if ended := window.saw(events):
+                        for job_id, status in transport.statuses(ended).items():
+                            window.ended(job_id, status)
+                    if window.has_next():
+                        break
                 else:
                     raise window.out_of_time(timeout)
             yield window.take()

@@ -8,15 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from redis.exceptions import RedisError
-
 from packtrain.broker import jobs
 from packtrain.broker.chunks import Event
 from packtrain.broker.errors import (
     InvalidParameter,
     InvalidRequest,
     JobFailed,
-    PacktrainError,
     PromptEmpty,
     PromptTooLong,
 )
@@ -58,35 +55,25 @@ class EngineJobs:
     def close(self) -> None:
         """Nobody waits."""
 
-    def start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
+    def start(self, job: LeasedJob, claim: jobs.Claim) -> None:
         is_embed = job.spec.kind == "embed"
-        try:
-            job.adapters = adapters_of(job.spec, self._backend.adapters)
-            prepared = self._prepare(job)
-            job.read_by(prepared.parser)
-            self._backend.prepare(prepared.params)
-            resumed = self._resume(job) if claim.epoch > 1 and not is_embed else ()
-        except PacktrainError as error:
-            return error
-        except RedisError as error:  # of the resume; the job is as good as ever
-            logger.warning("Could not read what %s has: %s", job.job_id, error, extra={"event": "resume.failed"})
-            job.on_end(Ended(End.RELEASED))
-            return None
-        except Exception as error:  # a defect of ours must cost this job, not its slot
-            logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
-            return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
+        job.adapters = adapters_of(job.spec, self._backend.adapters)
+        prepared = self._prepare(job)
+        job.read_by(prepared.parser)
+        self._backend.prepare(prepared.params)
+        resumed = self._resume(job) if claim.epoch > 1 and not is_embed else ()
         prompt = prepared.tokens
         job.prompt = prompt
         if job.spec.kind == "count":
             if job.spec.list_tokens:
                 job.pieces = pieces_of(prompt, self._backend)
             job.on_end(Ended(End.STOP))
-            return None
+            return
         left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
         deadline = None if left_ms is None else self._clock() + left_ms / 1000
         if is_embed:
             self._engine.submit(EmbedRequest(job.job_id, tuple(prompt), job.spec.dimensions, job.on_end, deadline))
-            return None
+            return
         room, most = self._backend.shape.n_ctx - len(prompt), job.spec.params.max_tokens
         self._engine.submit(
             SequenceRequest(
@@ -103,7 +90,6 @@ class EngineJobs:
                 is_bulk=job.spec.lane == "bulk",
             )
         )
-        return None
 
     def _prepare(self, job: LeasedJob) -> Prepared:
         spec = job.spec

@@ -257,10 +257,14 @@ def _remote(config: InstanceConfig, settings: Settings, redis: Redis, news: Simp
     from packtrain.workers.remote.parts import remote_parts
 
     before_load = own_memory()
-    fleet = hops.fleet_id(RedisRegistry(redis).secret())
+    registry = RedisRegistry(redis)
     made: list[Instance] = []
     parts = remote_parts(
-        config, fleet, RedisJobs(redis), lambda: news.put(""), on_fault=lambda reason: made[0].give_up(reason)
+        config,
+        lambda: hops.fleet_id(registry.secret()),
+        RedisJobs(redis),
+        lambda: news.put(""),
+        on_fault=lambda reason: made[0].give_up(reason),
     )
     made.append(Instance(config, settings, redis, parts, (before_load, own_memory()), news))
     return made[0]

@@ -22,9 +22,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
-from packtrain.broker.errors import (
-    PacktrainError,
-)
+from packtrain.broker.errors import JobFailed, PacktrainError
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import JobSpec, Numerics, invalid
@@ -58,8 +56,13 @@ class Starter(Protocol):
         """After a turn for which there was no job."""
         ...
 
-    def start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
-        """Submit the job to the engine; the error when it cannot even start."""
+    def start(self, job: LeasedJob, claim: jobs.Claim) -> None:
+        """Submit the job to the engine.
+
+        Raises:
+            PacktrainError: It cannot even start.
+            RedisError: What it has of an earlier lease cannot be read.
+        """
         ...
 
     def close(self) -> None:
@@ -232,7 +235,7 @@ class Runner:
             older.published.wait()
         number = self.job_times.begin(self._clock())
         try:
-            problem = problem or self._starter.start(job, claim)
+            problem = problem or self._start(job, claim)
             if problem:
                 job.on_end(Ended(End.FAILED, error=problem))
             # No timeout: an engine that dies takes the process with it, one that stalls is killed by the agent.
@@ -242,6 +245,20 @@ class Runner:
             counts = job.ended is not None and job.ended.end not in (End.RELEASED, End.LOST)
             self.job_times.end(number, self._clock(), counts=counts)
         return job
+
+    def _start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
+        """Have the job run; the error when it cannot even start."""
+        try:
+            self._starter.start(job, claim)
+        except PacktrainError as error:
+            return error
+        except RedisError as error:  # the job is as good as ever
+            logger.warning("Could not read what %s has: %s", job.job_id, error, extra={"event": "resume.failed"})
+            job.on_end(Ended(End.RELEASED))
+        except Exception as error:  # a defect of ours must cost this job, not its slot
+            logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
+            return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
+        return None
 
     def _accept(self, claim: jobs.Claim) -> tuple[LeasedJob, PacktrainError | None]:
         error: PacktrainError | None = None

@@ -115,4 +115,4 @@ def _broker() -> Iterator[Redis]:
 
 
 def _facts(key: ApiKey) -> dict[str, object]:
-    return {"id": key.id, **key.model_dump(mode="json", exclude={"digest"})}
+    return key.model_dump(mode="json", exclude={"digest"})

@@ -176,11 +176,11 @@ def node_state(row: NodeBeat) -> str:
 
 def keys_table(rows: Sequence[ApiKey]) -> Table:
     """API keys: what each may do."""
-    table = _new("NAME", "ID", "MODELS", "AT ONCE", "TOKENS/MIN", "ADMIN", "CREATED")
+    table = _new("NAME", "MODELS", "AT ONCE", "TOKENS/MIN", "ADMIN", "CREATED")
     for key in rows:
         created = datetime.fromtimestamp(key.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
         table.add_row(
-            key.name, key.id, ", ".join(key.models) or "all", str(key.concurrent or "any"),
+            key.name, ", ".join(key.models) or "all", str(key.concurrent or "any"),
             str(key.tokens_per_minute or "any"), "yes" if key.is_admin else "no", created,
         )  # fmt: skip
     return table

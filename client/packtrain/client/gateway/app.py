@@ -20,6 +20,8 @@ from packtrain.client.gateway.metrics import add_metrics
 from packtrain.client.gateway.native_api import add_native
 from packtrain.client.gateway.ollama_api import add_ollama
 from packtrain.client.gateway.openai_api import add_openai
+from packtrain.client.gateway.page_feed import add_feed
+from packtrain.client.gateway.page_files import add_page
 from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
 from packtrain.client.gateway.tokens_api import add_tokens
@@ -37,6 +39,9 @@ def make_app(door: Door) -> FastAPI:
     view = FleetView(door.fleet, door.depths)
     add_health(app, view)
     add_metrics(app, door.metrics, view, door.access)
+    add_page(app)
+    if door.watch:
+        add_feed(app, door, door.watch)
     add_openai(app, door)
     add_responses(app, door)
     add_anthropic(app, door)

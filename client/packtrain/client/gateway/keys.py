@@ -92,8 +92,12 @@ class KeyAccess:
         for spec in specs:
             if not caller.may_use(spec.model):
                 raise Refused(no_model(spec.model, caller))
+        if caller.key_id is None:
+            return Admission()
         key = next((key for key in (await self._all()).values() if key.id == caller.key_id), None)
-        if key is None or not key.has_limits:
+        if key is None:  # revoked a moment ago
+            raise Refused(_no_such_key(has_sent=True))
+        if not key.has_limits:
             return Admission()
         request = secrets.token_hex(8)
         found = await self._ask(partial(self._keys.admit, key, request, guessed_tokens(specs)))

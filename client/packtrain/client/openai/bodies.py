@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 #: What a client may say of a job beyond OpenAI's API, in the body or as a header `X-Packtrain-<Name>`.
 EXTRAS = ("deterministic", "lane", "priority", "idempotency_key", "expires_in", "max_run", "max_wait")
 
+_WEEK_S = 7 * 24 * 3600  # what a job's own bounds are
+
 
 def _none_is(default: object) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
@@ -46,8 +48,8 @@ class Body(BaseModel):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         None, description="the same key again is the same job"
     )
-    expires_in: float | None = Field(None, gt=0, description="seconds until the request is given up")
-    max_run: float | None = Field(None, gt=0, description="seconds that it may run")
+    expires_in: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds until the request is given up")
+    max_run: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds that it may run")
     max_wait: float | None = Field(None, gt=0, description="seconds; what would begin later is refused with a 503")
 
 

@@ -25,15 +25,16 @@ def model_list(
 def model_object(info: ModelInfo, known: Mapping[str, ModelInfo], created: int) -> dict[str, Any]:
     """GET /v1/models/{id}. An alias has the facts of its model."""
     real = known.get(info.alias_of, info)
-    facts = {"n_ctx": real.n_ctx, "n_ctx_train": real.n_ctx_train, "n_params": real.parameters}
+    n_ctx = real.n_ctx or None  # of a remote model only its own server knows it
+    facts = {"n_ctx": n_ctx, "n_ctx_train": real.n_ctx_train, "n_params": real.parameters}
     return {
         "id": info.id,
         "object": "model",
         "created": created,
         "owned_by": "packtrain",
         # The same number under the names of LM Studio and OpenRouter, of vLLM, and of llama-server (`meta.n_ctx`).
-        "context_length": real.n_ctx,
-        "max_model_len": real.n_ctx,
+        "context_length": n_ctx,
+        "max_model_len": n_ctx,
         "meta": {**facts, "size": real.weights_bytes},
         "architecture": real.architecture,
         "quantization": real.quantization,

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from redis.exceptions import RedisError
-
 from packtrain.broker import hops, jobs
 from packtrain.broker.chunks import Event
-from packtrain.broker.errors import JobFailed, PacktrainError, RemoteFailed
+from packtrain.broker.errors import RemoteFailed
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.messages import Numerics, Receipt
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
-from packtrain.workers.engine.sequence import End, Ended
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.remote.engine import RemoteEngine, RemoteJob
 from packtrain.workers.remote.options import RemoteOptions
@@ -29,7 +26,7 @@ class RemoteJobs:
 
     Args:
         model: Id here.
-        fleet: Id of this fleet, see hops.py.
+        fleet: Id of this fleet, see hops.py; may ask the broker.
         clock: Monotonic seconds, the engine's.
     """
 
@@ -43,7 +40,7 @@ class RemoteJobs:
         turns: Turns,
         *,
         model: str,
-        fleet: str,
+        fleet: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -64,29 +61,20 @@ class RemoteJobs:
     def close(self) -> None:
         self._turns.close()
 
-    def start(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
-        problem = self._send(job, claim)
-        if problem or job.ended:  # nothing was sent
-            self._turns.give_back()
-        return problem
+    def start(self, job: LeasedJob, claim: jobs.Claim) -> None:
+        try:
+            self._send(job, claim)
+        except BaseException:
+            self._turns.give_back()  # nothing was sent
+            raise
 
-    def _send(self, job: LeasedJob, claim: jobs.Claim) -> PacktrainError | None:
+    def _send(self, job: LeasedJob, claim: jobs.Claim) -> None:
         spec = job.spec
         job.seed = spec.params.seed  # what the server draws with where it is None, nobody knows
-        try:
-            if claim.epoch > 1 and (told := self._told(job)):
-                return told
-            trail = hops.trail_from(self._fleet, spec.via, model=self._model)
-            request = request_of(spec, self._options.model)
-        except PacktrainError as error:
-            return error
-        except RedisError as error:  # the job is as good as ever
-            logger.warning("Could not read what %s has: %s", job.job_id, error, extra={"event": "resume.failed"})
-            job.on_end(Ended(End.RELEASED))
-            return None
-        except Exception as error:  # a defect of ours must cost this job, not its slot
-            logger.exception("Job %s could not be prepared", job.job_id, extra={"event": "job.unprepared"})
-            return JobFailed(f"the job could not be prepared ({error!r}); please report this", cause=repr(error))
+        if claim.epoch > 1:
+            self._check_unbegun(job)
+        trail = hops.trail_from(self._fleet(), spec.via, model=self._model)
+        request = request_of(spec, self._options.model)
         left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
         self._engine.submit(
             RemoteJob(
@@ -99,10 +87,13 @@ class RemoteJobs:
                 deadline=None if left_ms is None else self._clock() + left_ms / 1000,
             )
         )
-        return None
 
-    def _told(self, job: LeasedJob) -> PacktrainError | None:
-        """Of a job whose earlier instance was lost: the error it ends with when readers have a part of its answer."""
+    def _check_unbegun(self, job: LeasedJob) -> None:
+        """Of a job whose earlier instance was lost or gave it back: readers have nothing of its answer.
+
+        Raises:
+            RemoteFailed: They have.
+        """
         events: list[Event] = []
         while more := self._store.events({job.job_id: events[-1].id if events else "0"}):
             events += more
@@ -110,10 +101,10 @@ class RemoteJobs:
         for event in events:
             delta = delta + Delta(event.text, event.reasoning, event.calls)
         if not delta:
-            return None
+            return
         job.resume_parts(delta, [entry for event in events for entry in event.logprobs])
         host = self._options.host
-        return RemoteFailed(
+        raise RemoteFailed(
             f"the instance that read the answer of {host} was lost, and no other can go on with it; what came of it is "
             "kept, submit the job again for a whole one",
             host=host, status=200, said="",

@@ -38,7 +38,7 @@ def key_of(options: RemoteOptions) -> str:
 
 def remote_parts(
     config: InstanceConfig,
-    fleet: str,
+    fleet: Callable[[], str],
     store: JobStore,
     on_activity: Callable[[], None],
     on_fault: Callable[[str], None],

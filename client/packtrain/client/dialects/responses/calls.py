@@ -8,8 +8,9 @@ from typing import Any
 
 from packtrain.broker.errors import InvalidParameter
 from packtrain.client.dialects.responses.bodies import ResponsesBody
+from packtrain.client.dialects.responses.tools import as_function, choose, told_tools
 from packtrain.client.dialects.responses.turns import turns_of
-from packtrain.client.dialects.translating import extras_in, given, listing, mapping, named_choice, unsupported
+from packtrain.client.dialects.translating import extras_in, given, mapping
 from packtrain.client.openai import Call, parse_call
 from packtrain.client.openai.calls import checked
 
@@ -25,6 +26,10 @@ class Asked:
     body: ResponsesBody
     tools: tuple[Mapping[str, Any], ...]  # that the model is told of
     wants_logprobs: bool
+
+    def is_custom(self, name: str) -> bool:
+        """True for tools that take a text instead of arguments."""
+        return any(tool["type"] == "custom" and tool.get("name") == name for tool in self.tools)
 
 
 def parse_responses(body: Mapping[str, Any], *, user: str | None = None) -> Asked:
@@ -42,8 +47,7 @@ def parse_responses(body: Mapping[str, Any], *, user: str | None = None) -> Aske
             )
     if asked.input == []:
         raise InvalidParameter("input is an empty list; send at least one item", field="input")
-    tools = [tool for index, tool in enumerate(asked.tools or ()) if _is_ours(tool, index)]
-    choice, tools = _choice(asked.tool_choice, tools)
+    choice, tools = choose(asked.tool_choice, told_tools(asked.tools or ()))
     wants_logprobs = asked.top_logprobs is not None or _LOGPROBS in (asked.include or ())
     chat = extras_in(asked) | given(
         messages=turns_of(asked.instructions, asked.input),
@@ -58,41 +62,13 @@ def parse_responses(body: Mapping[str, Any], *, user: str | None = None) -> Aske
         top_logprobs=asked.top_logprobs,
         response_format=_form((asked.text or {}).get("format")),
         reasoning_effort=(asked.reasoning or {}).get("effort"),
-        tools=[_tool(tool) for tool in tools] or None,
+        tools=[as_function(tool) for tool in tools] or None,
         tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls,
         seed=asked.seed,
         chat_template_kwargs=asked.chat_template_kwargs,
     )
     return Asked(parse_call("/v1/chat/completions", chat, user=user), asked, tuple(tools), wants_logprobs)
-
-
-def _is_ours(tool: Mapping[str, Any], index: int) -> bool:
-    """False for tools that OpenAI itself runs, such as `web_search`: nobody here would."""
-    if tool.get("type") in ("custom", "shell", "local_shell", "apply_patch", "computer", "namespace"):
-        raise unsupported(f"tools.{index}", tool["type"], "describe it as a function, the only kind that works here")
-    return tool.get("type") == "function"
-
-
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {name: tool.get(name) for name in ("name", "description", "parameters")}}
-
-
-def _choice(
-    choice: str | Mapping[str, Any] | None, tools: list[dict[str, Any]]
-) -> tuple[str | dict[str, Any] | None, list[dict[str, Any]]]:
-    """How to choose, in the words of chats, and among which tools."""
-    if choice is None or isinstance(choice, str):
-        return choice, tools
-    match choice.get("type"):
-        case "function":
-            return named_choice(choice.get("name")), tools
-        case "allowed_tools":
-            allowed = listing(choice.get("tools"), "tool_choice.tools")
-            names = [tool.get("name") for tool in allowed if isinstance(tool, Mapping)]
-            return choice.get("mode", "auto"), [tool for tool in tools if tool.get("name") in names]
-        case kind:
-            raise unsupported("tool_choice", kind, "it can be auto, none, required, a function or allowed_tools")
 
 
 def _form(form: object) -> dict[str, Any] | None:

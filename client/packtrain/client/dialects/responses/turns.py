@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from packtrain.client.dialects.responses.tools import custom_arguments
 from packtrain.client.dialects.translating import image_part, listing, mapping, unsupported
 
 
@@ -29,11 +30,12 @@ def turns_of(instructions: str | None, items: str | Sequence[Mapping[str, Any]])
                 turns.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
             case "reasoning":
                 _assistant(turns, "reasoning_content")["reasoning_content"] = _thoughts(item, where)
-            case "function_call":
-                function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            case "function_call" | "custom_tool_call" as kind:
+                arguments = item.get("arguments") if kind == "function_call" else custom_arguments(item.get("input"))
+                function = {"name": item.get("name"), "arguments": arguments}
                 call = {"id": item.get("call_id"), "type": "function", "function": function}
                 _assistant(turns).setdefault("tool_calls", []).append(call)
-            case "function_call_output":
+            case "function_call_output" | "custom_tool_call_output":
                 output = _content(item.get("output"), where) or ""
                 turns.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
             case "item_reference":
