@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -141,6 +142,18 @@ def test_the_feed_sends_a_snapshot_each_second(site: Site) -> None:
     assert 1500 < times[2] - times[0] < 10_000
 
 
+def test_a_gateway_that_is_asked_to_stop_waits_for_no_reader_of_the_feed(site: Site, tmp_path: Path) -> None:
+    with (
+        gateway(site.fleet.url, tmp_path, PACKTRAIN_DRAIN_S="60") as door,
+        door.http.stream("GET", "/packtrain/v1/fleet/feed") as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines)
+        door.process.terminate()
+
+        assert door.process.wait(15) == 0
+
+
 @pytest.mark.parametrize("span_s", [900, 3600, 86400])
 def test_curves_reach_back_as_far_as_asked(site: Site, span_s: int) -> None:
     found = Series.model_validate_json(site.gateway.http.get(f"/packtrain/v1/fleet/history?span_s={span_s}").text)
@@ -273,6 +286,49 @@ def _hostile() -> dict[str, Any]:
     return {"at_ms": 2, "is_led": True, "user": NASTY, "is_admin": True, "tokens_per_s": 1, "nodes": [node],
             "instances": [instance], "queues": [queue], "jobs": [job], "models": [model], "events": [event],
             "batches": [batch], "links": {NASTY: "javascript:alert(1)"}}  # fmt: skip
+
+
+def test_events_are_read_whole_wherever_the_network_cuts_them(seen: Watched) -> None:
+    """Each byte comes alone: characters of several bytes, events, and their ends are all cut through."""
+    text = ': begun\n\nevent: error\ndata: {"a": "llamas \u00e9\u4e16\U0001f999"}\n\ndata: [DONE]\n\ndata: cut off'
+    found = seen.page.evaluate(
+        """async (text) => {
+            const { readEvents } = await import("/page/sse.js");
+            const bytes = new TextEncoder().encode(text);
+            const pull = (controller) => {
+                for (const byte of bytes) controller.enqueue(new Uint8Array([byte]));
+                controller.close();
+            };
+            const found = [];
+            for await (const event of readEvents(new ReadableStream({ start: pull }))) found.push(event);
+            return found;
+        }""",
+        text,
+    )
+
+    assert found == [
+        {"event": "error", "data": '{"a": "llamas \u00e9\u4e16\U0001f999"}'},
+        {"event": "message", "data": "[DONE]"},
+    ]
+
+
+def test_numbers_are_for_people(seen: Watched) -> None:
+    found = seen.page.evaluate(
+        """async () => {
+            const { bytes, duration, rate } = await import("/page/format.js");
+            return [
+                [0, 5 * 2 ** 20, 1.5 * 2 ** 30, 24 * 2 ** 30].map(bytes),
+                [null, 80, 2500, 90_000, 600_000, 8e6, 4e8].map(duration),
+                [0, 7.26, 184.4, 12_400].map(rate),
+            ];
+        }"""
+    )
+
+    assert found == [
+        ["0 MiB", "5 MiB", "1.5 GiB", "24 GiB"],
+        ["\u2013", "80 ms", "2.5 s", "90 s", "10 min", "2 h", "5 d"],
+        ["0", "7.3", "184", "12,400"],
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

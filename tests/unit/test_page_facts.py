@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
+import sys
 from importlib import resources
 from typing import Any
 
@@ -176,6 +178,13 @@ def test_vendored_files_are_those_that_are_listed() -> None:
         "LICENSE-htm.txt",
         "LICENSE-uPlot.txt",
     }
+
+
+def test_the_command_line_needs_none_of_what_serves_http() -> None:
+    program = "import sys, packtrain.client.cli.main\nprint([m for m in ('starlette', 'fastapi') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_our_modules_make_no_html_of_strings_and_name_no_other_host() -> None:

@@ -25,6 +25,8 @@ from packtrain.client.redis_transport import reachable
 
 #: Of the curve at the top: its last quarter of an hour, in this many cells.
 SPAN_S, CELLS = 900, 30
+#: Lines of a look that is printed.
+PRINTED = 60
 #: The curve changes each 15 s.
 CURVE_EVERY_S = 5.0
 
@@ -52,7 +54,7 @@ def top(
             sys.stdout.write(look().model_dump_json() + "\n")
         elif once or not out.is_terminal:
             wide = out if out.is_terminal else Console(highlight=False, markup=False, width=160)
-            wide.print(screen(look(), _cells(curve()), height=1000))
+            wide.print(screen(look(), _cells(curve()), height=PRINTED))
         else:
             _watch(out, look, curve, every)
 

@@ -160,7 +160,8 @@ def _event(facts: Facts, number: int) -> Text:
 
 
 def _table(*columns: str | Text) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    """The last column has what the others leave, so that a long reason makes no other one narrow."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for number, column in enumerate(columns, 1):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if number == len(columns) else None)
     return table

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -36,8 +37,10 @@ from packtrain.client.openai.faults import fault_of
 
 #: From one snapshot of a stream to the next, seconds.
 EVERY_S = 1.0
-#: A sample is added each 15 s, so curves need not be read more often, seconds.
-CURVES_FRESH_S = 5.0
+#: A look that takes long is taken less often: it may have this part of the time of one core.
+SHARE = 0.25
+#: Curves are read anew after a third of what one of their points stands for, seconds, and after a minute at most.
+MAX_CURVE_AGE_S = 60.0
 #: Jobs that one caller is shown.
 MAX_JOBS = 100
 #: Batches that are shown.
@@ -60,20 +63,23 @@ class Shared(Generic[T]):
         self._turn = asyncio.Lock()
         self._found: T | None = None
         self._found_at = float("-inf")
+        self._took_s = 0.0
 
     async def get(self) -> T:
-        """It, as it was at most `fresh_s` ago.
+        """It, as it was at most `fresh_s` ago, or as `SHARE` allows.
 
         Raises:
             BrokerUnavailable
         """
         async with self._turn:
-            if self._found is None or time.monotonic() - self._found_at > self._fresh_s:
+            begun = time.monotonic()
+            if self._found is None or begun - self._found_at > max(self._fresh_s, self._took_s / SHARE):
                 try:
                     self._found = await asyncio.to_thread(self._look)
                 except RedisError as error:
                     raise BrokerUnavailable(url=self._url, reason=str(error) or type(error).__name__) from error
                 self._found_at = time.monotonic()
+                self._took_s = self._found_at - begun
             return self._found
 
 
@@ -82,7 +88,9 @@ def add_feed(app: FastAPI, door: Door, watch: Watch) -> None:
     router = APIRouter(prefix=PREFIX + "/fleet", tags=["Packtrain"])
     url = door.fleet.transport.blocking.url
     now = Shared(watch.look, EVERY_S * 0.9, url)
-    curves = {span_s: Shared(_of(watch, span_s), CURVES_FRESH_S, url) for span_s in SPANS}
+    curves = {
+        span_s: Shared(_of(watch, span_s), min(MAX_CURVE_AGE_S, point_s / 3), url) for span_s, point_s in SPANS.items()
+    }
     links = {"Flower": door.settings.flower_url, "Grafana": door.settings.grafana_url}
     links = {name: where for name, where in links.items() if where}
 
@@ -92,7 +100,7 @@ def add_feed(app: FastAPI, door: Door, watch: Watch) -> None:
         return facts.model_copy(update={"batches": batches, "links": links})
 
     async def stream(request: Request) -> AsyncGenerator[bytes, None]:
-        while True:
+        while not door.is_ending.is_set():
             begun = time.monotonic()
             try:
                 caller = await door.access.caller(request)  # each time, for keys are revoked
@@ -102,7 +110,8 @@ def add_feed(app: FastAPI, door: Door, watch: Watch) -> None:
                 return
             except PacktrainError as error:  # the broker is away; it comes back
                 yield data(native_body(fault_of(error)), event="error")
-            await asyncio.sleep(max(0.1, EVERY_S - (time.monotonic() - begun)))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(door.is_ending.wait(), max(0.1, EVERY_S - (time.monotonic() - begun)))
 
     @router.get("", summary="The fleet as its page shows it")
     async def fleet(request: Request) -> Response:

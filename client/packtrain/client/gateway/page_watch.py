@@ -31,8 +31,10 @@ from packtrain.client.gateway.page_facts import (
     node_facts,
 )
 
-#: Jobs that are looked at: the newest, those that run, and the next of each queue.
-NEWEST, RUNNING, NEXT = 200, 200, 32
+#: Jobs that are looked at: the newest, those that run, the next of all queues together.
+NEWEST, RUNNING, NEXT = 100, 100, 80
+#: Of these, how many of one queue; and of how many of it the oldest is looked for.
+NEXT_OF_ONE, OLDEST_OF = 10, 32
 #: Waiting jobs that are told their place and reason; each takes a script call.
 MAX_PLACES = 60
 #: Spans of the curves, and what one point stands for, seconds.
@@ -87,7 +89,7 @@ class Watch:
         pipe = self._redis.pipeline(transaction=False)
         for route, lane in places:
             pipe.zcard(keys.ready(route, lane))
-            pipe.zrange(keys.ready(route, lane), 0, NEXT - 1)
+            pipe.zrange(keys.ready(route, lane), 0, OLDEST_OF - 1)
         sizes = pipe.execute()
         heads = dict(zip(places, sizes[1::2], strict=True))
         ids = [job_id for head in heads.values() for job_id in head]
@@ -102,7 +104,8 @@ class Watch:
             for (route, lane), size in zip(places, sizes[::2], strict=True)
             if size
         ]  # fmt: skip
-        return found, ids
+        nexts = [head[n] for n in range(NEXT_OF_ONE) for head in heads.values() if n < len(head)]
+        return found, nexts[:NEXT]
 
     def _look_at_jobs(
         self,

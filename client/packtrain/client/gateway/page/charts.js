@@ -30,7 +30,7 @@ export function Charts({ theme }) {
   const tabs = html`<div class="tabs" role="group" aria-label="Time shown">
     ${SPANS.map(([seconds, label]) => html`<button type="button" aria-pressed=${span === seconds} onClick=${() => setSpan(seconds)}>${label}</button>`)}
   </div>`;
-  return html`<${Panel} id="curves" title="Last hours" aside=${tabs}>
+  return html`<${Panel} id="curves" title="History" aside=${tabs}>
     <div class="charts">${CHARTS.map((chart) => html`<${Chart} key=${chart.title + theme} chart=${chart} curves=${curves} />`)}</div>
   <//>`;
 }

@@ -23,8 +23,9 @@ export function Queues({ facts }) {
   <//>`;
 }
 
-/** Ended jobs that are shown unasked. */
-const FEW = 8;
+/** Jobs that are shown unasked: so many under way, so many that ended. */
+const FEW_LIVE = 24;
+const FEW_ENDED = 8;
 
 const isOver = (job) => !(job.state in { RUNNING: 0, QUEUED: 0 });
 
@@ -32,9 +33,9 @@ export function Jobs({ facts, run }) {
   const [all, setAll] = useState(false);
   const live = facts.jobs.filter((job) => !isOver(job));
   const ended = facts.jobs.filter(isOver);
-  const jobs = [...live, ...(all ? ended : ended.slice(0, FEW))];
-  const more = ended.length > FEW && html`<button type="button" class="small" aria-expanded=${all} onClick=${() => setAll(!all)}>${all ? "fewer" : `all ${facts.jobs.length}`}</button>`;
-  return html`<${Panel} id="jobs" title=${facts.user === null ? "Jobs" : `Jobs of ${facts.user}`} count=${live.length ? `${live.length} under way` : undefined} aside=${more}>
+  const jobs = all ? facts.jobs : [...live.slice(0, FEW_LIVE), ...ended.slice(0, FEW_ENDED)];
+  const more = (live.length > FEW_LIVE || ended.length > FEW_ENDED) && html`<button type="button" class="small" aria-expanded=${all} onClick=${() => setAll(!all)}>${all ? "show fewer" : `show ${facts.jobs.length}`}</button>`;
+  return html`<${Panel} id="jobs" title=${facts.user === null ? "Jobs" : `Jobs of ${facts.user}`} aside=${more}>
     ${facts.jobs.length
       ? html`<div class="scroll"><table class="jobs">
           <caption class="unseen">Jobs: those that run, those that wait, those that ended</caption>
@@ -50,13 +51,13 @@ const COLOURS = { RUNNING: "live", QUEUED: "", SUCCEEDED: "good", FAILED: "bad",
 function Job({ job, now, run }) {
   const over = isOver(job);
   const began = job.started_ms ?? job.finished_ms ?? now;
-  const why = job.state === "QUEUED" ? job.reason : [job.node, job.reason].filter(Boolean).join(": ");
+  const why = job.state === "QUEUED" ? job.reason || "in the queue" : [job.node, job.reason].filter(Boolean).join(": ");
   const eta = job.eta_s === null ? "" : job.eta_s < 0.05 ? ", begins now" : `, begins in about ${duration(job.eta_s * 1000)}`;
   return html`<tr>
-    <td data-label="job"><code title=${job.id}>${short(job.id)}</code></td>
+    <td data-label="job" class="number"><code title=${job.id}>${short(job.id)}</code></td>
     <td data-label="state"><span class=${`pill ${COLOURS[job.state]}`}>${job.cancel_requested && !over ? "cancelling" : job.state.toLowerCase()}</span></td>
     <td data-label="model">${job.model}${job.lane === "bulk" ? html` <span class="quiet">bulk</span>` : ""}</td>
-    <td data-label="user">${job.user}</td>
+    <td data-label="user" class="user">${job.user}</td>
     <td data-label="waited" class="number">${duration(began - job.submitted_ms)}</td>
     <td data-label="ran" class="number">${job.started_ms ? duration((job.finished_ms ?? now) - job.started_ms) : "–"}</td>
     <td data-label="tokens" class="number">${count(job.tokens)}</td>

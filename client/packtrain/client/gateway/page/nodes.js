@@ -66,7 +66,9 @@ function MemoryBar({ memory }) {
   </div>`;
 }
 
-function Cores({ used, cores }) {
+/** More threads than cores may be at work, when more instances are than there are cores. */
+function Cores({ used: threads, cores }) {
+  const used = Math.min(threads, cores);
   if (cores > 32) return `${used} of ${cores} at work`;
   const dots = Array.from({ length: cores }, (_, number) => html`<i key=${number} class=${number < used ? "on" : ""}></i>`);
   return html`<span class="dots" role="img" aria-label=${`${used} of ${cores} cores at work`}>${dots}</span> ${used}/${cores}`;
