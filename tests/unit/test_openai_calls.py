@@ -229,6 +229,9 @@ def test_prompts_of_one_request_stand_beside_each_other_with_their_choices() -> 
 def test_one_request_has_a_bound_of_jobs() -> None:
     with pytest.raises(InvalidParameter, match="100 prompts with n = 128 are 12800 jobs; send at most 2048"):
         completion(prompt=["x"] * 100, n=128)
+    assert len(embedding(input=["x"] * 2048).specs) == 2048  # as many as OpenAI takes
+    with pytest.raises(InvalidParameter, match="send at most 2048"):
+        embedding(input=["x"] * 2049)
 
 
 def test_the_best_of_several_is_not_chosen() -> None:

@@ -131,15 +131,16 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
 
 def _embedding(body: EmbeddingBody, user: str | None, lane: str | None, known: Sequence[str]) -> Call:
     fields = _common(body, user, lane, known) | {"kind": "embed", "stream": False} | _given(dimensions=body.dimensions)
-    specs = tuple(parse_spec(fields | prompt) for prompt in _prompts(body.input, "input"))
+    prompts = _prompts(body.input, "input")
+    _check_jobs(len(prompts), 1)
+    specs = tuple(parse_spec(fields | prompt) for prompt in prompts)
     return Call(
         specs, EmbeddingForm(body.encoding_format), idempotency_key=body.idempotency_key, max_wait_s=body.max_wait
     )
 
 
 def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: dict[str, Any], form: Form) -> Call:
-    if (jobs := len(prompts) * body.n) > MAX_JOBS:
-        raise InvalidParameter(f"{len(prompts)} prompts with n = {body.n} are {jobs} jobs; send at most {MAX_JOBS}")
+    _check_jobs(len(prompts), body.n)
     seed = params.get("seed")
     # Of one choice the seed is as the client gave it, or the job's own; several need different ones.
     seeds: Sequence[int | None] = [seed]
@@ -151,6 +152,11 @@ def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: 
         parse_spec({**fields, **every, "params": {**params, "seed": seed}}) for fields in prompts for seed in seeds
     )
     return Call(specs, form, body.stream, body.stream_options, body.idempotency_key, body.max_wait)
+
+
+def _check_jobs(prompts: int, n: int) -> None:
+    if (jobs := prompts * n) > MAX_JOBS:
+        raise InvalidParameter(f"{prompts} prompts with n = {n} are {jobs} jobs; send at most {MAX_JOBS}")
 
 
 def _seed_of(idempotency_key: str | None) -> int | None:
