@@ -148,10 +148,13 @@ def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: 
         seeds = choice_seeds(body.n, _seed_of(body.idempotency_key) if seed is None else seed)
     adapters = dict.fromkeys(body.adapters) if isinstance(body.adapters, list) else body.adapters
     every = {"stream": body.stream} | _given(adapters=adapters)
-    specs = tuple(
-        parse_spec({**fields, **every, "params": {**params, "seed": seed}}) for fields in prompts for seed in seeds
-    )
-    return Call(specs, form, body.stream, body.stream_options, body.idempotency_key, body.max_wait)
+    specs: list[JobSpec] = []
+    for fields in prompts:
+        spec = parse_spec({**fields, **every, "params": {**params, "seed": seeds[0]}})
+        # Checked once: of a long chat with many choices each check takes a tenth of a second, in the gateway's loop.
+        others = (spec.params.model_copy(update={"seed": seed}) for seed in seeds[1:])
+        specs += (spec, *(spec.model_copy(update={"params": other}) for other in others))
+    return Call(tuple(specs), form, body.stream, body.stream_options, body.idempotency_key, body.max_wait)
 
 
 def _check_jobs(prompts: int, n: int) -> None:
