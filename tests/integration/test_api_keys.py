@@ -143,6 +143,15 @@ def test_a_request_is_charged_what_it_used_instead_of_what_was_guessed(redis: Re
     charge(api_keys.admit(key, "r2", 20))
 
 
+def test_requests_that_seem_to_cost_nothing_are_charged_too(redis: Redis, api_keys: ApiKeys) -> None:
+    key, _ = api_keys.create("anna", tokens_per_minute=100)
+    for number in range(10):  # short texts to embed: less than one token of each is guessed
+        api_keys.account(key, charge(api_keys.admit(key, f"r{number}", 0)), 10)
+
+    assert sum(map(int, redis.hvals(keys.api_spent(key.id)))) == 100
+    assert short(api_keys.admit(key, "more", 0)).of == "tokens"
+
+
 def test_of_a_request_that_was_broken_off_the_guess_stays(redis: Redis, api_keys: ApiKeys) -> None:
     key, _ = api_keys.create("anna", tokens_per_minute=100)
 

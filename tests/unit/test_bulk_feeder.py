@@ -93,7 +93,7 @@ class Run:
         self.ledger = Ledger(folder / "ledger.sqlite")
         self.found = take_in(str(self.source), self.ledger, Manner(), {MODEL: MODEL})
         self.clock = FakeClock()
-        self.seen: list[int] = []
+        self.reasons: set[str] = set()  # why it waits, as it was told
         self.blocked: list[Any] = []
 
     def feed(self, play: Callable[[Feeder], None] | None = None) -> Tally:
@@ -111,7 +111,7 @@ class Run:
 
         feeder = Feeder(
             self.fleet, self.ledger, rows, answers, errors, run_id="run", manner=Manner(), tally=tally,
-            report=lambda now: self.seen.append(now.in_flight), clock=lambda: self.clock.now_ms / 1000, sleep=sleep,
+            report=lambda now: self.reasons.add(now.waits_for), clock=lambda: self.clock.now_ms / 1000, sleep=sleep,
         )  # fmt: skip
         try:
             self.blocked = feeder.run()
@@ -325,3 +325,17 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_costs_nothing(tmp_path: Pa
         bulk.prepare()
         assert bulk.run().completed == 5
     assert len(read_rows(out)) == len(quick.answered) == 5
+
+
+def test_a_run_in_which_nothing_ends_says_why(tmp_path: Path, fleet: Fleet) -> None:
+    run = Run(tmp_path, rows(3), fleet)
+    begin_ms = run.clock.now_ms
+
+    def play(_: Feeder) -> None:
+        if run.clock.now_ms - begin_ms > 20_000:
+            fleet.play()
+
+    run.feed(play)
+
+    (reason,) = run.reasons - {""}
+    assert reason.startswith(f"{MODEL}: {MODEL} is not loaded, and no coordinator has planned lately")

@@ -128,6 +128,22 @@ def test_without_the_broker_nobody_gets_in() -> None:
         asyncio.run(access(kept).caller(asked()))
 
 
+def test_who_waits_while_the_broker_is_tried_in_vain_does_not_try_anew() -> None:
+    kept = Kept(key())
+    kept.is_away = True
+
+    async def play() -> None:
+        door = access(kept)
+        calls = [door.caller(asked(x_api_key="pt-anna")) for _ in range(20)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(each) for each in found} == {BrokerUnavailable}
+        assert kept.reads == 1  # one try may take half a minute
+        kept.is_away = False
+        assert (await door.caller(asked(x_api_key="pt-anna"))).user == "anna"
+
+    asyncio.run(play())
+
+
 def test_a_request_of_a_limited_key_is_counted_once_it_ends_whatever_the_broker_says() -> None:
     kept = Kept(key(concurrent=1))
 

@@ -244,6 +244,20 @@ def test_a_stream_is_resumed_where_it_broke_off_and_ends_for_good() -> None:
     runs(main)
 
 
+@pytest.mark.parametrize("place", ["9" * 20, f"1-{'9' * 20}", "$", "+", "1-", "-1", ""])
+def test_a_place_that_no_stream_has_is_refused_before_others_read_along_with_it(place: str) -> None:
+    async def main(world: World) -> None:
+        job_id = await world.submit("alice")
+        answers = [await world.call("alice", "POST", "/events", {"after": {job_id: place}, "wait_s": 0})]
+        if place:
+            headers = {"Last-Event-ID": place}
+            answers.append(await world.call("alice", "GET", f"/jobs/{job_id}/events", **headers))
+        for answer in answers:
+            assert (answer.status_code, code(answer)) == (400, "invalid_parameter")
+
+    runs(main)
+
+
 def test_several_jobs_share_a_stream_that_resumes_each_of_them() -> None:
     async def main(world: World) -> None:
         jobs = [await world.submit("alice") for _ in range(3)]

@@ -226,9 +226,23 @@ def test_prompts_of_one_request_stand_beside_each_other_with_their_choices() -> 
     assert [spec.params.seed for spec in call.specs[:2]] == [spec.params.seed for spec in call.specs[2:]]
 
 
+def test_choices_differ_in_their_seed_alone_and_a_prompt_is_read_once_for_all() -> None:
+    first, *others = chat(n=3, seed=7, temperature=0.5, stop="x").specs
+
+    assert first.params.seed == 7
+    for other in others:
+        assert other.messages is first.messages
+        assert other == first.model_copy(update={"params": other.params})
+        assert JobSpec.model_validate_json(other.to_json()) == other
+    assert len({spec.params.seed for spec in (first, *others)}) == 3
+
+
 def test_one_request_has_a_bound_of_jobs() -> None:
     with pytest.raises(InvalidParameter, match="100 prompts with n = 128 are 12800 jobs; send at most 2048"):
         completion(prompt=["x"] * 100, n=128)
+    assert len(embedding(input=["x"] * 2048).specs) == 2048  # as many as OpenAI takes
+    with pytest.raises(InvalidParameter, match="send at most 2048"):
+        embedding(input=["x"] * 2049)
 
 
 def test_the_best_of_several_is_not_chosen() -> None:

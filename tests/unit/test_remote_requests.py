@@ -235,8 +235,9 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     assert retry_after_s({"retry-after": "1.5"}, NOW) == 1.5
     assert retry_after_s({"retry-after": "Sun, 29 Nov 2026 12:00:20 GMT"}, NOW) == 20
     assert retry_after_s({"retry-after": "Sun, 29 Nov 2026 11:00:00 GMT"}, NOW) == 0
-    for nothing in ({}, {"retry-after": "soon"}, {"retry-after": "nan"}, {"retry-after": "inf"}):
-        assert retry_after_s(nothing, NOW) is None
+    for nothing in ("", "soon", "nan", "inf", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"):
+        assert retry_after_s({"retry-after": nothing}, NOW) is None
+    assert retry_after_s({}, NOW) is None
 
 
 def test_the_wait_is_what_the_server_asks_for_or_doubles_and_ends_with_the_bound() -> None:
@@ -244,6 +245,7 @@ def test_the_wait_is_what_the_server_asks_for_or_doubles_and_ends_with_the_bound
     assert next_wait_s(Refusal("x", 429, 7.0), 1, 0, 10, 0.5) == 7
     assert next_wait_s(Refusal("x", 429, 7.0), 1, 4, 10, 0.5) is None
     assert [next_wait_s(busy, tries, 0, 1000, 0) for tries in (1, 2, 3, 9)] == [0.5, 1, 2, 20]
+    assert next_wait_s(Refusal("x", 429, 0.0), 2, 0, 1000, 0) == 1  # that is not asked for, but said without thinking
     waits = [next_wait_s(busy, 3, 0, 1000, random.random()) or 0 for _ in range(50)]
     assert 1 <= min(waits) < max(waits) <= 2
     for status in (400, 401, 404, 501):

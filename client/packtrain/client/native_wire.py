@@ -28,8 +28,10 @@ MAX_JOBS: Final = 2000
 
 _JOB_ID: Final = r"^[0-9a-f]{32}$"
 JobIdText = Annotated[str, StringConstraints(pattern=_JOB_ID)]
-#: Id of an event of one job; "0" comes before all of them.
-Cursor = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(-[0-9]{1,20})?$")]
+#: Id of an event of one job, two numbers of 64 bits; "0" comes before all of them. Not all numbers of 20 digits have
+#: 64 bits, and one too large is refused by Redis: with the whole read, in which others wait, too (shared_reads.py).
+EVENT_ID: Final = r"[0-9]{1,19}(-[0-9]{1,19})?"
+Cursor = Annotated[str, StringConstraints(pattern=f"^{EVENT_ID}$")]
 
 
 class _Body(BaseModel):

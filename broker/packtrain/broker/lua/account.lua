@@ -1,6 +1,7 @@
 -- A request of an API key has ended: it counts no more, and is charged for what it used instead of what was guessed.
 -- KEYS[1] under way, KEYS[2] spent  as in admit.lua
--- ARGV[1] request, ARGV[2] second of the charge, ARGV[3] tokens charged then, ARGV[4] tokens used; '': not known
+-- ARGV[1] request, ARGV[2] second of the charge, ARGV[3] tokens charged then, 0: its key has no limit of them,
+-- ARGV[4] tokens used; '': not known
 -- Returns 1, or 0 when it had ended before
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
 if ARGV[4] == '' or ARGV[3] == '0' then return 1 end

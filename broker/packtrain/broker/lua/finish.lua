@@ -3,8 +3,8 @@
 -- KEYS[1] job record   hash
 -- KEYS[2] job stream   stream
 -- ARGV[1] job id   ARGV[2] epoch   ARGV[3] state   ARGV[4] outcome (JSON)
--- ARGV[5] index after the last token   ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11] the last chunk, as emit.lua
--- has both; absent: none
+-- ARGV[5] index after the last token, as emit.lua has it, and the last chunk; all absent: none
+-- ARGV[6] index, ARGV[7] text, ARGV[8] tokens, ARGV[9] reasoning, ARGV[10] calls, ARGV[11] logprobs
 -- Returns 1 when this epoch ended the job, 0 when the job was lost to it
 -- How fast the route serves, see rates.py.
 local function measure(started)

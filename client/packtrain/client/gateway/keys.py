@@ -69,6 +69,7 @@ class KeyAccess:
         self._turn = asyncio.Lock()
         self._known: Mapping[str, ApiKey] = {}
         self._known_at = float("-inf")
+        self._failures: tuple[int, PacktrainError | None] = (0, None)  # of reads: how many, and the last
         self._held: dict[str, ApiKey] = {}  # requests under way that count
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeps = False
@@ -123,9 +124,17 @@ class KeyAccess:
 
     async def _all(self, max_age_s: float = FRESH_S) -> Mapping[str, ApiKey]:
         """Every key, by the digest of its secret, as it was at most so long ago."""
+        before, _ = self._failures
         async with self._turn:
+            failures, error = self._failures
+            if error and failures > before:  # while we waited: the same try for all, for one may take half a minute
+                raise error.with_traceback(None)
             if self._now() - self._known_at > max_age_s:
-                self._known = {key.digest: key for key in await self._ask(self._keys.all)}
+                try:
+                    self._known = {key.digest: key for key in await self._ask(self._keys.all)}
+                except PacktrainError as failure:
+                    self._failures = (failures + 1, failure)
+                    raise
                 self._known_at = self._now()
         return self._known
 

@@ -28,7 +28,7 @@ from packtrain.client.gateway.native_form import as_json, native_body, read_body
 from packtrain.client.gateway.native_owners import Owners, visible
 from packtrain.client.gateway.schema import takes
 from packtrain.client.gateway.streams import EventStream, comment, data
-from packtrain.client.native_wire import BEAT, BEAT_S, Events, EventsBody, JobIdText, is_job_id, write_event
+from packtrain.client.native_wire import BEAT, BEAT_S, EVENT_ID, Events, EventsBody, JobIdText, is_job_id, write_event
 from packtrain.client.openai.faults import fault_of
 from packtrain.client.reading import Cursors
 from packtrain.client.waiting import unsaid_ends
@@ -36,7 +36,7 @@ from packtrain.client.waiting import unsaid_ends
 #: Jobs of one stream whose ids stand in its URL; their places stand behind every event.
 MAX_NAMED = 32
 _END = "-end"
-_PLACE = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(-end)?")
+_PLACE = re.compile(rf"{EVENT_ID}(-end)?")
 _SSE = "text/event-stream"
 
 LastEventId = Annotated[str, Header(alias="Last-Event-ID", description="`id:` of the last event that arrived")]

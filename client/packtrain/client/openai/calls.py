@@ -131,15 +131,16 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
 
 def _embedding(body: EmbeddingBody, user: str | None, lane: str | None, known: Sequence[str]) -> Call:
     fields = _common(body, user, lane, known) | {"kind": "embed", "stream": False} | _given(dimensions=body.dimensions)
-    specs = tuple(parse_spec(fields | prompt) for prompt in _prompts(body.input, "input"))
+    prompts = _prompts(body.input, "input")
+    _check_jobs(len(prompts), 1)
+    specs = tuple(parse_spec(fields | prompt) for prompt in prompts)
     return Call(
         specs, EmbeddingForm(body.encoding_format), idempotency_key=body.idempotency_key, max_wait_s=body.max_wait
     )
 
 
 def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: dict[str, Any], form: Form) -> Call:
-    if (jobs := len(prompts) * body.n) > MAX_JOBS:
-        raise InvalidParameter(f"{len(prompts)} prompts with n = {body.n} are {jobs} jobs; send at most {MAX_JOBS}")
+    _check_jobs(len(prompts), body.n)
     seed = params.get("seed")
     # Of one choice the seed is as the client gave it, or the job's own; several need different ones.
     seeds: Sequence[int | None] = [seed]
@@ -147,10 +148,18 @@ def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: 
         seeds = choice_seeds(body.n, _seed_of(body.idempotency_key) if seed is None else seed)
     adapters = dict.fromkeys(body.adapters) if isinstance(body.adapters, list) else body.adapters
     every = {"stream": body.stream} | _given(adapters=adapters)
-    specs = tuple(
-        parse_spec({**fields, **every, "params": {**params, "seed": seed}}) for fields in prompts for seed in seeds
-    )
-    return Call(specs, form, body.stream, body.stream_options, body.idempotency_key, body.max_wait)
+    specs: list[JobSpec] = []
+    for fields in prompts:
+        spec = parse_spec({**fields, **every, "params": {**params, "seed": seeds[0]}})
+        # Checked once: of a long chat with many choices each check takes a tenth of a second, in the gateway's loop.
+        others = (spec.params.model_copy(update={"seed": seed}) for seed in seeds[1:])
+        specs += (spec, *(spec.model_copy(update={"params": other}) for other in others))
+    return Call(tuple(specs), form, body.stream, body.stream_options, body.idempotency_key, body.max_wait)
+
+
+def _check_jobs(prompts: int, n: int) -> None:
+    if (jobs := prompts * n) > MAX_JOBS:
+        raise InvalidParameter(f"{prompts} prompts with n = {n} are {jobs} jobs; send at most {MAX_JOBS}")
 
 
 def _seed_of(idempotency_key: str | None) -> int | None:

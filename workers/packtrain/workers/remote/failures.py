@@ -86,7 +86,7 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     except ValueError:
         try:
             at = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # of a year that no clock shows
             return None
         seconds = ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None
@@ -104,7 +104,7 @@ def next_wait_s(failed: Refusal, tries: int, tried_s: float, bound_s: float, cha
     if not failed.is_temporary:
         return None
     wait_s = failed.retry_after_s
-    if wait_s is None:
+    if not wait_s:  # 0, or a time that is past by our clock, would have it asked as fast as it refuses
         wait_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** min(tries - 1, 10)) * (1 - chance / 2)
     return wait_s if tried_s + wait_s <= bound_s else None
 
