@@ -52,7 +52,7 @@ def serve(
             print_json({"url": url, "openai_base_url": f"{url}/v1"})
         else:
             Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"Serving OpenAI's API at {url}/v1; what there is: {url}/docs. Ctrl-C stops."
+                f"Serving OpenAI's API at {url}/v1, the fleet page at {url}; what there is: {url}/docs. Ctrl-C stops."
             )
 
     run(gateway, settings.broker_url(), files=settings.files_folder, drain_s=settings.drain_s, ready=ready)

@@ -15,14 +15,13 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
-from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, PacktrainError
+from packtrain.broker.errors import InvalidParameter, PacktrainError
 from packtrain.broker.history import Series
 from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.batches_store import Batch, BatchStore
@@ -30,6 +29,7 @@ from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.native_form import native_body, written
 from packtrain.client.gateway.page_facts import BatchFacts, Facts
+from packtrain.client.gateway.page_shared import Shared
 from packtrain.client.gateway.page_watch import SPANS, Watch
 from packtrain.client.gateway.streams import EventStream, data
 from packtrain.client.native_wire import PREFIX
@@ -37,50 +37,12 @@ from packtrain.client.openai.faults import fault_of
 
 #: From one snapshot of a stream to the next, seconds.
 EVERY_S = 1.0
-#: A look that takes long is taken less often: it may have this part of the time of one core.
-SHARE = 0.25
 #: Curves are read anew after a third of what one of their points stands for, seconds, and after a minute at most.
 MAX_CURVE_AGE_S = 60.0
 #: Jobs that one caller is shown.
 MAX_JOBS = 100
 #: Batches that are shown.
 MAX_BATCHES = 12
-
-T = TypeVar("T")
-
-
-class Shared(Generic[T]):
-    """What a blocking look has found, for all who ask within a while; one of them looks.
-
-    Args:
-        url: Of the broker, without its password, for errors.
-    """
-
-    def __init__(self, look: Callable[[], T], fresh_s: float, url: str) -> None:
-        self._look = look
-        self._fresh_s = fresh_s
-        self._url = url
-        self._turn = asyncio.Lock()
-        self._found: T | None = None
-        self._found_at = float("-inf")
-        self._took_s = 0.0
-
-    async def get(self) -> T:
-        """It, as it was at most `fresh_s` ago, or as `SHARE` allows.
-
-        Raises:
-            BrokerUnavailable
-        """
-        async with self._turn:
-            begun = time.monotonic()
-            if self._found is None or begun - self._found_at > max(self._fresh_s, self._took_s / SHARE):
-                try:
-                    self._found = await asyncio.to_thread(self._look)
-                except RedisError as error:
-                    raise BrokerUnavailable(url=self._url, reason=str(error) or type(error).__name__) from error
-                self._found_at = time.monotonic()
-                self._took_s = self._found_at - begun
-            return self._found
 
 
 def add_feed(app: FastAPI, door: Door, watch: Watch) -> None:

@@ -16,6 +16,8 @@ import { html } from "./ui.js";
 const THEMES = ["light dark", "light", "dark"];
 const THEME_WORDS = { "light dark": "auto", light: "light", dark: "dark" };
 
+/** A snapshot comes each second; a busy fleet may take two. */
+const QUIET_S = 4;
 const PARTS = ["nodes", "instances", "models", "playground", "events", "jobs"];
 
 function App() {
@@ -24,10 +26,11 @@ function App() {
   const [notice, setNotice] = useState(null);
   const [session, setSession] = useState(0);
   const [theme, setTheme, isDark] = useTheme();
+  const [silentS, heard] = useSilence();
 
   useEffect(() => follow(
-    (found) => { setFacts(found); setTrouble(null); },
-    (error) => { setTrouble(error); if (error.needsKey) setFacts(null); },
+    (found) => { setFacts(found); setTrouble(null); heard(); },
+    (error) => { setTrouble(error); heard(); if (error.needsKey) setFacts(null); },
   ), [session]);
 
   /** Do something to the fleet, and say so, or why not. */
@@ -47,7 +50,7 @@ function App() {
 
   const enter = (text) => { setKey(text); setFacts(null); setTrouble(null); setSession(session + 1); };
   return html`
-    <${Head} facts=${facts} trouble=${trouble} theme=${theme} setTheme=${setTheme} forget=${() => enter("")} />
+    <${Head} facts=${facts} trouble=${trouble} silentS=${silentS} theme=${theme} setTheme=${setTheme} forget=${() => enter("")} />
     ${trouble?.needsKey ? html`<${AskKey} why=${trouble.message} enter=${enter} />` : ""}
     ${facts ? html`<${Fleet} facts=${facts} run=${run} isDark=${isDark} />` : ""}
     ${!facts && !trouble ? html`<p class="hello">Looking at the fleet …</p>` : ""}
@@ -67,7 +70,7 @@ function Fleet({ facts, run, isDark }) {
   </main>`;
 }
 
-function Head({ facts, trouble, theme, setTheme, forget }) {
+function Head({ facts, trouble, silentS, theme, setTheme, forget }) {
   const links = Object.entries(facts?.links ?? {}).filter(([, url]) => isReachable(url));
   return html`<header class="top">
     <h1><img src="page/icon.svg" alt="" width="26" height="26" /> Packtrain</h1>
@@ -79,7 +82,7 @@ function Head({ facts, trouble, theme, setTheme, forget }) {
     <span class="signs">
       ${trouble ? html`<span class="pill bad" role="alert">${trouble.needsKey ? "needs a key" : trouble.message}</span>` : ""}
       ${facts && !facts.is_led ? html`<span class="pill bad">no coordinator leads</span>` : ""}
-      ${facts && !trouble ? html`<span class="pill good">live</span>` : ""}
+      ${facts && !trouble ? html`<span class=${silentS ? "pill bad" : "pill good"}>${silentS ? `no news for ${silentS} s` : "live"}</span>` : ""}
       <button type="button" class="small" onClick=${() => setTheme(THEMES[(THEMES.indexOf(theme) + 1) % 3])} aria-label=${`Theme: ${THEME_WORDS[theme]}; change`}>${THEME_WORDS[theme]}</button>
       ${key() ? html`<button type="button" class="small" onClick=${forget}>forget key</button>` : ""}
     </span>
@@ -117,6 +120,20 @@ function AskKey({ why, enter }) {
     <div class="field"><input id="api-key" ref=${field} type="password" autocomplete="off" spellcheck=${false} value=${text} onInput=${(event) => setText(event.target.value)} /><button type="submit" class="main">Enter</button></div>
     <p class="quiet">It stays in this tab, and is forgotten when you close it.</p>
   </form>`;
+}
+
+/** Seconds without a word of the gateway, 0 while it talks; and what to call whenever it does. */
+function useSilence() {
+  const last = useRef(performance.now());
+  const [seconds, setSeconds] = useState(0);
+  useEffect(() => {
+    const timer = setInterval(() => {
+      const silent = Math.floor((performance.now() - last.current) / 1000);
+      setSeconds(silent > QUIET_S ? silent : 0);
+    }, 1000);
+    return () => clearInterval(timer);
+  }, []);
+  return [seconds, useCallback(() => { last.current = performance.now(); setSeconds(0); }, [])];
 }
 
 function useTheme() {
