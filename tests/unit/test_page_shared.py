@@ -10,7 +10,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from packtrain.broker.errors import BrokerUnavailable
-from packtrain.client.gateway.page_shared import SHARE, Shared
+from packtrain.client.gateway.page_shared import MAX_AGE_S, SHARE, Shared
 
 pytestmark = pytest.mark.unit
 
@@ -48,12 +48,25 @@ def test_it_is_looked_anew_when_it_is_old_and_later_where_a_look_takes_long() ->
     async def ask() -> list[int]:
         shared = Shared(clock.look, 1.0, URL, now=clock)
         found = [await shared.get()]
-        for step_s, look_s in ((0.9, 0.0), (0.2, 2.0), (2.0 / SHARE - 0.1, 0.0), (0.2, 0.0)):
+        for step_s, look_s in ((0.9, 0.0), (0.2, 1.0), (1.0 / SHARE - 0.1, 0.0), (0.2, 0.0)):
             clock.now, clock.look_s = clock.now + step_s, look_s
             found.append(await shared.get())
         return found
 
     assert asyncio.run(ask()) == [1, 1, 2, 2, 3]
+
+
+def test_what_a_broker_that_was_away_answers_at_last_is_not_shown_for_long() -> None:
+    clock = Clock()
+    clock.look_s = 60.0
+
+    async def ask() -> list[int]:
+        shared = Shared(clock.look, 1.0, URL, now=clock)
+        found = [await shared.get()]
+        clock.now += MAX_AGE_S + 0.1
+        return [*found, await shared.get()]
+
+    assert asyncio.run(ask()) == [1, 2]
 
 
 def test_a_broker_that_does_not_answer_is_told_soon_and_holds_one_thread() -> None:

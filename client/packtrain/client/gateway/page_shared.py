@@ -17,6 +17,8 @@ from packtrain.broker.errors import BrokerUnavailable
 
 #: A look that takes long is taken less often: it may have this part of the time of one core.
 SHARE: Final = 0.25
+#: But it is not shown for longer than this for that, seconds: it may have taken long because the broker was away.
+MAX_AGE_S: Final = 5.0
 #: Nobody waits longer for a look, seconds.
 PATIENCE_S: Final = 3.0
 
@@ -74,5 +76,6 @@ class Shared(Generic[T]):
         finally:
             self._looking = None
         ended = self._now()
-        self._found, self._until = found, ended + max(self._fresh_s, (ended - begun) / SHARE)
+        rest_s = min(MAX_AGE_S, (ended - begun) / SHARE)
+        self._found, self._until = found, ended + max(self._fresh_s, rest_s)
         return found
