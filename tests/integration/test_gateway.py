@@ -8,6 +8,7 @@ import signal
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from packtrain.broker.messages import JobStatus
 from packtrain.broker.states import JobState
 from tests.support.fleets import Fleet, eventually, scripted_fleet
 from tests.support.gateways import Gateway, Sent, gateway
@@ -448,6 +450,27 @@ def test_a_gateway_that_is_told_to_stop_finishes_its_streams(door: Door, tmp_pat
     assert rest[-1].data == "[DONE]"
     assert leaving.process.returncode in (0, -signal.SIGTERM)  # uvicorn ends by the signal it was told by
     assert "Traceback" not in leaving.log.read_text()
+
+
+def test_a_gateway_that_ends_before_its_requests_cancels_their_jobs_and_says_so(door: Door, tmp_path: Path) -> None:
+    body = chat("x" * 400, "slow", n=3)
+    with gateway(door.fleet.url, tmp_path, PACKTRAIN_DRAIN_S="1") as leaving, ThreadPoolExecutor(4) as callers:
+        asked = [callers.submit(leaving.post, CHAT, body) for _ in range(4)]
+        eventually(lambda: all(map(is_open, door.fleet.client.jobs(12))), "all jobs wait or run")
+        jobs = door.fleet.client.jobs(12)
+        leaving.process.terminate()
+        answers = [each.result() for each in asked]
+        leaving.process.wait(10)
+
+    for answer in answers:
+        assert fault(answer, 503)["code"] == "gateway_ends"
+        assert answer.headers["retry-after"]
+    eventually(lambda: {door.state(job.id) for job in jobs} == {JobState.CANCELLED}, "all jobs are cancelled")
+    assert "Traceback" not in leaving.log.read_text()
+
+
+def is_open(job: JobStatus) -> bool:
+    return job.model == "slow" and not job.state.is_terminal
 
 
 def test_nothing_unexpected_was_logged(door: Door) -> None:

@@ -160,8 +160,7 @@ class ApiKeys:
 def admit(key: ApiKey, request: str, tokens: int) -> Call[Charge | Short]:
     """The call of `ApiKeys.admit`."""
     # One that is taken to cost more than the limit may run alone: else it could never. None is taken to cost nothing:
-    # it would be let in when all is used up, and a charge of 0 is that of a key without a limit, to which nothing is
-    # added.
+    # a charge of 0 is that of a key without a limit, to which nothing is added.
     tokens = min(max(1, tokens), key.tokens_per_minute or 0)
 
     def parse(reply: Any) -> Charge | Short:

@@ -32,6 +32,8 @@ logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ 
 
 #: Connections that wait to be accepted. Every SSE client of a burst is one.
 BACKLOG = 2048
+#: How long requests that did not end in time may take to cancel their jobs, seconds.
+LEAVE_S = 5.0
 
 
 def run(
@@ -103,6 +105,9 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._door.is_ending.set()
         await super().shutdown(sockets)
+        # What was still under way has been cancelled and cancels its jobs, over the fleet's client, which closes next.
+        if left := set(self.server_state.tasks):
+            await asyncio.wait(left, timeout=LEAVE_S)
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

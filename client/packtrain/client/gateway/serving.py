@@ -10,6 +10,7 @@ it has given them a key to come back with.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from packtrain.client.gateway.failures import Refused, json_response
 from packtrain.client.gateway.patience import begin_in_time
 from packtrain.client.gateway.streams import EventStream, Gone, unless_gone
 from packtrain.client.openai import Call, Fault, Stamp, fault_of
+from packtrain.client.openai.faults import RETRY_AFTER_S
 from packtrain.client.result import AnswerDelta, Result
 
 
@@ -89,6 +91,11 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
         return json_response(answerer.body(stamp, results), headers=headers)
     except Gone:
         raise Refused(Fault(499, "invalid_request_error", "client_gone", "the client has left")) from None
+    except asyncio.CancelledError:
+        if not door.is_ending.is_set():
+            raise
+        message = "this gateway ends, and the request did not end in time; send it again, to another one or in a moment"
+        raise Refused(Fault(503, "unavailable_error", "gateway_ends", message, retry_after_s=RETRY_AFTER_S)) from None
 
 
 async def _begin(door: Door, request: Request, call: Call) -> Answering:
