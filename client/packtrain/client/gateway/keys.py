@@ -157,6 +157,7 @@ class _Counted(Admission):
     counts = True
 
     def __init__(self, access: KeyAccess, key: ApiKey, charge: Charge) -> None:
+        self.guess = charge.tokens
         self._end = partial(access.end, key, charge)
 
     async def end(self, tokens: int | None) -> None:
