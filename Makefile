@@ -18,7 +18,7 @@ PY = "$(VENV)/bin/python"
 WITH_MODEL = models="$$($(PY) deploy/demo_model.py)" && \
 	export PACKTRAIN_MODELS="$$models$${PACKTRAIN_MODELS:+:$$PACKTRAIN_MODELS}" &&
 # Quick to slow. `tiers` finds tests that no tier would run.
-STEPS = lint type tiers unit contract integration e2e clients
+STEPS = lint type tiers unit contract integration e2e
 TIERS = unit or contract or integration or e2e or clients or faults or chaos
 
 .DEFAULT_GOAL := help
@@ -114,6 +114,7 @@ integration: setup ## Tests with a real broker, real workers, a scripted model
 e2e: setup ## Tests of the whole fleet with the demo model
 	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m e2e $(ARGS)
 
+# Not part of `test`: it installs a gigabyte the first time.
 clients: setup ## openai-python, LangChain and others against a gateway; the first time installs them into the cache
 	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m clients $(ARGS)
 

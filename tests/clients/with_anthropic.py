@@ -8,7 +8,10 @@ from anthropic import Anthropic
 client = Anthropic(base_url="http://127.0.0.1:8080", api_key="none")
 
 message = client.messages.create(
-    model="smollm2", max_tokens=10, temperature=0, messages=[{"role": "user", "content": "Say hi."}]
+    model="smollm2",
+    max_tokens=10,
+    messages=[{"role": "user", "content": "Say hi."}],
+    extra_body={"temperature": 0},  # version 2 of the package has no argument for it
 )
 print(message.content[0].text)
 # --- end of what docs/clients.md shows
@@ -20,7 +23,7 @@ import anthropic
 ASKED = {
     "model": "smollm2",
     "max_tokens": 10,
-    "temperature": 0,
+    "extra_body": {"temperature": 0},
     "messages": [{"role": "user", "content": "Say hi."}],
 }
 text = message.content[0].text
@@ -46,7 +49,7 @@ weather = {
 called = client.messages.create(
     model="smollm2",
     max_tokens=100,
-    temperature=0,
+    extra_body={"temperature": 0},
     messages=[{"role": "user", "content": "How is the weather in Oslo?"}],
     tools=[weather],
     tool_choice={"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
@@ -58,7 +61,7 @@ assert set(use.input) == {"city"}
 
 for wrong, url, kind in (
     ({"model": "nobody"}, "http://127.0.0.1:8080", anthropic.NotFoundError),
-    ({"temperature": 9}, "http://127.0.0.1:8080", anthropic.BadRequestError),
+    ({"extra_body": {"temperature": 9}}, "http://127.0.0.1:8080", anthropic.BadRequestError),
     ({"model": "busy"}, os.environ["FULL_GATEWAY"], anthropic.RateLimitError),
 ):
     try:

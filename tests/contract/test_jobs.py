@@ -525,6 +525,8 @@ class JobStoreContract:
             (3, "!", (4,)),
         ]
         assert events[-1].end is JobState.SUCCEEDED
+        assert (status := store.status(job_id))
+        assert status.tokens == 4
 
     def test_reasoning_and_tool_calls_stand_beside_the_text(self, store: JobStore) -> None:
         job_id, epoch = submit(store), claim(store)[1]
@@ -1010,6 +1012,7 @@ class TestRedisJobs(JobStoreContract):
             keys.out(job_id),
             keys.rate(DETERMINISTIC),
             keys.FAIR_PREFIX + "tiny:i",
+            keys.FIRSTS,  # numbers only
             *models,
         }
         assert redis.zrange(keys.FAIR_PREFIX + "tiny:i", 0, -1) == ["", "default"]  # the clock, and who is ahead of it

@@ -21,7 +21,11 @@ from tests.support.fleets import Fleet, eventually, scripted_fleet
 
 pytestmark = pytest.mark.integration
 
-MODELS: dict[str, dict[str, Any]] = {"m": {"n_slots": 8, "n_ctx": 512}, "slow": {"n_slots": 4, "step_ms": 30}}
+MODELS: dict[str, dict[str, Any]] = {
+    "m": {"n_slots": 8, "n_ctx": 512},
+    "slow": {"n_slots": 4, "step_ms": 30},
+    "huge": {"required_mib": 2**30},
+}
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +190,15 @@ def test_a_check_runs_nothing(fleet: Fleet, tmp_path: Path) -> None:
     assert all(job.user != "checked" for job in fleet.client.jobs(10_000))
 
 
-def test_a_model_that_cannot_load_ends_the_run_with_its_reason_and_keeps_its_rows(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with scripted_fleet(home, {"m": {}, "huge": {"n_slots": 1, "required_mib": 2**30}}) as fleet:
-        source = write_rows(tmp_path / "in.jsonl", list(numbered(20, ["m", "huge"])))
-        done = bulk(fleet, source, "-o", tmp_path / "out.jsonl", "--json")
+def test_a_model_that_cannot_load_ends_the_run_with_its_reason_and_keeps_its_rows(fleet: Fleet, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(numbered(20, ["m", "huge"])))
 
-        end = json.loads(done.stdout.splitlines()[-1])
-        assert (done.returncode, end["completed"], end["failed"], end["left"]) == (1, 10, 0, 10)
-        assert end["blocked"][0]["code"] == "model_too_large"
+    done = bulk(fleet, source, "-o", tmp_path / "out.jsonl", "--json")
+
+    end = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, end["completed"], end["failed"], end["left"]) == (1, 10, 0, 10)
+    assert end["blocked"][0]["code"] == "model_too_large"
+    assert b"'huge' needs" in done.stderr
 
 
 def test_a_table_is_run_by_a_template(fleet: Fleet, tmp_path: Path) -> None:

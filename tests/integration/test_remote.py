@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ KEY = "sk-a-very-secret-key"
 TOOLS = [{"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}]
 
 
-def config(server: OpenAIServer, **more: Any) -> str:
-    """Sections of packtrain.toml."""
+def config(server: OpenAIServer, name: str = "far", **more: Any) -> str:
+    """A section of packtrain.toml."""
     fields = {"url": server.url, "model": "big", "key_env": "BIG_KEY", "concurrency": 2, **more}
-    return "[models.far.remote]\n" + "\n".join(f"{name} = {json.dumps(value)}" for name, value in fields.items()) + "\n"
+    return (
+        f"[models.{name}.remote]\n"
+        + "\n".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
+        + "\n"
+    )
 
 
 def told(job: Job) -> str:
@@ -345,69 +350,76 @@ def test_a_job_that_comes_back_to_its_fleet_is_not_sent_out_again(fleet: Fleet, 
     assert job.status().model == "near"
 
 
-# A key that is wrong, and a server that allows little.
+# Keys that are wrong, and a server that allows little.
 
 
-def test_a_wrong_key_is_a_fault_of_the_model_that_everybody_sees(tmp_path: Path) -> None:
-    with openai_server(key=KEY) as server:
-        tmp_path.joinpath("packtrain.toml").write_text(config(server))
-        with scripted_fleet(tmp_path, {}, BIG_KEY="sk-wrong") as fleet:
-            with pytest.raises(
-                ModelLoadFailed, match=r"could not answer \(401\): .*valid key for it into BIG_KEY"
-            ) as caught:
-                fleet.client.generate("far", "hello", timeout=60)
-            assert "sk-wrong" not in str(caught.value)
-            (node,) = fleet.client.nodes()
-            failed = [i for i in fleet.client.instances() if i.state is InstanceState.FAILED]
-            journal = CliRunner().invoke(app, ["journal"], env={"PACKTRAIN_URL": fleet.url}).output
+@dataclass(frozen=True)
+class Odd:
+    """A fleet with models that something is the matter with."""
 
-            assert not node.quarantine
-            assert failed
-            assert all("401" in instance.reason for instance in failed)
-            assert "401" in journal
-            assert not server.seen
+    fleet: Fleet
+    server: OpenAIServer  # asks for a key
 
 
-def test_a_key_that_is_taken_back_ends_the_instance_with_the_reason(tmp_path: Path) -> None:
-    with openai_server(key=KEY) as server:
-        tmp_path.joinpath("packtrain.toml").write_text(config(server))
-        with scripted_fleet(tmp_path, {}, BIG_KEY=KEY) as fleet:
-            assert fleet.client.generate("far", "good").text == "doog"
-            instance = fleet.instance("far").instance
-            server.key = "another"
-            with pytest.raises(RemoteFailed, match="401"):
-                fleet.client.generate("far", "bad", timeout=20)
-
-            def ended() -> str:
-                return next(
-                    (i.reason for i in fleet.client.instances() if i.instance == instance and i.state.is_terminal), ""
-                )
-
-            assert "401" in eventually(ended, "the instance to give up", 10)
-            server.key = KEY
-            assert fleet.client.generate("far", "good", timeout=30).text == "doog"
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Odd]:
+    home = tmp_path_factory.mktemp("odd")
+    with openai_server(key=KEY) as server, openai_server() as few:
+        home.joinpath("packtrain.toml").write_text(
+            config(server, "wrong", key_env="WRONG_KEY")
+            + config(server, "revoked")
+            + config(server, "missing", key_env="MISSING_KEY")
+            + config(few, "few", key_env="", concurrency=4, requests_per_minute=3)
+        )
+        with scripted_fleet(home, {}, BIG_KEY=KEY, WRONG_KEY="sk-wrong") as running:
+            yield Odd(running, server)
 
 
-def test_a_minute_has_no_more_requests_than_allowed(tmp_path: Path) -> None:
-    with openai_server() as server:
-        tmp_path.joinpath("packtrain.toml").write_text(config(server, key_env="", concurrency=4, requests_per_minute=3))
-        with scripted_fleet(tmp_path, {}) as fleet:
-            jobs = [fleet.client.submit("far", f"n{i}") for i in range(6)]
-            for job in jobs[:3]:
-                job.result(timeout=20)
-            time.sleep(1)
+def test_a_wrong_key_is_a_fault_of_the_model_that_everybody_sees(odd: Odd) -> None:
+    fleet = odd.fleet
+    with pytest.raises(ModelLoadFailed, match=r"\(401\): .*valid key for it into WRONG_KEY") as caught:
+        fleet.client.generate("wrong", "hello", timeout=60)
+    assert "sk-wrong" not in str(caught.value)
+    (node,) = fleet.client.nodes()
+    failed = [i for i in fleet.client.instances() if i.model == "wrong"]
+    journal = CliRunner().invoke(app, ["journal"], env={"PACKTRAIN_URL": fleet.url}).output
 
-            assert len(server.seen) == 3
-            assert "authorization" not in server.seen[0].headers
-            # The others wait in the queue and not in a slot.
-            assert [job.status().state for job in jobs[3:]] == [JobState.QUEUED] * 3
+    assert not node.quarantine
+    assert failed
+    assert all(i.state is InstanceState.FAILED and "401" in i.reason for i in failed)
+    assert "401" in journal
+    assert not odd.server.seen
 
 
-def test_a_node_without_the_key_says_so_and_offers_the_rest(tmp_path: Path) -> None:
-    with openai_server(key=KEY) as server:
-        tmp_path.joinpath("packtrain.toml").write_text(config(server))
-        with scripted_fleet(tmp_path, {"near": {}}) as fleet:
-            (node,) = eventually(fleet.client.nodes, "the node")
-            assert [fault.file for fault in node.faults] == ["[models.far.remote]"]
-            assert "BIG_KEY" in node.faults[0].reason
-            assert node.models == ("near",)
+def test_a_key_that_is_taken_back_ends_the_instance_with_the_reason(odd: Odd) -> None:
+    client = odd.fleet.client
+    assert client.generate("revoked", "good", timeout=30).text == "doog"
+    instance = odd.fleet.instance("revoked").instance
+    odd.server.key = "another"
+    with pytest.raises(RemoteFailed, match="401"):
+        client.generate("revoked", "bad", timeout=20)
+
+    def ended() -> str:
+        ours = (i for i in client.instances() if i.instance == instance)
+        return next((i.reason for i in ours if i.state.is_terminal), "")
+
+    assert "401" in eventually(ended, "the instance to give up", 10)
+    odd.server.key = KEY
+    assert client.generate("revoked", "good", timeout=30).text == "doog"
+
+
+def test_a_minute_has_no_more_requests_than_allowed(odd: Odd) -> None:
+    jobs = [odd.fleet.client.submit("few", f"n{i}") for i in range(6)]
+    for job in jobs[:3]:
+        job.result(timeout=30)
+    time.sleep(1)
+
+    # The others wait in the queue and not in a slot.
+    assert [job.status().state for job in jobs] == [JobState.SUCCEEDED] * 3 + [JobState.QUEUED] * 3
+
+
+def test_a_node_without_the_key_says_so_and_offers_the_rest(odd: Odd) -> None:
+    (node,) = odd.fleet.client.nodes()
+    assert [fault.file for fault in node.faults] == ["[models.missing.remote]"]
+    assert "MISSING_KEY" in node.faults[0].reason
+    assert set(node.models) == {"wrong", "revoked", "few"}

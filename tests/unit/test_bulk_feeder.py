@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from packtrain.broker.chunks import Event
-from packtrain.broker.errors import BrokerUnavailable, JobFailed, ModelLoadFailed, QueueFull, TryLater
+from packtrain.broker.errors import BrokerUnavailable, JobFailed, ModelLoadFailed, QueueFull, SetupError, TryLater
 from packtrain.broker.ids import JobId
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.messages import JobSpec, JobStatus, Outcome, Usage
 from packtrain.broker.states import JobState
+from packtrain.client.bulk import BulkOptions, BulkRun
 from packtrain.client.bulk.feeder import Feeder
 from packtrain.client.bulk.flights import MOST_TRIES
 from packtrain.client.bulk.intake import take_in
@@ -92,7 +93,7 @@ class Run:
         self.ledger = Ledger(folder / "ledger.sqlite")
         self.found = take_in(str(self.source), self.ledger, Manner(), {MODEL: MODEL})
         self.clock = FakeClock()
-        self.seen: list[int] = []
+        self.reasons: set[str] = set()  # why it waits, as it was told
         self.blocked: list[Any] = []
 
     def feed(self, play: Callable[[Feeder], None] | None = None) -> Tally:
@@ -110,7 +111,7 @@ class Run:
 
         feeder = Feeder(
             self.fleet, self.ledger, rows, answers, errors, run_id="run", manner=Manner(), tally=tally,
-            report=lambda now: self.seen.append(now.in_flight), clock=lambda: self.clock.now_ms / 1000, sleep=sleep,
+            report=lambda now: self.reasons.add(now.waits_for), clock=lambda: self.clock.now_ms / 1000, sleep=sleep,
         )  # fmt: skip
         try:
             self.blocked = feeder.run()
@@ -301,3 +302,40 @@ def test_lines_that_are_no_rows_fail_by_themselves_when_they_are_not_refused(tmp
     assert {name: error["code"] for name, error in run.failures.items()} == {
         None: "invalid_json_line", "row-2": "model_not_found", "row-3": "streaming_unsupported",
     }  # fmt: skip
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_costs_nothing(tmp_path: Path, fleet: Fleet) -> None:
+    class Quick(Fleet):
+        def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
+            submitted = super().submit(job_id, spec)
+            self.play()
+            return submitted
+
+    quick = Quick()
+    out = tmp_path / "out.jsonl"
+    out.symlink_to("/dev/full")
+    options = BulkOptions(source=str(write_rows(tmp_path / "in.jsonl", rows(5))), out=out)
+    with BulkRun(quick, options) as bulk:
+        bulk.prepare()
+        with pytest.raises(SetupError, match="No space left"):
+            bulk.run()
+    out.unlink()  # there is room again
+
+    with BulkRun(quick, options) as bulk:
+        bulk.prepare()
+        assert bulk.run().completed == 5
+    assert len(read_rows(out)) == len(quick.answered) == 5
+
+
+def test_a_run_in_which_nothing_ends_says_why(tmp_path: Path, fleet: Fleet) -> None:
+    run = Run(tmp_path, rows(3), fleet)
+    begin_ms = run.clock.now_ms
+
+    def play(_: Feeder) -> None:
+        if run.clock.now_ms - begin_ms > 20_000:
+            fleet.play()
+
+    run.feed(play)
+
+    (reason,) = run.reasons - {""}
+    assert reason.startswith(f"{MODEL}: {MODEL} is not loaded, and no coordinator has planned lately")

@@ -237,6 +237,7 @@ def test_a_server_that_asks_for_peace_gets_it_from_all(remote: Engine) -> None:
     remote.ends.get(timeout=PATIENCE_S)
 
     assert 14 < remote.turns.take() <= 15
+    assert remote.engine.stats.slots_used == OPTIONS.concurrency  # nobody shall count on a free one
 
 
 def test_a_key_that_is_refused_is_told_once(remote: Engine) -> None:

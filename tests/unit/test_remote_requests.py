@@ -300,19 +300,28 @@ def test_no_window_has_more_turns_than_allowed() -> None:
     assert all(later - first >= WINDOW_S - 1e-6 for first, later in zip(taken, taken[3:], strict=False))
 
 
-def test_a_turn_given_back_is_free_again_and_a_pause_holds_all() -> None:
-    clock = Clock()
-    turns = Turns(1, clock)
-    assert turns.take() == 0
-    assert turns.take() == WINDOW_S
+def test_a_turn_given_back_is_free_again() -> None:
+    turns = Turns(1, Clock())
+    assert [turns.take(), turns.take()] == [0, WINDOW_S]
+    assert not turns.has_free()
     turns.give_back()
+    assert turns.has_free()
     assert turns.take() == 0
 
-    free = Turns(None, clock)
-    free.pause(5)
-    assert free.take() == 5
+
+def test_a_pause_holds_all_turns_for_a_while() -> None:
+    clock = Clock()
+    turns = Turns(None, clock)
+    turns.pause(5)
+    assert [turns.take(), turns.has_free()] == [5, False]
     clock.now = 5
-    assert free.take() == 0
-    assert free.wait()
-    free.close()
-    assert not free.wait()
+
+    assert [turns.take(), turns.has_free()] == [0, True]
+
+
+def test_nobody_waits_for_a_turn_once_they_are_closed() -> None:
+    turns = Turns(None, Clock())
+    was_open = turns.wait()
+    turns.close()
+
+    assert [was_open, turns.wait()] == [True, False]

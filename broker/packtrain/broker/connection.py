@@ -26,7 +26,7 @@ SOCKET_TIMEOUT_S = 5.0
 BLOCK_MS = 2_000
 #: Tries per command after the first, 0.05 to 1 s apart: a restart of Redis takes 1 to 2 s.
 RETRIES = 6
-#: Of one client. Each waiting thread or task holds one; redis-py 8 would refuse the 101st ("Too many connections").
+#: Of one client. Each waiting thread holds one; redis-py 8 would refuse the 101st ("Too many connections").
 #: As many as a Redis server takes by default.
 MAX_CONNECTIONS = 10_000
 

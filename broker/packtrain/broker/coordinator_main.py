@@ -20,6 +20,7 @@ from packtrain.broker.connection import connect, masked
 from packtrain.broker.coordinator import Coordinator
 from packtrain.broker.election import Election
 from packtrain.broker.errors import PacktrainError
+from packtrain.broker.history_store import Recorder
 from packtrain.broker.ids import Route
 from packtrain.broker.journal import RedisJournal
 from packtrain.broker.redis_jobs import RedisJobs
@@ -54,6 +55,7 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
     )
     logger.info("Coordinator %s stands for election at %s", me, masked(url), extra={"event": "coordinator.start"})
 
+    recorder = Recorder(redis)
     grace = _ReapGrace(settings.lease_ms / 1000)
     led: int | None = None
     while not _wait(stop, TICK_S):
@@ -65,6 +67,7 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
             led = term
             if term:
                 coordinator.tick(term, reap=grace.is_over(time.monotonic()))
+                recorder.tick()
         except (RedisError, OperationalError) as error:
             logger.warning("Broker is away: %s", error, extra={"event": "broker.away"})
             grace.lost_server()

@@ -376,7 +376,7 @@ def renew(held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> Call[dict[JobI
 
 def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> Call[bool]:
     """Call of finish.lua."""
-    chunk = to_entry(last) if last else ()
+    chunk = (last.next_index, *to_entry(last)) if last else ()
     return Call(
         "finish",
         (keys.job(job_id), keys.out(job_id)),

@@ -30,6 +30,9 @@
 | pt:pull:<id>           | string | 15 s from the last word, 1 h from the end  | `PullStatus` |
 | pt:desired             | hash   | permanent                                  | model id → `Desired` |
 | pt:journal             | stream | 7 d from the last entry, 10,000 of them    | placement decisions: journal.py |
+| pt:history             | stream | 25 h from the last sample, 24 h of them    | samples of the fleet: history.py |
+| pt:faults              | zset   | 7 d from the last fault, 1,000 of them     | instances FAILED or LOST → when |
+| pt:firsts              | stream | 1 h from the last one, some 4,000 of them  | ms until a job's first token |
 | pt:snapshots           | stream | 24 h from the last one, 300 of them        | what the latest were planned from |
 | pt:nodes:wishes        | hash   | permanent                                  | node id → `NodeWish` |
 | pt:invite:<id>         | hash   | as long as it was made for, at most a day  | code, secret, uses and tries left |
@@ -84,6 +87,9 @@ API_KEYS: Final = "pt:apikeys"
 WAITS: Final = "pt:waits"
 JOURNAL: Final = "pt:journal"
 SNAPSHOTS: Final = "pt:snapshots"
+HISTORY: Final = "pt:history"
+FAULTS: Final = "pt:faults"
+FIRSTS: Final = "pt:firsts"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -103,6 +109,10 @@ JOURNAL_TTL_MS: Final = 7 * 24 * 3600 * 1000
 JOURNAL_MAX: Final = 10_000
 SNAPSHOTS_TTL_MS: Final = 24 * 3600 * 1000
 SNAPSHOTS_MAX: Final = 300
+HISTORY_TTL_MS: Final = 25 * 3600 * 1000
+FAULTS_TTL_MS: Final = 7 * 24 * 3600 * 1000
+FIRSTS_TTL_MS: Final = 3600 * 1000
+FIRSTS_MAX: Final = 4_000
 LEADER_TTL_MS: Final = 5_000
 PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000

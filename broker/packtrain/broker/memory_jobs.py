@@ -199,6 +199,7 @@ class MemoryJobs:
                 return False
             if last:
                 self._append(job_id, record, last)
+                record.next_index = last.next_index
             if outcome.state is JobState.SUCCEEDED and record.started_ms is not None:
                 rate = self._rates.get(record.route, Rate())
                 self._rates[record.route] = rate.with_end(record.started_ms, self._now_ms())

@@ -1,4 +1,4 @@
-"""How tasks wait for jobs: waiting.py for asyncio. A wait holds a connection and no thread."""
+"""How tasks wait for jobs: waiting.py for asyncio. A wait holds no thread; over Redis all share a few connections."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if first == stored then
   append(KEYS[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8])
   redis.call('HSET', KEYS[1], 'tokens', ARGV[2])
   if first == 0 then
-    redis.call('HSET', KEYS[1], 'first_token_ms', now_ms())
+    note_first(KEYS[1])
     redis.call('PEXPIRE', KEYS[2], STREAM_TTL_MS)
   end
 end

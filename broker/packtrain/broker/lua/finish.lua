@@ -3,7 +3,8 @@
 -- KEYS[1] job record   hash
 -- KEYS[2] job stream   stream
 -- ARGV[1] job id   ARGV[2] epoch   ARGV[3] state   ARGV[4] outcome (JSON)
--- ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10] the last chunk, as emit.lua has it from ARGV[3] on; absent: none
+-- ARGV[5] index after the last token, as emit.lua has it, and the last chunk; all absent: none
+-- ARGV[6] index, ARGV[7] text, ARGV[8] tokens, ARGV[9] reasoning, ARGV[10] calls, ARGV[11] logprobs
 -- Returns 1 when this epoch ended the job, 0 when the job was lost to it
 -- How fast the route serves, see rates.py.
 local function measure(started)
@@ -24,8 +25,9 @@ if f[1] ~= ARGV[2] then return 0 end
 if f[2] == ARGV[3] then return 1 end
 if f[2] ~= 'RUNNING' then return 0 end
 if ARGV[5] then
-  append(KEYS[2], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
-  redis.call('HSETNX', KEYS[1], 'first_token_ms', now_ms())
+  append(KEYS[2], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11])
+  redis.call('HSET', KEYS[1], 'tokens', ARGV[5])
+  note_first(KEYS[1])
 end
 if ARGV[3] == 'SUCCEEDED' then measure(tonumber(f[3])) end
 settle(ARGV[1], ARGV[3], ARGV[4])

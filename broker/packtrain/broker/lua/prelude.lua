@@ -109,6 +109,14 @@ local function append(out, index, text, tokens, reasoning, calls, logprobs)
   redis.call('XADD', out, '*', unpack(fields))
 end
 
+-- A job has its first token: keep how long it waited for it, see history.py.
+local function note_first(job)
+  local now = now_ms()
+  if redis.call('HSETNX', job, 'first_token_ms', now) == 0 then return end
+  redis.call('XADD', FIRSTS, 'MAXLEN', '~', FIRSTS_MAX, '*', 'ms', now - redis.call('HGET', job, 'submitted_ms'))
+  redis.call('PEXPIRE', FIRSTS, FIRSTS_TTL_MS)
+end
+
 -- Forget which instance runs the job.
 local function unlease(id)
   redis.call('ZREM', LEASES, id)

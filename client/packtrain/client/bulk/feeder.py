@@ -33,6 +33,7 @@ from packtrain.broker.errors import (
 from packtrain.broker.ids import JobId, Route
 from packtrain.broker.messages import ModelInfo
 from packtrain.client.bulk import window
+from packtrain.client.bulk.beats import Beats
 from packtrain.client.bulk.flights import Flight, Group, Verdict, verdict
 from packtrain.client.bulk.ledger import End, Ledger, State, Todo
 from packtrain.client.bulk.output import Journal
@@ -54,6 +55,8 @@ SWEEP_S: Final = 2.0
 SWEEP_JOBS: Final = 64
 #: What is to be cancelled is cancelled again, seconds.
 CANCEL_S: Final = 1.0
+#: When nothing has ended for so long, the fleet is asked why, seconds.
+SILENT_S: Final = 5.0
 #: Between two reads of events: they come in handfuls then, and a read asks for each job in flight.
 PACE_S: Final = 0.02
 REPORT_S: Final = 0.5
@@ -115,7 +118,9 @@ class Feeder:
         self._cursors = Cursors()
         self._ends: list[End] = []
         self._again: list[tuple[int, int, int]] = []
-        self._due = dict.fromkeys(("look", "sweep", "commit", "report"), 0.0)
+        self._beats = Beats(clock, "look", "sweep", "commit", "report")
+        self._ended_s = 0.0  # the latest end
+        self._reason = ""  # why nothing ends
         self._is_stopped = False
         self._is_cancelled = False
 
@@ -129,7 +134,8 @@ class Feeder:
 
     def run(self) -> list[ModelError]:
         """Run until every row is through, or `stop`; why models are blocked, whose rows are not through."""
-        self._tally.start(self._clock())
+        self._ended_s = self._clock()
+        self._tally.start(self._ended_s)
         self._refuse()
         while not self._is_stopped and not self._is_over():
             try:
@@ -137,7 +143,7 @@ class Feeder:
             except BrokerUnavailable as error:
                 self._commit()
                 self._tally.waits_for = f"the broker: {error.data.get('reason', error)}"
-                self._due["sweep"] = 0.0  # it may have forgotten its last second
+                self._beats.make_due("sweep")  # it may have forgotten its last second
                 self._say()
                 self._sleep(RETRY_S)
         self._commit()
@@ -166,11 +172,11 @@ class Feeder:
         return not self._jobs and all(group.is_done or group.blocked for group in self._groups)
 
     def _step(self) -> None:
-        self._tally.waits_for = ""
-        if self._is_due("look", LOOK_S):
+        self._tally.waits_for = self._reason
+        if self._beats.is_due("look", LOOK_S):
             self._fit_windows()
         if self._is_cancelled:
-            if self._is_due("cancel", CANCEL_S):
+            if self._beats.is_due("cancel", CANCEL_S):
                 self._cancel_all()
         else:
             for group in self._groups:
@@ -178,39 +184,32 @@ class Feeder:
                     self._feed(group)
         self._tally.in_flight = len(self._jobs)
         self._settle_all(self._transport.events(self._cursors.after, block_s=self._block_s()))
-        if self._is_due("sweep", SWEEP_S):
+        if self._beats.is_due("sweep", SWEEP_S):
             self._sweep()
-        if len(self._ends) >= COMMIT_ROWS or self._is_due("commit", COMMIT_S):
+        if len(self._ends) >= COMMIT_ROWS or self._beats.is_due("commit", COMMIT_S):
             self._commit()
         self._say()
         self._sleep(PACE_S)
 
     def _say(self) -> None:
-        if self._is_due("report", REPORT_S):
+        if self._beats.is_due("report", REPORT_S):
             self._report(self._tally.look(self._clock()))
-
-    def _is_due(self, what: str, every_s: float) -> bool:
-        now_s = self._clock()
-        if now_s < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now_s + every_s
-        return True
 
     def _block_s(self) -> float:
         if not self._jobs:
             return 0.0
-        return max(0.001, min(self._due.values()) - self._clock())
+        return max(0.001, self._beats.left_s())
 
     # --- into the fleet
 
     def _fit_windows(self) -> None:
-        instances, infos = self._transport.instances(), {info.id: info for info in self._transport.models()}
+        instances = self._transport.instances()
+        infos: Mapping[str, ModelInfo] = {info.id: info for info in self._transport.models()}
         left = [group.route for group in self._groups if group.name and not group.is_done and not group.blocked]
-        known: Mapping[str, ModelInfo] = infos
-        self._active = window.together(left, self._active, self._transport.nodes(), instances, known)
+        self._active = window.together(left, self._active, self._transport.nodes(), instances, infos)
         now_s = self._clock()
         for group in self._groups:
-            group.window = window.window(window.slots_for(group.route, instances, known), group.jobs_per_s(now_s))
+            group.window = window.window(window.slots_for(group.route, instances, infos), group.jobs_per_s(now_s))
 
     def _feed(self, group: Group) -> None:
         now_s = self._clock()
@@ -228,9 +227,9 @@ class Feeder:
             flight, number = group.pending[0]
             try:
                 self._submit(flight, number)
-            except BrokerUnavailable:
-                raise  # it stays pending
             except (TryLater, SetupError) as error:  # a full queue; the memory of the broker; a gateway's limits
+                if isinstance(error, BrokerUnavailable):
+                    raise  # it stays pending
                 group.not_before_s = now_s + float(error.data.get("retry_after_s", _FULL_S))
                 self._tally.waits_for = str(error)
                 return
@@ -303,6 +302,9 @@ class Feeder:
     def _sweep(self) -> None:
         """Look at jobs that said nothing for long: an end may have been lost, or a job with a broker's last second."""
         silent = list(self._jobs)[:SWEEP_JOBS]
+        self._reason = ""
+        if silent and self._clock() - self._ended_s > SILENT_S and (found := self._transport.explain(silent[0])):
+            self._reason = f"{found.model}: {found.reason}"
         for job_id in silent:
             self._jobs[job_id] = self._jobs.pop(job_id)
         self._look_up(silent)
@@ -319,7 +321,8 @@ class Feeder:
                 flight.group.pending.appendleft((flight, number))
             elif status.outcome is not None:
                 self._drop(job_id)
-                flight.group.ends.append(self._clock())
+                self._ended_s = self._clock()
+                flight.group.ends.append(self._ended_s)
                 flight.results[number] = result = result_of(job_id, status.outcome, raise_error=False)
                 if flight.is_whole or result.error:
                     self._settle_row(flight)
@@ -373,7 +376,7 @@ class Feeder:
         flight.group.flights -= 1
         flight.group.size -= flight.todo.size
         if flight.group.is_done:
-            self._due["look"] = 0.0  # there may be room for another model now
+            self._beats.make_due("look")  # there may be room for another model now
 
     def _fail(self, todo: Todo, route: str, line: bytes) -> None:
         self._ends.append(End(todo.line, State.FAILED, self._errors.append(line), len(line)))

@@ -22,7 +22,6 @@ from packtrain.client.bulk.translate import Manner, ask
 MOST_FAULTS: Final = 1000
 #: Rows between two reports.
 _REPORT_ROWS = 5000
-_HASH_BYTES = 1024 * 1024
 
 
 class FileInvalid(InvalidRequest):
@@ -143,12 +142,3 @@ def _entry(
 def _no_model(model: str, models: Mapping[str, str], line: int) -> Fault:
     offered = ", ".join(sorted(models)[:12]) or "none yet"
     return Fault("model_not_found", f"no node offers the model {model!r}; offered: {offered}", line, "body.model")
-
-
-def hash_of(path: str) -> str:
-    """sha256 of a plain file's bytes, as `Intake.sha256` says it."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

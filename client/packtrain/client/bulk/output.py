@@ -49,15 +49,16 @@ class Journal:
 
     def close(self) -> None:
         """Write what is left and close."""
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with file:  # closed even where the disk is full
+                file.flush()
+                os.fsync(file.fileno())
 
     def clear(self) -> None:
         """Remove all lines."""
         self.close()
-        if self.path.exists():
+        if self.size:
             os.truncate(self.path, 0)
         self.size = 0
 

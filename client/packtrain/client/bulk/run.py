@@ -14,25 +14,25 @@ To go on with a run is to start it again: same input, same output, same options.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from packtrain.broker.errors import InvalidParameter, ModelError, PacktrainError, SetupError
+from packtrain.client.bulk.checks import check_free, check_paths, hash_of, hash_of_lines, stamp_of, written
 from packtrain.client.bulk.feeder import Feeder
-from packtrain.client.bulk.intake import MOST_FAULTS, Faults, FileInvalid, Intake, hash_of, take_in
+from packtrain.client.bulk.intake import MOST_FAULTS, Faults, FileInvalid, Intake, take_in
 from packtrain.client.bulk.ledger import End, Ledger, State
 from packtrain.client.bulk.output import Journal, assemble
 from packtrain.client.bulk.progress import Forecast, Snapshot, Tally, forecast
 from packtrain.client.bulk.rows import Defaults, id_hash
-from packtrain.client.bulk.sources import STDIN, is_plain, open_lines
+from packtrain.client.bulk.sources import is_plain
 from packtrain.client.bulk.translate import Manner
 from packtrain.client.transport import Transport
 
@@ -128,7 +128,7 @@ class BulkRun:
         self._meta: dict[str, Any] = {}
         self._stack = ExitStack()
         try:
-            _check_paths(options)
+            check_paths(options.source, options.out, options.errors_file)
             self._lock()
             if options.restart:
                 self._clear()
@@ -169,10 +169,11 @@ class BulkRun:
             try:
                 offered = self._transport.models()
                 models = {info.id: info.alias_of or info.id for info in offered if may is None or info.id in may}
-                meta = self._begin(models, report)
-            except BaseException:  # nothing was begun, and nothing is left
-                self.close()
+                with written(self._options.out):
+                    meta = self._begin(models, report)
+            except BaseException:  # nothing was begun, and nothing is left; removed while it is still ours
                 shutil.rmtree(self._options.folder, ignore_errors=True)
+                self.close()
                 raise
         else:
             self._check_same(meta)
@@ -191,18 +192,15 @@ class BulkRun:
         options = self._options
         answers, errors = self._journal(State.DONE), self._journal(State.FAILED)
         tally = Tally.of(self._ledger.counts())
-        with self._input() as rows:
-            try:
-                self._feeder = self._feed(rows, answers, errors, tally, report)
-                self._pass_on()
-                blocked = self._feeder.run()
-            finally:
-                answers.close()
-                errors.close()
+        with written(options.out), self._input() as rows, closing(answers), closing(errors):
+            self._feeder = self._feed(rows, answers, errors, tally, report)
+            self._pass_on()
+            blocked = self._feeder.run()
         left = tally.total - tally.completed - tally.failed
         if options.ordered and (not left or self._wants == "cancel"):
-            assemble(answers.path, self._ledger.places(State.DONE), options.out)
-            assemble(errors.path, self._ledger.places(State.FAILED), options.errors_file)
+            with written(options.out):
+                assemble(answers.path, self._ledger.places(State.DONE), options.out)
+                assemble(errors.path, self._ledger.places(State.FAILED), options.errors_file)
         return Summary(tally.total, tally.completed, tally.failed, left, tally.in_flight, tuple(blocked))
 
     def stop(self) -> None:
@@ -218,11 +216,8 @@ class BulkRun:
     def fail_rest(self, error: PacktrainError) -> None:
         """Have this be the answer of all rows that are still to do. After `run`."""
         errors = self._journal(State.FAILED)
-        with self._input() as rows:
-            try:
-                self._feed(rows, self._journal(State.DONE), errors, Tally.of(self._ledger.counts())).fail_rest(error)
-            finally:
-                errors.close()
+        with written(self._options.out), self._input() as rows, closing(errors):
+            self._feed(rows, self._journal(State.DONE), errors, Tally.of(self._ledger.counts())).fail_rest(error)
 
     def _pass_on(self) -> None:
         if self._feeder and self._wants:
@@ -293,12 +288,7 @@ class BulkRun:
 
     def _begin(self, models: Mapping[str, str], report: Callable[[int], None]) -> dict[str, Any]:
         options = self._options
-        for path in (options.out, options.errors_file):
-            if path.exists() and path.stat().st_size:
-                raise InvalidParameter(
-                    f"{path} exists and is of no run of ours; choose another output, or --restart to replace it",
-                    field="out",
-                )
+        check_free(options.out, options.errors_file)
         found = take_in(
             options.source, self._ledger, self._manner(0), models, copy_to=None if self._is_plain else self._copy,
             template=options.template, limit=options.limit, report=report,
@@ -310,7 +300,8 @@ class BulkRun:
         created = options.created if options.created is not None else 0 if options.ordered else int(time.time())
         meta = {
             "run_id": secrets.token_hex(16), "created": created, "sha256": found.sha256, "rows": found.rows,
-            "source": options.source, "stamp": _stamp(options.source), "options": options.fixed(), "version": _VERSION,
+            "source": options.source, "stamp": stamp_of(options.source), "options": options.fixed(),
+            "version": _VERSION,
         }  # fmt: skip
         self._ledger.set_meta(meta)
         return meta
@@ -330,10 +321,10 @@ class BulkRun:
                     field=name,
                 )
         source = self._options.source
-        stamp = _stamp(source)
+        stamp = stamp_of(source)
         if stamp and stamp == meta["stamp"]:
             return
-        found = hash_of(source) if self._is_plain else _hash_of_lines(source, self._options.template)
+        found = hash_of(source) if self._is_plain else hash_of_lines(source, self._options.template)
         if found and found != meta["sha256"]:
             raise InvalidParameter(
                 f"{source} has other rows than when {out} was begun; choose another output, or --restart to begin anew",
@@ -356,14 +347,6 @@ class BulkRun:
             journal.close()
 
 
-def _check_paths(options: BulkOptions) -> None:
-    out = options.out
-    if out.is_dir() or out == options.errors_file:
-        raise InvalidParameter(f"{out} cannot take the answers; name a file of its own", field="out")
-    if options.source != STDIN and Path(options.source).exists() and out.exists() and out.samefile(options.source):
-        raise InvalidParameter(f"{out} is the input; name another file for the answers", field="out")
-
-
 def _fatal(found: Intake, options: BulkOptions) -> Faults:
     """Faults that keep a file from being run, by line."""
     parts = [found.fatal]
@@ -371,21 +354,3 @@ def _fatal(found: Intake, options: BulkOptions) -> Faults:
         parts += [found.bad] if options.skip_refused else [found.bad, found.refused]
     kept = sorted((fault for part in parts for fault in part.kept), key=lambda fault: fault.line)
     return Faults(sum(part.count for part in parts), kept[:MOST_FAULTS])
-
-
-def _stamp(source: str) -> list[int] | None:
-    """What tells a file that nobody touched; None: there is no telling."""
-    if source == STDIN:
-        return None
-    stat = os.stat(source)
-    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
-
-
-def _hash_of_lines(source: str, template: str | None) -> str:
-    """sha256 of the lines of a source; empty: there are none, as of a stdin that nobody feeds."""
-    digest, some = hashlib.sha256(), False
-    with open_lines(source, template) as lines:
-        for line in lines:
-            digest.update(line)
-            some = True
-    return digest.hexdigest() if some else ""

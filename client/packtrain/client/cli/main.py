@@ -18,11 +18,13 @@ from packtrain.client.cli import (
     join_commands,
     journal_commands,
     keys_commands,
+    logs_commands,
     model_commands,
     node_commands,
     pull_commands,
     serve_commands,
     simulation_commands,
+    top_commands,
 )
 
 app = typer.Typer(
@@ -49,6 +51,8 @@ job_commands.add_to(app)
 bulk_commands.add_to(app)
 journal_commands.add_to(app)
 simulation_commands.add_to(app)
+top_commands.add_to(app)
+logs_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:

@@ -133,7 +133,8 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
         supervisor.start(Child("coordinator", options.coordinator, env, ready=probe.coordinator_leads))
         if gateway:
             check_reach(gateway.host, has_keys=probe.has_api_keys())
-            supervisor.start(gateway.child(options.gateway, env))
+            links = {"PACKTRAIN_HTTP_FLOWER_URL": flower.url} if flower else {}
+            supervisor.start(gateway.child(options.gateway, {**links, **env}))
         supervisor.start(Child("agent", options.agent, env, ready=probe.agent_beats))
         supervisor.wait_ready(options.ready_timeout_s)
         yield RunningFleet(

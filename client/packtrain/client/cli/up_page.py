@@ -45,6 +45,7 @@ def page(fleet: RunningFleet, *, with_password: bool) -> str:
         ),
     ]
     if fleet.gateway:
+        rows.append(("page", f"{fleet.gateway.url}  (the fleet, live, in a browser; `packtrain top` at a terminal)"))
         rows.append(("HTTP", f"{fleet.gateway.url}/v1  (OpenAI's API; all of it: {fleet.gateway.url}/docs)"))
     if fleet.listen:
         rows.append(("join", f"other machines may, at {fleet.listen}: `packtrain invite` shows them how"))

@@ -7,12 +7,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from packtrain.client.gateway.anthropic_api import add_anthropic
 from packtrain.client.gateway.batches_api import add_batches
 from packtrain.client.gateway.door import Door
-from packtrain.client.gateway.failures import handle_failures
+from packtrain.client.gateway.failures import failure_response, fault_behind, handle_failures
 from packtrain.client.gateway.files_api import add_files
 from packtrain.client.gateway.fleet_view import FleetView
 from packtrain.client.gateway.health import add_health
@@ -20,6 +21,8 @@ from packtrain.client.gateway.metrics import add_metrics
 from packtrain.client.gateway.native_api import add_native
 from packtrain.client.gateway.ollama_api import add_ollama
 from packtrain.client.gateway.openai_api import add_openai
+from packtrain.client.gateway.page_feed import add_feed
+from packtrain.client.gateway.page_files import add_page
 from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
 from packtrain.client.gateway.tokens_api import add_tokens
@@ -37,6 +40,9 @@ def make_app(door: Door) -> FastAPI:
     view = FleetView(door.fleet, door.depths)
     add_health(app, view)
     add_metrics(app, door.metrics, view, door.access)
+    add_page(app)
+    if door.watch:
+        add_feed(app, door, door.watch)
     add_openai(app, door)
     add_responses(app, door)
     add_anthropic(app, door)
@@ -72,7 +78,10 @@ class _Heads:
 
 
 class _RequestIds:
-    """Gives each response an `x-request-id`, which OpenAI's clients show in errors, and Anthropic's as `request-id`."""
+    """Gives each response an `x-request-id`, which OpenAI's clients show in errors, and Anthropic's as `request-id`.
+
+    One to what nobody expected has it, too: Starlette would answer that outside of all middleware.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -84,10 +93,20 @@ class _RequestIds:
         request_id = f"req_{secrets.token_hex(12)}".encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
 
+        has_begun = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             if message["type"] == "http.response.start":
                 ids = [(b"x-request-id", request_id), (b"request-id", request_id)]
                 message = {**message, "headers": [*message.get("headers", []), *ids]}
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if has_begun:
+                raise  # its status is out: only the end of the connection can tell
+            request = Request(scope)
+            await failure_response(request, fault_behind(error, request))(scope, receive, send_with_id)

@@ -37,7 +37,7 @@ def handle_failures(app: FastAPI) -> None:
     async def respond(request: Request, error: Exception) -> Response:
         return failure_response(request, fault_behind(error, request))
 
-    for kind in (PacktrainError, Refused, RequestValidationError, HTTPException, Exception):
+    for kind in (PacktrainError, Refused, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, respond)
 
 

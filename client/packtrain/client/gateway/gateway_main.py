@@ -24,6 +24,7 @@ from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.keys import KeyAccess
+from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.protocol import protocol
 from packtrain.client.gateway.settings import GatewaySettings, check_reach, load_gateway_settings
 
@@ -68,7 +69,10 @@ async def _serve(
         raise unavailable(url, error) from error
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
-        door = Door(fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files=files)
+        door = Door(
+            fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files=files,
+            watch=Watch(redis),
+        )  # fmt: skip
         config = uvicorn.Config(
             make_app(door),
             log_config=None,  # ours: to stderr, from WARNING on

@@ -1,4 +1,4 @@
-"""Ollama's endpoints. Its clients find the gateway at its root, list the models, and ask them by name."""
+"""Ollama's endpoints. Clients find the gateway at its root (page_files.py), list models and ask them by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter, UnknownModel
 from packtrain.broker.messages import ModelInfo
@@ -36,10 +36,6 @@ B = TypeVar("B", bound=GenerationBody)
 def add_ollama(app: FastAPI, door: Door) -> None:
     """Serve Ollama's API."""
     router = APIRouter(prefix="/api", tags=["Ollama"])
-
-    @app.get("/", include_in_schema=False)
-    async def found() -> Response:
-        return PlainTextResponse("Ollama is running")  # what its clients look for; it is Packtrain that answers
 
     @router.get("/version", summary="The version of Ollama's API that is spoken")
     async def ollama_version() -> Response:

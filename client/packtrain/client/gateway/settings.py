@@ -41,6 +41,9 @@ class GatewaySettings(BaseSettings):
         None, gt=0, description="requests that would begin later get a 503 instead, seconds; unset: they wait"
     )
 
+    flower_url: str = Field("", pattern=r"^(https?://\S+)?$", description="where browsers find Flower, for a link")
+    grafana_url: str = Field("", pattern=r"^(https?://\S+)?$", description="where browsers find Grafana, for a link")
+
     @property
     def is_loopback(self) -> bool:
         """True when only this machine reaches it."""

@@ -164,12 +164,14 @@ class RemoteEngine:
 
     @property
     def stats(self) -> EngineStats:
+        # Slots without a turn serve nobody: so they count as taken, for whoever looks for a free one.
+        used = len(self._running) if self._turns.has_free() else self._options.concurrency
         return EngineStats(
             steps=self._requests,
             tokens_out=self._pieces,
             tokens_reused=0,
             batch_peak=self._peak,
-            slots_used=len(self._running),
+            slots_used=used,
             waiting=0,
             beat=self._beat,
         )

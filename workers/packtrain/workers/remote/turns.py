@@ -36,6 +36,11 @@ class Turns:
         with self._changed:
             return self._take()
 
+    def has_free(self) -> bool:
+        """Whether there is one now."""
+        with self._changed:
+            return not self._wait_s()
+
     def wait(self) -> bool:
         """Take a turn, and block until there is one; False: none, it was closed."""
         with self._changed:
@@ -65,6 +70,12 @@ class Turns:
             self._changed.notify_all()
 
     def _take(self) -> float:
+        wait_s = self._wait_s()
+        if not wait_s and self._per_minute is not None:
+            self._taken.append(self._clock())
+        return wait_s
+
+    def _wait_s(self) -> float:
         now = self._clock()
         if now < self._paused_until:
             return self._paused_until - now
@@ -72,7 +83,4 @@ class Turns:
             return 0.0
         while self._taken and self._taken[0] <= now - WINDOW_S:
             self._taken.popleft()
-        if len(self._taken) < self._per_minute:
-            self._taken.append(now)
-            return 0.0
-        return self._taken[0] + WINDOW_S - now
+        return 0.0 if len(self._taken) < self._per_minute else self._taken[0] + WINDOW_S - now
