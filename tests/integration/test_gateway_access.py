@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,6 +102,13 @@ def test_nobody_gets_in_without_a_key_and_anybody_may_ask_how_it_is(keyed: Keyed
     assert error_of(keyed.door.http.get("/v1/models", headers={"Authorization": "Basic YTpi"}), 401)
     assert keyed.door.http.get("/v1/models", headers={"x-api-key": keyed.secrets["anna"]}).status_code == 200
     assert [keyed.door.http.get(path).status_code for path in ("/health", "/livez", "/readyz")] == [200, 200, 200]
+
+
+def test_a_key_is_told_of_no_model_that_it_may_not_use(keyed: Keyed) -> None:
+    for model in ("m1", "none", "GPT 4"):
+        error = error_of(keyed.post("narrow", {"model": model, "prompt": "hello"}), 404)
+        assert "m2" in error["message"]
+        assert not {"slow", "wordy", "large"} & set(re.findall(r"\w+", error["message"]))
 
 
 def test_who_reads_nearly_all_of_an_answer_and_leaves_pays_for_it(keyed: Keyed) -> None:
