@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from packtrain.broker.api_keys import ApiKeys
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.keys import api_spent
 from packtrain.broker.server import BrokerServer
 from packtrain.client.cli.main import app
 from packtrain.client.gateway.keys import FRESH_S
@@ -52,6 +54,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "single": {"concurrent": 1},
     "thrifty": {"tokens_per_minute": 60},
     "careful": {"concurrent": 1, "tokens_per_minute": 600},
+    "hasty": {"tokens_per_minute": 5000},
     "past": {},
     "root": {"is_admin": True},
 }
@@ -60,9 +63,10 @@ LIMITS: dict[str, dict[str, Any]] = {
 class Keyed:
     """A gateway before a fleet that has keys, those of `LIMITS`."""
 
-    def __init__(self, fleet: Fleet, door: Gateway, api_keys: ApiKeys, secrets: dict[str, str]) -> None:
+    def __init__(self, fleet: Fleet, door: Gateway, redis: Redis, api_keys: ApiKeys, secrets: dict[str, str]) -> None:
         self.fleet = fleet
         self.door = door
+        self.redis = redis
         self.api_keys = api_keys
         self.secrets = secrets
 
@@ -80,13 +84,14 @@ class Keyed:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     script = {"n_slots": 4, "n_ctx": 512, "step_ms": 2}
     slow = {"n_slots": 1, "n_ctx": 4096, "step_ms": 20}
-    models = {"m1": script, "m2": script, "slow": slow, "large": {"required_mib": 900}}
+    wordy = {**slow, "step_ms": 1}
+    models = {"m1": script, "m2": script, "slow": slow, "wordy": wordy, "large": {"required_mib": 900}}
     with scripted_fleet(tmp_path_factory.mktemp("home"), models) as fleet:
         redis = connect(fleet.url, name="test")
         api_keys = ApiKeys(redis)
         secrets = {name: api_keys.create(name, **limits)[1] for name, limits in LIMITS.items()}
         with gateway(fleet.url, tmp_path_factory.mktemp("gateway")) as door:
-            yield Keyed(fleet, door, api_keys, secrets)
+            yield Keyed(fleet, door, redis, api_keys, secrets)
         redis.close()
 
 
@@ -97,6 +102,23 @@ def test_nobody_gets_in_without_a_key_and_anybody_may_ask_how_it_is(keyed: Keyed
     assert error_of(keyed.door.http.get("/v1/models", headers={"Authorization": "Basic YTpi"}), 401)
     assert keyed.door.http.get("/v1/models", headers={"x-api-key": keyed.secrets["anna"]}).status_code == 200
     assert [keyed.door.http.get(path).status_code for path in ("/health", "/livez", "/readyz")] == [200, 200, 200]
+
+
+def test_a_key_is_told_of_no_model_that_it_may_not_use(keyed: Keyed) -> None:
+    for model in ("m1", "none", "GPT 4"):
+        error = error_of(keyed.post("narrow", {"model": model, "prompt": "hello"}), 404)
+        assert "m2" in error["message"]
+        assert not {"slow", "wordy", "large"} & set(re.findall(r"\w+", error["message"]))
+
+
+def test_who_reads_nearly_all_of_an_answer_and_leaves_pays_for_it(keyed: Keyed) -> None:
+    body, read = {"model": "wordy", "prompt": "x" * 1000}, 0
+    with keyed.door.streaming(COMPLETIONS, body, **keyed.bearer("hasty")) as events:
+        while read < 900:
+            read += len(event.json["choices"][0]["text"]) if (event := next(events)).data else 0
+
+    spent = api_spent("hasty")
+    eventually(lambda: sum(map(int, keyed.redis.hvals(spent))) >= 900, "all of it is charged, not the 506 guessed")
 
 
 def test_jobs_belong_to_the_key_whatever_user_the_request_names(keyed: Keyed) -> None:

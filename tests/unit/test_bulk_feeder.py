@@ -96,8 +96,12 @@ class Run:
         self.reasons: set[str] = set()  # why it waits, as it was told
         self.blocked: list[Any] = []
 
-    def feed(self, play: Callable[[Feeder], None] | None = None) -> Tally:
-        """Run until the end, or as long as `play` (called when the feeder sleeps) lets it."""
+    def feed(self, play: Callable[[Feeder], None] | None = None, *, is_cancelled: bool = False) -> Tally:
+        """Run until the end, or as long as `play` (called when the feeder sleeps) lets it.
+
+        Args:
+            is_cancelled: Before it begins.
+        """
         tally = Tally.of(self.ledger.counts())
         rows = os.open(self.source, os.O_RDONLY)
         answers, errors = Journal(self.folder / "out"), Journal(self.folder / "err")
@@ -113,6 +117,8 @@ class Run:
             self.fleet, self.ledger, rows, answers, errors, run_id="run", manner=Manner(), tally=tally,
             report=lambda now: self.reasons.add(now.waits_for), clock=lambda: self.clock.now_ms / 1000, sleep=sleep,
         )  # fmt: skip
+        if is_cancelled:
+            feeder.cancel()
         try:
             self.blocked = feeder.run()
         finally:
@@ -281,6 +287,24 @@ def test_cancelling_ends_what_is_in_the_fleet_and_keeps_what_is_done(tmp_path: P
     assert 10 <= tally.completed < 50
     assert not fleet.store.waiting()
     assert run.feed().completed == 50  # and it can be gone on with
+    assert len(run.out) == 50
+
+
+def test_cancelling_ends_jobs_of_a_process_that_was_killed_and_keeps_their_answers(
+    tmp_path: Path, fleet: Fleet
+) -> None:
+    run = Run(tmp_path, rows(50, n=2), fleet)
+    tally = run.feed(lambda feeder: feeder.stop())
+    waiting = sum(fleet.store.waiting().values())
+    assert waiting == tally.in_flight > 10
+    fleet.play(6)  # three rows, of which nobody heard
+
+    tally = run.feed(lambda _: None, is_cancelled=True)
+
+    assert not fleet.store.waiting()
+    assert len(fleet.answered) == 6
+    assert len(run.out) == tally.completed == 3
+    assert run.feed().completed == 50
     assert len(run.out) == 50
 
 

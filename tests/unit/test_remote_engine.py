@@ -203,6 +203,22 @@ def test_ending_a_job_closes_its_connection(remote: Engine, end: End) -> None:
     assert not remote.engine.is_busy
 
 
+def test_a_job_that_is_left_before_its_first_step_ends_too(remote: Engine) -> None:
+    remote.run()  # its loop runs
+    loop = remote.engine._loop
+    assert loop is not None
+
+    def play() -> None:  # in one turn of the loop, as when it is busy
+        remote.submit("late")
+        remote.engine.cancel(JobId("late"), End.CANCELLED)
+
+    loop.call_soon_threadsafe(play)
+
+    assert remote.ends.get(timeout=PATIENCE_S).end is End.CANCELLED
+    assert not remote.engine.is_busy
+    assert len(remote.requests) == 1
+
+
 def test_a_deadline_ends_a_job_even_between_two_tries(remote: Engine) -> None:
     remote.engine._options = OPTIONS.model_copy(update={"retry_s": 60})
     remote.handler = lambda _: httpx2.Response(503, headers={"retry-after": "30"})

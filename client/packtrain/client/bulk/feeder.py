@@ -123,6 +123,7 @@ class Feeder:
         self._reason = ""  # why nothing ends
         self._is_stopped = False
         self._is_cancelled = False
+        self._has_found = False  # what there is to cancel
 
     def stop(self) -> None:
         """Return soon. Jobs in the fleet go on, and are found there by the next run. May be called by a handler."""
@@ -168,7 +169,7 @@ class Feeder:
 
     def _is_over(self) -> bool:
         if self._is_cancelled:
-            return not self._jobs
+            return self._has_found and not self._jobs
         return not self._jobs and all(group.is_done or group.blocked for group in self._groups)
 
     def _step(self) -> None:
@@ -176,6 +177,7 @@ class Feeder:
         if self._beats.is_due("look", LOOK_S):
             self._fit_windows()
         if self._is_cancelled:
+            self._find_earlier()
             if self._beats.is_due("cancel", CANCEL_S):
                 self._cancel_all()
         else:
@@ -263,13 +265,18 @@ class Feeder:
         return True
 
     def _submit(self, flight: Flight, number: int) -> None:
-        spec = flight.asked.specs[number]
-        key = f"bulk:{self._run_id}:{flight.todo.line}:{number}:{flight.epoch}"
-        submitted = self._transport.submit(job_id_of(spec, key), spec)
+        submitted = self._transport.submit(self._id_of(flight, number), flight.asked.specs[number])
         if not submitted.is_new:
             flight.old.add(number)
-        self._jobs[submitted.job_id] = (flight, number)
-        self._cursors.add(submitted.job_id)
+        self._watch(submitted.job_id, flight, number)
+
+    def _id_of(self, flight: Flight, number: int) -> JobId:
+        key = f"bulk:{self._run_id}:{flight.todo.line}:{number}:{flight.epoch}"
+        return job_id_of(flight.asked.specs[number], key)
+
+    def _watch(self, job_id: JobId, flight: Flight, number: int) -> None:
+        self._jobs[job_id] = (flight, number)
+        self._cursors.add(job_id)
         flight.group.jobs += 1
 
     def _refuse(self) -> None:
@@ -278,6 +285,21 @@ class Feeder:
             while not group.name and self._open_next(group):
                 if len(self._ends) >= COMMIT_ROWS:
                     self._commit()
+
+    def _find_earlier(self) -> None:
+        """Once: take on jobs of an earlier process, which are of the rows that come next, to be cancelled with ours."""
+        if self._has_found:
+            return
+        for group in self._groups:
+            while len(group.pending) < window.MOST and not group.is_heavy and self._open_next(group):
+                pass
+            pending = {self._id_of(flight, number): (flight, number) for flight, number in group.pending}
+            found = self._transport.statuses(list(pending)) if pending else {}
+            for job_id, status in found.items():
+                if status is not None:
+                    self._watch(job_id, *pending[job_id])
+            group.pending.clear()
+        self._has_found = True
 
     def _cancel_all(self) -> None:
         for job_id in list(self._jobs):

@@ -37,6 +37,7 @@ class Admission:
     """A request that may be under way. Its `end` is to be awaited once, whatever becomes of it."""
 
     counts = False  # True: it takes of what its key may use until its end
+    guess = 0  # tokens that it was taken to cost
 
     async def end(self, tokens: int | None) -> None:
         """It is over.

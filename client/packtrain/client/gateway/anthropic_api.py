@@ -31,13 +31,13 @@ def add_anthropic(app: FastAPI, door: Door) -> None:
     @router.post(_MESSAGES, summary="Answer a chat, as Anthropic's API does", openapi_extra=takes(MessagesBody))
     async def messages(request: Request) -> Response:
         caller, body = await heard(door, request)
-        call = await understood(door, lambda: parse_messages(body, user=caller.user))
+        call = await understood(door, caller, lambda: parse_messages(body, user=caller.user))
         return await serve(door, request, call, _Messages(call))
 
     @router.post(_COUNT, summary="Count the tokens of a chat", openapi_extra=takes(CountBody))
     async def count_tokens(request: Request) -> Response:
         caller, body = await heard(door, request)
-        call = await understood(door, lambda: parse_count(body, user=caller.user))
+        call = await understood(door, caller, lambda: parse_count(body, user=caller.user))
         return await serve(door, request, call, OnlyBody(_count))
 
     app.include_router(router, prefix="/v1")

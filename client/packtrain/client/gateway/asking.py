@@ -26,14 +26,14 @@ async def heard(door: Door, request: Request) -> tuple[Caller, dict[str, Any]]:
     return caller, await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
 
 
-async def understood(door: Door, parse: Callable[[], T]) -> T:
+async def understood(door: Door, caller: Caller, parse: Callable[[], T]) -> T:
     """What `parse` makes of a request.
 
     Raises:
-        UnknownModel: By a name that no model can have; it says which there are.
+        UnknownModel: By a name that no model can have; it says which there are for this caller.
     """
     try:
         return parse()
     except UnknownModel as error:
-        known = [info.id for info in await door.fleet.models()]
+        known = [info.id for info in await door.fleet.models() if caller.may_use(info.id)]
         raise UnknownModel(model=str(error.data["model"]), known=known) from None

@@ -1,8 +1,7 @@
 """Access by API keys, as `packtrain keys` makes them.
 
-While there is no key, a gateway on loopback lets everybody in who reaches it: processes of this machine. Pages of other
-web sites reach it as well, in the operator's browser, so those are told apart by `Origin`, and by a `Host` that no
-name of this machine is (a site can let its own name point here). Beyond loopback nobody is let in without a key.
+While there is no key, a gateway on loopback lets everybody in who reaches it, but for web sites (web_pages.py). Beyond
+loopback nobody is let in without a key.
 
 Secrets are looked up by their SHA-256. How long that takes can tell something of the hash, which is no way back to the
 secret; so no comparison here has to take constant time.
@@ -11,15 +10,12 @@ secret; so no comparison here has to take constant time.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
-import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 from starlette.requests import Request
@@ -30,7 +26,8 @@ from packtrain.broker.errors import PacktrainError
 from packtrain.broker.messages import JobSpec
 from packtrain.client.gateway.access import Admission, Caller, no_model
 from packtrain.client.gateway.failures import Refused
-from packtrain.client.gateway.settings import GatewaySettings, is_loopback
+from packtrain.client.gateway.settings import GatewaySettings
+from packtrain.client.gateway.web_pages import refuse_web_pages
 from packtrain.client.openai import Fault
 
 #: Keys are read anew after this long, so a revoked one is refused from then on, seconds.
@@ -41,8 +38,6 @@ SOON_S = 0.2
 TOKENS_PER_CHAR = 0.25
 #: An answer whose request sets no bound is taken to have so many tokens.
 USUAL_ANSWER = 256
-#: What no public name ends with, so that no web site can have it.
-_PRIVATE_NAMES = (".local", ".internal")
 
 T = TypeVar("T")
 
@@ -86,7 +81,7 @@ class KeyAccess:
             return _caller_of(key)
         if not self._settings.is_loopback:
             raise Refused(_no_keys())
-        _refuse_web_pages(request, self._settings.cors)
+        refuse_web_pages(request, self._settings.cors)
         return Caller()
 
     async def admit(self, caller: Caller, specs: Sequence[JobSpec]) -> Admission:
@@ -157,6 +152,7 @@ class _Counted(Admission):
     counts = True
 
     def __init__(self, access: KeyAccess, key: ApiKey, charge: Charge) -> None:
+        self.guess = charge.tokens
         self._end = partial(access.end, key, charge)
 
     async def end(self, tokens: int | None) -> None:
@@ -216,44 +212,3 @@ def _over_limit(key: ApiKey, of: str, used: int, retry_ms: int) -> Fault:
         f"request may need more than are left; try again in {wait_s} s, or with a smaller max_tokens"
     )
     return Fault(429, "rate_limit_error", "rate_limit_exceeded", message, retry_after_s=wait_s)
-
-
-def _refuse_web_pages(request: Request, allowed: Sequence[str]) -> None:
-    """Refuse what a page of some web site sends in the browser of this machine's user.
-
-    Raises:
-        Refused
-    """
-    host = _host_of(f"//{request.headers.get('host', '')}")
-    if not (_is_here(host) or host.endswith(_PRIVATE_NAMES) or _is_address(host)):
-        raise _web_page(f"{host!r} is no name of this machine")
-    origin = request.headers.get("origin")
-    if origin is None or "*" in allowed or origin in allowed:
-        return
-    # Other schemes are those of programs: extensions, editors, desktop applications. "null" is any page that hides.
-    if origin == "null" or (origin.startswith(("http://", "https://")) and not _is_here(_host_of(origin))):
-        raise _web_page(f"pages of {origin!r} may not call this gateway")
-
-
-def _web_page(what: str) -> Refused:
-    message = f"{what}; while there are no API keys, allow its origin with --cors, or create a key: `packtrain keys`"
-    return Refused(Fault(403, "invalid_request_error", "origin_not_allowed", message))
-
-
-def _host_of(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return "?"
-
-
-def _is_here(host: str) -> bool:
-    """True for names of this machine alone; an HTTP/1.0 client sends none."""
-    return host in ("", socket.gethostname().lower()) or host.endswith(".localhost") or is_loopback(host)
-
-
-def _is_address(host: str) -> bool:
-    with suppress(ValueError):
-        ipaddress.ip_address(host)
-        return True
-    return False

@@ -60,7 +60,7 @@ def add_ollama(app: FastAPI, door: Door) -> None:
     async def embed(request: Request) -> Response:
         caller, raw = await heard(door, request)
         body = checked(EmbedBody, raw)
-        call = await understood(door, lambda: embed_call(body, user=caller.user))
+        call = await understood(door, caller, lambda: embed_call(body, user=caller.user))
         return await serve(
             door, request, call, OnlyBody(lambda _, results: form.embeddings(str(raw["model"]), results))
         )
@@ -69,7 +69,7 @@ def add_ollama(app: FastAPI, door: Door) -> None:
     async def embeddings(request: Request) -> Response:
         caller, raw = await heard(door, request)
         body = checked(EmbeddingsBody, raw)
-        call = await understood(door, lambda: embed_call(body, user=caller.user))
+        call = await understood(door, caller, lambda: embed_call(body, user=caller.user))
         return await serve(door, request, call, OnlyBody(_one_vector))
 
     @router.get("/tags", summary="The models of the fleet, as Ollama lists them")
@@ -101,14 +101,14 @@ async def _text(
 ) -> Response:
     """Answer a request for text; without `parse` it has no prompt, and is about loading or unloading the model."""
     if parse:
-        call = await understood(door, lambda: parse(body, user=caller.user))
+        call = await understood(door, caller, lambda: parse(body, user=caller.user))
         return await serve(door, request, call, answer)
     if body.unloads:
         await administrator(door, request)
         await _model(door, caller, body.model)
         await door.fleet.unload(body.model)
         return json_response(answer.without_text(door.now(), "unload"))
-    call = await understood(door, lambda: load_call(body, user=caller.user))
+    call = await understood(door, caller, lambda: load_call(body, user=caller.user))
     return await serve(door, request, call, OnlyBody(lambda stamp, _: answer.without_text(stamp.created, "load")))
 
 

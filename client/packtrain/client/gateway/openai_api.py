@@ -61,7 +61,7 @@ def add_openai(app: FastAPI, door: Door) -> None:
 
 async def _jobs(url: str, request: Request, door: Door) -> Response:
     caller, body = await heard(door, request)
-    call = await understood(door, lambda: parse_call(url, body, user=caller.user))
+    call = await understood(door, caller, lambda: parse_call(url, body, user=caller.user))
     return await serve(door, request, call, _OpenAI(call))
 
 

@@ -28,7 +28,7 @@ def add_responses(app: FastAPI, door: Door) -> None:
     @router.post("/responses", summary="Answer as a response with items", openapi_extra=takes(ResponsesBody))
     async def responses(request: Request) -> Response:
         caller, body = await heard(door, request)
-        asked = await understood(door, lambda: parse_responses(body, user=caller.user))
+        asked = await understood(door, caller, lambda: parse_responses(body, user=caller.user))
         return await serve(door, request, asked.call, _Responses(asked))
 
     app.include_router(router, prefix="/v1")

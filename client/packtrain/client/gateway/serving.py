@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -111,7 +112,10 @@ async def _begin(door: Door, request: Request, call: Call) -> Answering:
 
     async def over(results: Sequence[Result] | None) -> None:
         door.metrics.over(call.model, time.monotonic() - request.state.began_s, results)
-        await admission.end(None if results is None else call.form.used(results)["total_tokens"])
+        if results is not None:
+            await admission.end(call.form.used(results)["total_tokens"])
+        else:
+            await admission.end(max(admission.guess, await _seen(door, answering)) if admission.counts else None)
 
     answering.when_over = over
     if max_wait_s := call.max_wait_s or door.settings.max_wait_s:
@@ -121,6 +125,14 @@ async def _begin(door: Door, request: Request, call: Call) -> Answering:
             await answering.close()
             raise
     return answering
+
+
+async def _seen(door: Door, answering: Answering) -> int:
+    """Tokens of answers that a client may have read before it left: who always leaves early pays for them, too."""
+    look = partial(door.fleet.transport.blocking.statuses, [job.id for job in answering.jobs])
+    with suppress(PacktrainError):
+        return sum(status.tokens for status in (await asyncio.to_thread(look)).values() if status)
+    return 0
 
 
 async def _begun(

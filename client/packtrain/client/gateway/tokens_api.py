@@ -33,7 +33,7 @@ def add_tokens(app: FastAPI, door: Door) -> None:
     async def tokenize(request: Request) -> Response:
         caller, raw = await heard(door, request)
         body = checked(TokenizeBody, await _with_model(door, caller, raw))
-        call = await understood(door, lambda: tokenize_call(body, user=caller.user))
+        call = await understood(door, caller, lambda: tokenize_call(body, user=caller.user))
         if call is None:
             return json_response(listed(body, ()))
         return await serve(door, request, call, OnlyBody(lambda _, results: listed(body, results[0].pieces)))
@@ -42,7 +42,7 @@ def add_tokens(app: FastAPI, door: Door) -> None:
     async def detokenize(request: Request) -> Response:
         caller, raw = await heard(door, request)
         body = checked(DetokenizeBody, await _with_model(door, caller, raw))
-        call = await understood(door, lambda: detokenize_call(body, user=caller.user))
+        call = await understood(door, caller, lambda: detokenize_call(body, user=caller.user))
         if call is None:
             return json_response(joined(()))
         return await serve(door, request, call, OnlyBody(lambda _, results: joined(results[0].pieces)))

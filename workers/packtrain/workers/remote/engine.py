@@ -54,10 +54,18 @@ class RemoteJob:
 class _Running:
     job: RemoteJob
     task: asyncio.Task[None] | None = None
-    end: End = End.RELEASED  # what it ends with when its task is cancelled
+    end: End = End.RELEASED  # what it ends with when it is left
+    has_begun: bool = False
+    is_left: bool = False
     num_pieces: int = 0
     kept: list[Piece] = field(default_factory=list)  # of a job that nobody reads as it comes
     answer: Answer | None = None
+
+    def leave(self) -> None:
+        """Let it end soon. A task that is cancelled before its first step would never say that it has."""
+        self.is_left = True
+        if self.task and self.has_begun:
+            self.task.cancel()
 
     def give(self, piece: Piece) -> None:
         """Pass on what has come."""
@@ -199,10 +207,10 @@ class RemoteEngine:
                 except TimeoutError:
                     continue
             # What was submitted before it was told to stop has been handed to the loop before that, too.
-            tasks = [running.task for running in self._running.values() if running.task]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            left = list(self._running.values())
+            for running in left:
+                running.leave()
+            await asyncio.gather(*(running.task for running in left if running.task), return_exceptions=True)
 
     def _begin(self, job: RemoteJob) -> None:
         running = _Running(job)
@@ -213,14 +221,17 @@ class RemoteEngine:
             self._on_activity()
 
     def _leave(self, job_id: JobId, end: End) -> None:
-        if (running := self._running.get(job_id)) and running.task:
+        if running := self._running.get(job_id):
             running.end = end
-            running.task.cancel()
+            running.leave()
 
     async def _run(self, running: _Running) -> None:
         error: PacktrainError | None = None
         end, embedding = End.RELEASED, b""
+        running.has_begun = True
         try:
+            if running.is_left:
+                raise asyncio.CancelledError
             left = None if running.job.deadline is None else running.job.deadline - self._clock()
             if left is not None and left <= 0:  # asyncio would send the request first
                 raise TimeoutError
