@@ -19,6 +19,9 @@ WITH_MODEL = models="$$($(PY) deploy/demo_model.py)" && \
 	export PACKTRAIN_MODELS="$$models$${PACKTRAIN_MODELS:+:$$PACKTRAIN_MODELS}" &&
 # Quick to slow. `tiers` finds tests that no tier would run.
 STEPS = lint type tiers unit contract integration e2e
+# Two processes, each with files of its own: tests wait more than they compute. Not for the real model, which takes all
+# cores, nor while you debug: make integration BY_FILE= ARGS='-k lease -x --pdb'.
+BY_FILE ?= -n 2 --dist loadfile
 TIERS = unit or contract or integration or e2e or clients or faults or chaos
 
 .DEFAULT_GOAL := help
@@ -102,14 +105,14 @@ format: setup ## Let ruff put the code into form
 type: setup ## mypy, strict
 	@"$(VENV)/bin/mypy"
 
-unit: setup ## Tests of pure code: seconds
-	@$(PY) -m pytest --quiet --no-header -m unit $(ARGS)
+unit: setup ## Tests of pure code: a minute
+	@$(PY) -m pytest --quiet --no-header -m unit $(BY_FILE) $(ARGS)
 
 contract: setup ## Tests that an in-memory twin and the real part both pass
-	@$(PY) -m pytest --quiet --no-header -m contract $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m contract $(BY_FILE) $(ARGS)
 
 integration: setup ## Tests with a real broker, real workers, a scripted model
-	@$(PY) -m pytest --quiet --no-header -m integration $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m integration $(BY_FILE) $(ARGS)
 
 e2e: setup ## Tests of the whole fleet with the demo model
 	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m e2e $(ARGS)

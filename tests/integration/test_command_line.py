@@ -61,7 +61,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpShell]:
         "PACKTRAIN_MODELS": str(home / "models"),
         "PACKTRAIN_MEMORY": str(1000 * 2**20),
     }
-    arguments = ["up", "--port", "0", "--node", "n1", "--drain", "1", "--json"]
+    arguments = ["up", "--port", "0", "--node", "n1", "--drain", "1", "--http-port", "0", "--json"]
     with open(home / "stderr", "w") as errors:
         up = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments],
@@ -84,7 +84,7 @@ def test_up_says_where_the_fleet_is_once_it_is_ready_and_no_secret(shell: UpShel
     url = json.loads(Path(shell.said["fleet_file"]).read_text())["url"]
 
     assert (shell.said["node"], shell.said["models"], shell.said["home"]) == ("n1", 2, str(home))
-    assert set(shell.said["pids"]) == {"broker", "coordinator", "agent"}
+    assert set(shell.said["pids"]) == {"broker", "gateway", "coordinator", "agent"}
     assert shell.said["url"].startswith("redis://:***@")
     assert url not in json.dumps(shell.said)
     assert shell.json("nodes")[0]["node"] == "n1"

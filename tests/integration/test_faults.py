@@ -229,7 +229,7 @@ def test_killing_up_itself_leaves_nothing_behind(tmp_path: Path) -> None:
     (home / "models").mkdir(parents=True)
     (home / "models" / "m.scripted.json").write_text("{}")
     program = "import sys; from packtrain.client.cli.main import main; main()"
-    arguments = ["up", "--home", str(home), "--port", "0", "--node", "n1", "--drain", "1", "--quiet"]
+    arguments = ["up", "--home", str(home), "--port", "0", "--node", "n1", "--drain", "1", "--no-http", "--quiet"]
     environment = {"PACKTRAIN_SCRIPTED": "1", "PATH": "/usr/bin:/bin"}
     up = subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, stdin=subprocess.DEVNULL)
     try:
