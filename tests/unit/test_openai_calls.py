@@ -362,6 +362,14 @@ def test_logprobs_of_completions_are_a_number() -> None:
     assert [only(completion(logprobs=number)).params.logprobs for number in (None, 0, 5)] == [None, 0, 5]
 
 
+def test_many_choices_of_a_huge_prompt_are_too_much_for_one_request() -> None:
+    prompt = "x" * 1_000_000
+
+    assert len(completion(prompt=prompt, n=16).specs) == 16
+    with pytest.raises(InvalidParameter, match="1000000 characters with n = 17 is 17000000 in all"):
+        completion(prompt=prompt, n=17)
+
+
 def test_what_evaluation_harnesses_ask_for() -> None:
     spec = only(completion(echo=True, logprobs=1, max_tokens=0))
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from packtrain.broker.errors import InvalidParameter, UnknownModel
 from packtrain.broker.ids import is_safe_id
-from packtrain.broker.messages import JobSpec, invalid, parse_spec
+from packtrain.broker.messages import MAX_PROMPT_CHARS, JobSpec, invalid, parse_spec
 from packtrain.client.openai.bodies import Body, ChatBody, CompletionBody, EmbeddingBody, Generation, StreamOptions
 from packtrain.client.openai.chat_form import ChatForm
 from packtrain.client.openai.completion_form import CompletionForm
@@ -22,6 +22,8 @@ from packtrain.client.request import choice_seeds
 
 #: Prompts of one request, times its choices: each is a job.
 MAX_JOBS = 2048
+#: Characters of one prompt, times its choices: what one request may put into the broker's memory.
+MAX_CHARS = 4 * MAX_PROMPT_CHARS
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -151,6 +153,12 @@ def _generation(body: Generation, prompts: Sequence[Mapping[str, Any]], params: 
     specs: list[JobSpec] = []
     for fields in prompts:
         spec = parse_spec({**fields, **every, "params": {**params, "seed": seeds[0]}})
+        if (size := spec.num_chars * body.n) > MAX_CHARS:  # each choice is a record with the prompt in it
+            raise InvalidParameter(
+                f"a prompt of {spec.num_chars} characters with n = {body.n} is {size} in all, at most {MAX_CHARS} are "
+                "taken; ask for fewer choices at once",
+                field="n",
+            )
         # Checked once: of a long chat with many choices each check takes a tenth of a second, in the gateway's loop.
         others = (spec.params.model_copy(update={"seed": seed}) for seed in seeds[1:])
         specs += (spec, *(spec.model_copy(update={"params": other}) for other in others))
