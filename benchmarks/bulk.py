@@ -29,10 +29,13 @@ from typing import cast
 import psutil
 
 from benchmarks.common import MODEL, arguments_parser, bench_fleet, cpu_name, run_at_once
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.chunks import Event
 from packtrain.broker.ids import JobId, ModelId, Route
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.outcome import JobStatus, Outcome, Usage
 from packtrain.broker.states import JobState
 from packtrain.client import Packtrain
 from packtrain.client.bulk import BulkOptions, BulkRun

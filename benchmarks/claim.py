@@ -31,8 +31,10 @@ from redis import Redis
 from packtrain.broker import jobs, keys
 from packtrain.broker.connection import connect
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, new_job_id, route_of
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import JobSpec, ModelInfo, Outcome
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.outcome import Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry

@@ -28,8 +28,9 @@ import gguf
 import llama_cpp
 import numpy as np
 
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Numerics, SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import SequenceRequest, Tokens

@@ -28,7 +28,7 @@ from benchmarks.common import MODEL, arguments_parser, cpu_name, spread
 from benchmarks.versus_llama_server import CONTEXT, SLOTS, workloads_for
 from benchmarks.workloads import SAMPLING, Ask
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import Sampled, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine

@@ -20,7 +20,7 @@ from typing import get_args
 
 from benchmarks.common import arguments_parser, spread
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine, EngineStats
 from packtrain.workers.engine.sequence import SequenceRequest

@@ -24,7 +24,7 @@ import os
 import tempfile
 import time
 
-from packtrain.broker.messages import ModelMemory
+from packtrain.broker.model_info import ModelMemory
 from packtrain.workers.gguf import read_header
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory import estimate_memory

@@ -17,8 +17,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.offer_book import NodeOffers
 from packtrain.broker.placement import MIB, Snapshot, missing_since, plan, unserved_since
 from packtrain.broker.states import InstanceState

@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).parent.parent)
 import time
 
 from benchmarks.common import arguments_parser, spread
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.load_options import LoadOptions

@@ -27,7 +27,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import JsonSchema
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.constraint import Compiler, Constraint

@@ -33,7 +33,7 @@ from multiprocessing.connection import Connection
 from benchmarks.common import MODEL, arguments_parser, bench_fleet, cpu_name, run_at_once, spread
 from benchmarks.workloads import length
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 
 CONCURRENCY = (1, 4, 16, 32)
 JOBS = {1: 4, 4: 8, 16: 32, 32: 32}

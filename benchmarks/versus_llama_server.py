@@ -44,7 +44,8 @@ from benchmarks.common import (
 from benchmarks.llama_server import Binary, inspected, installed, llama_server
 from benchmarks.versus_report import Case, Equality, Turn, report, report_equality
 from benchmarks.workloads import SAMPLING, WORDS, Answer, Ask, Workloads
-from packtrain.broker.messages import JobSpec, SamplingParams
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.sampling import SamplingParams
 from packtrain.client import Packtrain
 from packtrain.client.cli.up import RunningFleet
 

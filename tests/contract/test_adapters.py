@@ -11,8 +11,9 @@ import gguf
 import numpy as np
 import pytest
 
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Numerics, SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.adapters import AdapterFile, AdapterSet
 from packtrain.workers.backends.base import Backend, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend

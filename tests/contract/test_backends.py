@@ -12,7 +12,8 @@ import pytest
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadFailed
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import JobSpec, SamplingParams
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import JsonSchema
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, SequenceFailed, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend

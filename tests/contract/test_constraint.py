@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llama_cpp import llama_cpp as C  # noqa: N812  as in the backend
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import Grammar, JsonObject, JsonSchema
 from packtrain.workers.backends.constraint import MAX_KEPT, Compiler, Constraint, ConstraintFailed
 from tests.support.schemas import random_schema

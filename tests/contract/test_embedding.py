@@ -12,7 +12,7 @@ import pytest
 from llama_cpp import llama_cpp
 
 from packtrain.broker.errors import InvalidRequest, ModelLoadFailed
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import Backend, DecodeFailed, Interrupted, StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_states import SPARE_BYTES

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_fit import most_that_fit, with_fitting_layers

@@ -17,9 +17,11 @@ from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore, Place
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Cause, JobSpec, Logprob, Outcome, TokenLogprob
+from packtrain.broker.outcome import Cause, Outcome
+from packtrain.broker.pieces import Logprob, TokenLogprob
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry

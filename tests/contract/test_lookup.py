@@ -11,7 +11,7 @@ import gguf
 import pytest
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens

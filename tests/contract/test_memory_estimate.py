@@ -15,7 +15,8 @@ import gguf
 import pytest
 
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import ModelMemory, SamplingParams
+from packtrain.broker.model_info import ModelMemory
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.settings import Settings
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend

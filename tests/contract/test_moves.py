@@ -15,9 +15,10 @@ from redis import Redis
 
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, ModelId, Route, route_of
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import JobStore, Move
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Cause, JobSpec, Outcome
+from packtrain.broker.outcome import Cause, Outcome
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import JobState

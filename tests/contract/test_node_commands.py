@@ -9,8 +9,8 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
+from packtrain.broker.beats import DeviceMemory
 from packtrain.broker.errors import InvalidParameter, UnknownNode
-from packtrain.broker.messages import DeviceMemory
 from packtrain.broker.node_wishes import NodeWish
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import BrokerServer

@@ -10,8 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
+from packtrain.broker.fields import Recipe
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import JsonSchema
 from packtrain.workers.backends import llama_cpp_states
 from packtrain.workers.backends.base import DecodeFailed, StepRows

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from llama_cpp import llama_cpp as C  # noqa: N812  as in the backend
 
+from packtrain.broker.fields import Recipe
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import PromptLogprob, Recipe, SamplingParams
+from packtrain.broker.pieces import PromptLogprob
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_batch import Batch

@@ -19,7 +19,7 @@ from packtrain.broker.fairness import cost_of
 from packtrain.broker.ids import InstanceId, JobId
 from packtrain.broker.jobs import Claim, JobStore
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Outcome
+from packtrain.broker.outcome import Outcome
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState

@@ -22,7 +22,7 @@ LOAD_AND_STEP = """
 import sys
 from pathlib import Path
 from packtrain.broker.errors import ModelLoadFailed
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 path, n_slots, n_ctx = sys.argv[1:]

@@ -11,9 +11,9 @@ from redis import Redis
 from packtrain.broker import keys
 from packtrain.broker.election import Election
 from packtrain.broker.ids import NodeId, Route
-from packtrain.broker.messages import Desired
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.offer_book import DIGEST
+from packtrain.broker.orders import Desired
 from packtrain.broker.pulls import RUNNING_TTL_MS, PullStatus
 from packtrain.broker.registry import MemoryRegistry, RedisRegistry, Registry
 from packtrain.broker.states import InstanceState

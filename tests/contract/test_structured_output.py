@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import SequenceFailed
 from packtrain.workers.backends.llama_cpp_backend import LlamaCppBackend
 from packtrain.workers.backends.llama_cpp_sampling import SamplerChain

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from packtrain.broker.api_keys import ApiKeys
 from packtrain.broker.connection import connect
 from packtrain.broker.ids import JobId, ModelId, new_job_id
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.client import (
     AsyncPacktrain,
     BrokerUnavailable,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.states import JobState
 from packtrain.client import Tokens as Ids
 from packtrain.client import text_of

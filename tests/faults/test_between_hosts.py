@@ -12,7 +12,7 @@ import pytest
 
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.ids import NodeId
-from packtrain.broker.messages import NodeCommand
+from packtrain.broker.orders import NodeCommand
 from packtrain.broker.states import InstanceState
 from packtrain.client import Job, JobState
 from tests.support.fault_table import LOAD_S, Load, answer, inject, start_load, until_on_file, watch

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.ids import NodeId
-from packtrain.broker.messages import InstanceBeat, NodeCommand
+from packtrain.broker.orders import NodeCommand
 from packtrain.broker.states import InstanceState
 from tests.support.fleets import eventually
 from tests.support.host_fleet import HostFleet, host_fleet

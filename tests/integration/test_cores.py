@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from packtrain.broker.messages import InstanceBeat
+from packtrain.broker.beats import InstanceBeat
 from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
 
 pytestmark = pytest.mark.integration

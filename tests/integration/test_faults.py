@@ -19,7 +19,7 @@ from packtrain.broker import keys
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.connection import connect
 from packtrain.broker.ids import NodeId, Route, new_job_id
-from packtrain.broker.messages import NodeCommand
+from packtrain.broker.orders import NodeCommand
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.client import JobState
 from tests.support.factories import spec

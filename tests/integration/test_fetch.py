@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from packtrain.broker.beats import NodeBeat
 from packtrain.broker.errors import ModelFetchFailed
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import NodeBeat
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.settings import Settings
 from packtrain.workers.files import exchange as exchange_module

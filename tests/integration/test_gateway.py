@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.states import JobState
 from tests.support.fleets import Fleet, eventually, scripted_fleet
 from tests.support.gateways import Gateway, Sent, gateway

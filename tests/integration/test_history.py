@@ -13,7 +13,7 @@ from packtrain.broker.chunks import Chunk
 from packtrain.broker.history import MAX_SAMPLES, Fault, Sample
 from packtrain.broker.history_store import History, Recorder
 from packtrain.broker.ids import JobId, new_job_id
-from packtrain.broker.messages import Outcome
+from packtrain.broker.outcome import Outcome
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import InstanceState, JobState

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.client import Job, JobState
 from tests.support.fleets import Fleet, eventually, scripted_fleet, until_first_text
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 from redis import Redis
 
-from packtrain.broker.messages import Outcome
+from packtrain.broker.outcome import Outcome
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import BrokerServer

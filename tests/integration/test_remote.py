@@ -22,7 +22,7 @@ from packtrain.broker.errors import (
 )
 from packtrain.broker.hops import HEADER, fleet_id
 from packtrain.broker.ids import new_job_id
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client import Job, JobCancelled, JobExpired
 from packtrain.client.cli.main import app

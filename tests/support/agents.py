@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.connection import connect
 from packtrain.broker.ids import NodeId
-from packtrain.broker.messages import InstanceBeat, NodeBeat, NodeCommand
+from packtrain.broker.orders import NodeCommand
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import InstanceState
 from tests.support.fleets import eventually

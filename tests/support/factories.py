@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, route_of
-from packtrain.broker.messages import InstanceBeat, JobSpec, ModelInfo, NodeBeat
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.states import InstanceState
 from packtrain.workers.receipts import Build, Computer
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.ids import NodeId
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.states import InstanceState
 from packtrain.client import Job, Packtrain
 from packtrain.client.cli.up import RunningFleet, UpOptions, running_fleet

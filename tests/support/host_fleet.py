@@ -19,9 +19,9 @@ import pytest
 from redis import Redis, RedisError
 
 from packtrain.broker import keys
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.connection import connect
 from packtrain.broker.ids import InstanceId
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import BrokerServer
 from packtrain.broker.states import InstanceState

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from packtrain.broker.messages import ModelMemory, SamplingParams
+from packtrain.broker.model_info import ModelMemory
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers import instance_main  # noqa: F401, an instance has all of it in memory
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.instance_messages import InstanceConfig

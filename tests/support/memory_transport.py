@@ -6,13 +6,17 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Outcome, Usage
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
+from packtrain.broker.orders import Desired
+from packtrain.broker.outcome import JobStatus, Outcome, Usage
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import JobState

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from packtrain.broker.messages import NodeBeat
+from packtrain.broker.beats import NodeBeat
 from packtrain.client import Packtrain
 from tests.support.fleets import LEASE_MS, eventually
 

@@ -10,9 +10,11 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.ids import ModelId, NodeId, Route, route_of
 from packtrain.broker.keys import INSTANCE_ENDED_TTL_MS
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import Desired
 from packtrain.broker.placement import Load, Plan, Snapshot, missing_since, plan, unserved_since
 from packtrain.broker.states import InstanceState
 from tests.support.factories import MIB

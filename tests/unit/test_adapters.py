@@ -9,7 +9,9 @@ import pytest
 
 from packtrain.broker.adapters import check_adapters
 from packtrain.broker.errors import AdapterUnavailable, InvalidParameter, SetupError
-from packtrain.broker.messages import AdapterInfo, JobSpec, ModelInfo, Outcome, parse_spec
+from packtrain.broker.job_spec import JobSpec, parse_spec
+from packtrain.broker.model_info import AdapterInfo, ModelInfo
+from packtrain.broker.outcome import Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.client.request import build_spec

@@ -8,7 +8,8 @@ import pytest
 
 from packtrain.broker.chat import CallDelta, FunctionCall, NamedTool, ToolCall
 from packtrain.broker.errors import InvalidParameter, JobFailed, ModelLoadFailed, QueueFull, UnknownModel
-from packtrain.broker.messages import JobSpec, Usage
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.outcome import Usage
 from packtrain.client.dialects.anthropic import form
 from packtrain.client.dialects.anthropic.calls import parse_count, parse_messages
 from packtrain.client.openai import Fault, Stamp, fault_of

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from packtrain.broker.ids import JobId
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import JobSpec
 from packtrain.broker.states import JobState
 from packtrain.client import (
     AsyncJob,

@@ -13,8 +13,9 @@ import pytest
 from packtrain.broker.chunks import Event
 from packtrain.broker.errors import BrokerUnavailable, JobFailed, ModelLoadFailed, QueueFull, SetupError, TryLater
 from packtrain.broker.ids import JobId
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import JobSpec, JobStatus, Outcome, Usage
+from packtrain.broker.outcome import JobStatus, Outcome, Usage
 from packtrain.broker.states import JobState
 from packtrain.client.bulk import BulkOptions, BulkRun
 from packtrain.client.bulk.feeder import Feeder

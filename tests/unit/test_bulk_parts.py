@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import ModelId, Route, route_of
-from packtrain.broker.messages import Usage
+from packtrain.broker.outcome import Usage
 from packtrain.broker.states import InstanceState
 from packtrain.client.bulk.ledger import End, Entry, GroupCount, Ledger, State
 from packtrain.client.bulk.output import Journal, assemble, line_of

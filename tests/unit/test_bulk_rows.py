@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from packtrain.broker.errors import InvalidParameter, JobExpired, PromptTooLong
-from packtrain.broker.messages import Usage
+from packtrain.broker.outcome import Usage
 from packtrain.client.bulk.rows import Defaults, RowFault, id_hash, parse_row
 from packtrain.client.bulk.sources import fill, is_plain, open_lines
 from packtrain.client.bulk.translate import Manner, answer_line, ask, error_line

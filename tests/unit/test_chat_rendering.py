@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.workers.chat.families import detect
 from packtrain.workers.chat.forced import forced_call_schema
 from packtrain.workers.chat.infill import FimTokens, infill

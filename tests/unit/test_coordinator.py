@@ -14,7 +14,8 @@ from packtrain.broker.coordinator import MAX_RERING, Coordinator
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.journal import MemoryJournal, replay
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import Desired, NodeCommand, Outcome
+from packtrain.broker.orders import Desired, NodeCommand
+from packtrain.broker.outcome import Outcome
 from packtrain.broker.placement import MAX_LOAD_FAILURES, MIB, OFFER_WAIT_MS
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import InstanceState, JobState

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from packtrain.broker.messages import DeviceMemory
+from packtrain.broker.beats import DeviceMemory
 from packtrain.workers.device_probe import AGAIN_S, DeviceWatch
 from packtrain.workers.devices import FoundDevice, memories
 from tests.support.factories import node_beat

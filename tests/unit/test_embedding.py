@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from packtrain.broker import vectors
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import Interrupted
 from packtrain.workers.backends.scripted import N_DIMS, ScriptedBackend
 from packtrain.workers.engine.embedding import EmbedRequest, Vector, gather, to_bytes, to_length_one

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packtrain.broker.errors import InvalidParameter, PromptEmpty
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Sampled, SequenceFailed, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.embedding import EmbedRequest

@@ -17,8 +17,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from packtrain.broker.fields import Recipe
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import PromptLogprob, Recipe, SamplingParams
+from packtrain.broker.pieces import PromptLogprob
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import DecodeFailed, Interrupted, Parked, Sampled, StepRows
 from packtrain.workers.backends.scripted import ScriptedBackend

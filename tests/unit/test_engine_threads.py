@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import pytest
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine import inbox
 from packtrain.workers.engine.engine import Engine

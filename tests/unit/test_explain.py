@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import JobFailed
 from packtrain.broker.explain import Explanation, explain, look
 from packtrain.broker.ids import JobId
 from packtrain.broker.jobs import Place, ended
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import InstanceBeat, JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.rates import Rate
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.states import InstanceState, JobState

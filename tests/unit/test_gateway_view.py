@@ -10,9 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from packtrain.broker.beats import NodeBeat
 from packtrain.broker.errors import BrokerUnavailable
 from packtrain.broker.ids import Route
-from packtrain.broker.messages import NodeBeat
 from packtrain.client import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.door import Door

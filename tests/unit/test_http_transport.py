@@ -22,7 +22,7 @@ from packtrain.broker.errors import (
     TryLater,
 )
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Logprob, TokenLogprob
+from packtrain.broker.pieces import Logprob, TokenLogprob
 from packtrain.broker.states import JobState
 from packtrain.client.gateway.native_form import native_body
 from packtrain.client.http_errors import Lost, answer, away

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.scripted import END, ScriptedBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.lookup import FIRST_GUESSES, FIRST_REST, GUESSING_ROWS, MAX_GUESSES, MAX_REST, Guesser

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from packtrain.broker.messages import BufferMemory, ModelMemory
+from packtrain.broker.model_info import BufferMemory, ModelMemory
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory_book import MAX_LINES, LoadKey, MemoryBook, Readings, measured_bytes
 from packtrain.workers.own_memory import OwnMemory

@@ -12,29 +12,17 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from packtrain.broker import errors
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.chat import CallDelta, join_calls
 from packtrain.broker.chunks import Chunk, parse_event, to_entry
 from packtrain.broker.errors import InvalidParameter, JobFailed, PacktrainError, PromptEmpty
 from packtrain.broker.fairness import cost_of
+from packtrain.broker.fields import dump_hash, load_hash
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import (
-    MAX_PROMPT_CHARS,
-    MAX_PROMPT_TOKENS,
-    Desired,
-    InstanceBeat,
-    JobSpec,
-    Logprob,
-    ModelFault,
-    ModelInfo,
-    NodeBeat,
-    Piece,
-    TokenLogprob,
-    dump_hash,
-    load_hash,
-    parse_spec,
-    piece_fields,
-    text_of,
-)
+from packtrain.broker.job_spec import MAX_PROMPT_CHARS, MAX_PROMPT_TOKENS, JobSpec, parse_spec
+from packtrain.broker.model_info import ModelFault, ModelInfo
+from packtrain.broker.orders import Desired
+from packtrain.broker.pieces import Logprob, Piece, TokenLogprob, piece_fields, text_of
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import InstanceState
 from tests.support.factories import MODEL, instance_beat, model_info, node_beat, spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from packtrain.broker.messages import BufferMemory, ModelInfo, ModelMemory
+from packtrain.broker.model_info import BufferMemory, ModelInfo, ModelMemory
 from packtrain.client.cli.model_commands import memory_table, model_facts
 
 pytestmark = pytest.mark.unit

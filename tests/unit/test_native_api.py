@@ -14,7 +14,7 @@ import pytest
 from starlette.requests import Request
 
 from packtrain.broker.ids import JobId, job_id_for_key
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.client import AsyncPacktrain
 from packtrain.client.gateway.access import Admission, Caller
 from packtrain.client.gateway.app import make_app

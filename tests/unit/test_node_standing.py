@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import InstanceId
-from packtrain.broker.messages import Cause
 from packtrain.broker.node_wishes import NodeWish
+from packtrain.broker.outcome import Cause
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
 from packtrain.workers import quarantine

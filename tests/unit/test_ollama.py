@@ -6,18 +6,13 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.chat import CallDelta, FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidParameter, JobFailed, UnknownModel
-from packtrain.broker.messages import (
-    BufferMemory,
-    InstanceBeat,
-    JobSpec,
-    ModelInfo,
-    ModelMemory,
-    Timings,
-    TokenLogprob,
-    Usage,
-)
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.model_info import BufferMemory, ModelInfo, ModelMemory
+from packtrain.broker.outcome import Timings, Usage
+from packtrain.broker.pieces import TokenLogprob
 from packtrain.broker.states import InstanceState
 from packtrain.client.dialects.ollama import form, models
 from packtrain.client.dialects.ollama.bodies import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody

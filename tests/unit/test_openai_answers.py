@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from packtrain.broker.chat import CallDelta, FunctionCall, ToolCall
-from packtrain.broker.messages import Logprob, ModelInfo, PromptLogprob, Receipt, TokenLogprob, Usage, piece_fields
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.outcome import Receipt, Usage
+from packtrain.broker.pieces import Logprob, PromptLogprob, TokenLogprob, piece_fields
 from packtrain.client.openai import Stamp, StreamForm, parse_call
 from packtrain.client.openai.chat_form import ChatForm
 from packtrain.client.openai.completion_form import CompletionForm

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from packtrain.broker.errors import InvalidParameter, PromptEmpty, UnknownModel
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.structured import FreeText, Grammar, JsonObject, JsonSchema
 from packtrain.client.openai import Call, parse_call
 

@@ -8,7 +8,7 @@ import pytest
 
 from packtrain.broker.chat import NamedTool
 from packtrain.broker.errors import InvalidParameter, PromptEmpty
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.client.openai import parse_call
 
 pytestmark = pytest.mark.unit

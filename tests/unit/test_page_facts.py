@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from packtrain.broker.history import Fault
 from packtrain.broker.journal import Decision, Entry
-from packtrain.broker.messages import BufferMemory, Desired, ModelMemory
+from packtrain.broker.model_info import BufferMemory, ModelMemory
+from packtrain.broker.orders import Desired
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.page_facts import (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import DecodeFailed, Parked
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import Engine

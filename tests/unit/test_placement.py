@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.errors import ModelGone, ModelLoadFailed, ModelTooLarge
 from packtrain.broker.ids import ModelId, Route, route_of
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import Desired
 from packtrain.broker.placement import (
     LOAD_BACKOFF_MS,
     MAX_LOAD_FAILURES,

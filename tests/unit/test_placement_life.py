@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import Desired, ModelInfo
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import Desired
 from packtrain.broker.placement import MAX_LOAD_FAILURES, MAX_WAIT_MS, MIB, Plan, Snapshot
 from packtrain.broker.states import InstanceState
 from tests.support.factories import model_info

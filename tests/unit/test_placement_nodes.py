@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge
 from packtrain.broker.ids import ModelId, NodeId, Route
-from packtrain.broker.messages import Desired, InstanceBeat
+from packtrain.broker.orders import Desired
 from packtrain.broker.placement import (
     CRASH_BACKOFF_MS,
     LOAD_BACKOFF_MS,

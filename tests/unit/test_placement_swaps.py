@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.ids import ModelId, Route
-from packtrain.broker.messages import Desired, InstanceBeat
+from packtrain.broker.orders import Desired
 from packtrain.broker.placement import MAX_WAIT_MS, MIB, MIN_RESIDENCY_MS, Plan, Snapshot, plan, unserved_since
 from packtrain.broker.placement.rooms import MAX_EXACT
 from packtrain.broker.states import InstanceState

@@ -14,7 +14,7 @@ from packtrain.broker.errors import JobFailed
 from packtrain.broker.ids import InstanceId, JobId
 from packtrain.broker.jobs import EmitReply
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobStatus, Outcome
+from packtrain.broker.outcome import JobStatus, Outcome
 from packtrain.broker.states import JobState
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.leased_job import LeasedJob

@@ -10,8 +10,8 @@ import pytest
 from packtrain.broker.chunks import Event
 from packtrain.broker.errors import AnswerBegunAnew
 from packtrain.broker.ids import JobId
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import JobSpec
 from packtrain.broker.states import JobState
 from packtrain.client import AsyncPacktrain, Packtrain
 from packtrain.client.reading import Reader

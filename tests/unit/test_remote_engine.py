@@ -17,9 +17,9 @@ from packtrain.broker.chunks import Chunk
 from packtrain.broker.errors import InvalidRequest, ModelLoadFailed, PacktrainError, RemoteFailed
 from packtrain.broker.hops import HEADER
 from packtrain.broker.ids import JobId, route_of
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Claim
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import JobSpec
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.leased_job import LeasedJob

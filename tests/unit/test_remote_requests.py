@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from packtrain.broker.chat import join_calls
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, PacktrainError, PromptTooLong, RemoteFailed
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.remote.answers import Answer, BrokenAnswer, usage_of, vector_of
 from packtrain.workers.remote.failures import Refusal, error_of, next_wait_s, refusal, retry_after_s

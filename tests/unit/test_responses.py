@@ -8,7 +8,9 @@ import pytest
 
 from packtrain.broker.chat import CallDelta, FunctionCall, NamedTool, ToolCall
 from packtrain.broker.errors import InvalidParameter, JobFailed
-from packtrain.broker.messages import JobSpec, Timings, TokenLogprob, Usage
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.outcome import Timings, Usage
+from packtrain.broker.pieces import TokenLogprob
 from packtrain.client.dialects.responses import form
 from packtrain.client.dialects.responses.calls import Asked, parse_responses
 from packtrain.client.openai import Stamp, fault_of

@@ -17,10 +17,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from packtrain.broker import vectors
 from packtrain.broker.chat import join_calls
 from packtrain.broker.chunks import Chunk, Event
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import JobId, Route
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Claim, RenewVerdict
 from packtrain.broker.memory_jobs import MemoryJobs
-from packtrain.broker.messages import MAX_LISTED_TOKENS, JobSpec, JobStatus, Numerics, TokenLogprob, text_of
+from packtrain.broker.outcome import JobStatus
+from packtrain.broker.pieces import MAX_LISTED_TOKENS, TokenLogprob, text_of
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.states import JobState
 from packtrain.workers.backends.base import Sampled, StepRows

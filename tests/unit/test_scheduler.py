@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import PromptLogprob, SamplingParams
+from packtrain.broker.pieces import PromptLogprob
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.engine.scheduler import MIN_PIECE, SERIAL_CHUNK, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import Sequence, SequenceRequest
 from packtrain.workers.engine.text import TextStream

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker import hops
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import FleetLoop
 from packtrain.broker.ids import JobId, ModelId, Route, route_of
+from packtrain.broker.job_spec import MAX_VIA
 from packtrain.broker.jobs import Movable
-from packtrain.broker.messages import MAX_VIA, InstanceBeat, ModelInfo
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.placement import MIB, Snapshot
 from packtrain.broker.placement.view import View
 from packtrain.broker.rates import Rate

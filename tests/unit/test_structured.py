@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.messages import JobSpec, parse_spec
+from packtrain.broker.job_spec import JobSpec, parse_spec
 from packtrain.broker.structured import FreeText, Grammar, JsonObject, JsonSchema, json_format
 from packtrain.client.request import build_spec
 

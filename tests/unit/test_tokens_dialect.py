@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.messages import JobSpec, Piece
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.pieces import Piece
 from packtrain.client.dialects.tokens import (
     DetokenizeBody,
     TokenizeBody,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.engine.scheduler import plan_step
 from packtrain.workers.engine.sequence import Sequence, SequenceRequest

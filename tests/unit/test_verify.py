@@ -9,7 +9,8 @@ import pytest
 from packtrain.broker import vectors
 from packtrain.broker.chat import FunctionCall, ToolCall
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import Logprob, Outcome, PromptLogprob, Receipt, TokenLogprob, Usage
+from packtrain.broker.outcome import Outcome, Receipt, Usage
+from packtrain.broker.pieces import Logprob, PromptLogprob, TokenLogprob
 from packtrain.broker.states import JobState
 from packtrain.client.verify import Candidate, Difference, first_difference, request_again
 from tests.support.factories import spec

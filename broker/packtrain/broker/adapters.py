@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from packtrain.broker.errors import AdapterUnavailable
-from packtrain.broker.messages import JobSpec, ModelInfo
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.model_info import ModelInfo
 
 
 def check_adapters(spec: JobSpec, models: Iterable[ModelInfo]) -> None:

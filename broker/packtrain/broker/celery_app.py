@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 from packtrain.broker import keys
 from packtrain.broker.ids import NodeId, Route
-from packtrain.broker.messages import NodeCommand
+from packtrain.broker.orders import NodeCommand
 from packtrain.broker.pulls import PullRequest
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Logprob, Piece, TokenLogprob, piece_fields
+from packtrain.broker.pieces import Logprob, Piece, TokenLogprob, piece_fields
 from packtrain.broker.states import JobState
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
 from packtrain.broker.fairness import FairTags
-from packtrain.broker.messages import Lane
+from packtrain.broker.job_spec import Lane
 
 #: In the order in which they are served.
 LANES: Final[tuple[Lane, ...]] = ("interactive", "bulk")

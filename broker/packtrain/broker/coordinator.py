@@ -14,13 +14,15 @@ from itertools import zip_longest
 from typing import Protocol
 
 from packtrain.broker import placement
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.celery_app import MAX_BELLS
 from packtrain.broker.diverting import Diverter
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, new_instance_id
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.journal import Entry, Journal, decisions_of
 from packtrain.broker.losses import find_lost
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import NodeCommand
 from packtrain.broker.placement import Load, Plan, Snapshot, Unload
 from packtrain.broker.registry import Registry
 from packtrain.broker.states import InstanceState, JobState

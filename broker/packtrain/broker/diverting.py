@@ -10,7 +10,8 @@ from typing import Protocol
 
 from packtrain.broker.ids import ModelId, Route, is_deterministic, model_of, route_of
 from packtrain.broker.jobs import JobStore, Move
-from packtrain.broker.messages import Cause, ModelInfo
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.outcome import Cause
 from packtrain.broker.placement import Snapshot
 from packtrain.broker.placement.view import View
 from packtrain.broker.spilling import Outlook, Spill, later_targets, outlook_of, spill

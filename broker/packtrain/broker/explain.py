@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.fields import Report
 from packtrain.broker.ids import JobId, Route, is_deterministic, model_of
 from packtrain.broker.jobs import JobStore, Place
-from packtrain.broker.messages import InstanceBeat, JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.rates import Rate
 from packtrain.broker.registry import Registry
 from packtrain.broker.states import SUSPECT_ATTEMPTS, InstanceState, JobState

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 
 #: Tokens that a job is taken to produce when it does not say how many at most.
 DEFAULT_OUTPUT: Final = 256

@@ -1,11 +1,17 @@
-"""What every message is made of: the two kinds of base, and fields that more than one module needs."""
+"""What every message is made of: what crosses a process boundary, versioned, frozen and checked on arrival.
+
+Clients' input refuses unknown fields, so that a misspelt option is an error and not a silent default. Reports between
+our own processes ignore unknown fields, so that nodes of two versions can share a fleet.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from packtrain.broker.errors import InvalidParameter
 
 
 def _encodable(text: str) -> str:
@@ -18,6 +24,14 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 SafeId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+
+#: How an instance computes: as fast as it can, or so that company, chunks and restarts change no bit of an answer.
+Numerics = Literal["fast", "deterministic"]
+#: What it does for that. `batched`: many sequences in a step, by kernels that compute each row alone. `serial`: one
+#: sequence in a step, its prompt in fixed chunks, for models and builds where no such kernels can be had.
+Recipe = Literal["fast", "batched", "serial"]
+
+_M = TypeVar("_M", bound=BaseModel)
 
 
 class Input(BaseModel):
@@ -46,6 +60,25 @@ def check_json(value: object, *, max_chars: int, max_depth: int) -> None:
         raise ValueError(f"is no JSON ({error})") from None
     if size > max_chars:
         raise ValueError(f"has {size} characters as JSON, at most {max_chars} are allowed")
+
+
+def invalid(error: ValidationError) -> InvalidParameter:
+    """pydantic's first complaint as one sentence for a person."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "request"
+    shown = repr(first.get("input"))
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return InvalidParameter(f"{where} = {shown}: {first['msg']}; correct this field", field=where)
+
+
+def dump_hash(message: BaseModel) -> dict[str, str]:
+    """A message as the fields of a Redis hash: each value is JSON."""
+    return {name: json.dumps(value) for name, value in message.model_dump(mode="json").items()}
+
+
+def load_hash(cls: type[_M], fields: dict[str, str]) -> _M:
+    """The message again from the fields of a Redis hash."""
+    return cls.model_validate({name: json.loads(value) for name, value in fields.items()})
 
 
 def _depth(value: Any, limit: int) -> int:

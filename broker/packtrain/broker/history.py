@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.fields import Report
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.states import InstanceState
 
 SAMPLE_MS = 15_000

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from packtrain.broker.errors import FleetLoop
-from packtrain.broker.messages import MAX_VIA
+from packtrain.broker.job_spec import MAX_VIA
 
 #: The header of the trail: ids of fleets, separated by commas.
 HEADER: Final = "Packtrain-Via"

@@ -16,8 +16,10 @@ from typing import Any, Literal, Protocol
 from packtrain.broker import errors, keys
 from packtrain.broker.chunks import Chunk, Event, to_entry
 from packtrain.broker.fairness import HAIR, cost_of
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, Numerics, Outcome
+from packtrain.broker.job_spec import JobSpec, Lane
+from packtrain.broker.outcome import Cause, JobStatus, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.scripts import Call

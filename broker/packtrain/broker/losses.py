@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from packtrain.broker.messages import InstanceBeat
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.states import InstanceState
 
 

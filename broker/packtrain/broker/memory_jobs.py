@@ -15,7 +15,9 @@ from packtrain.broker.chunks import Chunk, Event
 from packtrain.broker.claims import lanes_for, rank
 from packtrain.broker.fairness import FairTags, cost_of
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Lane, ModelInfo, Outcome
+from packtrain.broker.job_spec import JobSpec, Lane
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.outcome import Cause, JobStatus, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState

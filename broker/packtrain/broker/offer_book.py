@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from packtrain.broker.ids import ModelId, NodeId
-from packtrain.broker.messages import ModelInfo
+from packtrain.broker.model_info import ModelInfo
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import hashlib
 import sys
 from array import array
 
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 
 #: Characters, or bytes of ids, of the shortest prefix: some 60 tokens, which take longer to compute than to copy.
 SHORTEST = 256

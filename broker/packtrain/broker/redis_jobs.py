@@ -10,7 +10,8 @@ from redis import Redis
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chunks import Chunk, Event, parse_event
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
-from packtrain.broker.messages import Cause, JobSpec, JobStatus, Outcome
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.outcome import Cause, JobStatus, Outcome
 from packtrain.broker.rates import Rate
 from packtrain.broker.scripts import Scripts
 from packtrain.broker.states import JobState

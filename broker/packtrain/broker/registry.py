@@ -17,10 +17,13 @@ from redis import Redis
 from redis.exceptions import WatchError
 
 from packtrain.broker import keys
+from packtrain.broker.beats import InstanceBeat, NodeBeat
+from packtrain.broker.fields import dump_hash, load_hash
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, dump_hash, load_hash
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange, NodeWish, changed
 from packtrain.broker.offer_book import DIGEST, OfferBook, Offers, to_offers
+from packtrain.broker.orders import Desired
 from packtrain.broker.pulls import PullStatus, pull_ttl_ms
 
 logger = logging.getLogger(__name__)

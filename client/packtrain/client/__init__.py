@@ -5,6 +5,7 @@
 >>> fleet.generate("smollm2", "Name three colours.").text  # doctest: +SKIP
 """
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.chat import CallDelta, Message, Tool, ToolCall
 from packtrain.broker.errors import (
     AdapterUnavailable,
@@ -39,20 +40,11 @@ from packtrain.broker.errors import (
     UnknownNode,
 )
 from packtrain.broker.explain import Explanation
-from packtrain.broker.messages import (
-    Cause,
-    InstanceBeat,
-    JobStatus,
-    ModelInfo,
-    NodeBeat,
-    Piece,
-    Receipt,
-    SamplingParams,
-    Timings,
-    Usage,
-    text_of,
-)
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeWish
+from packtrain.broker.outcome import Cause, JobStatus, Receipt, Timings, Usage
+from packtrain.broker.pieces import Piece, text_of
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.aio_job import AsyncJob, AsyncTextStream

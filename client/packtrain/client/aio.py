@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, overload
 
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Piece, text_of
+from packtrain.broker.pieces import Piece, text_of
 from packtrain.client.aio_job import AsyncJob, AsyncTextStream
 from packtrain.client.aio_waiting import Waiter
 from packtrain.client.client import Packtrain

@@ -17,11 +17,16 @@ from typing import Any, Literal, Self, overload
 
 from pydantic import ValidationError
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.explain import Explanation
+from packtrain.broker.fields import invalid
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route, is_safe_id
-from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat, Piece, invalid, text_of
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange, NodeWish
+from packtrain.broker.outcome import JobStatus
+from packtrain.broker.pieces import Piece, text_of
 from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.client.job import Job, TextStream
 from packtrain.client.opening import open_transport

@@ -18,12 +18,16 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.chunks import Event
 from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange, NodeWish
+from packtrain.broker.orders import Desired
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.states import JobState
 from packtrain.client import native_wire as wire

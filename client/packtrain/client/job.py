@@ -10,7 +10,7 @@ from typing import Self
 from packtrain.broker.errors import BrokerUnavailable, UnknownJob
 from packtrain.broker.explain import Explanation
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.states import JobState
 from packtrain.client.reading import Cursors, Reader, is_over
 from packtrain.client.result import AnswerDelta, Result, delta_of, finished

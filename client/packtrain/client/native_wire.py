@@ -12,10 +12,12 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.chunks import Event
 from packtrain.broker.ids import JobId
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.states import JobState
 
 PREFIX: Final = "/packtrain/v1"

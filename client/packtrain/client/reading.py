@@ -19,7 +19,7 @@ from packtrain.broker.errors import (
     UnknownJob,
 )
 from packtrain.broker.ids import JobId, new_job_id
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.client.result import AnswerDelta, Result, delta_of, finished, result_of
 
 #: How long a reader waits for a broker that went away, seconds. A restart takes 2, a reboot of its host a minute.

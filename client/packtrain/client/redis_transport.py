@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from packtrain.broker import hops, keys
 from packtrain.broker.adapters import check_adapters
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
@@ -22,9 +23,12 @@ from packtrain.broker.errors import (
 )
 from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import Desired, InstanceBeat, JobSpec, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange, NodeWish
+from packtrain.broker.orders import Desired
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry

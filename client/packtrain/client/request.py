@@ -12,7 +12,8 @@ from typing import Any, Self, SupportsIndex
 from packtrain.broker.chat import Message
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
-from packtrain.broker.messages import JobSpec, SamplingParams, parse_spec
+from packtrain.broker.job_spec import JobSpec, parse_spec
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import JsonObject, json_format
 
 

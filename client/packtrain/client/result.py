@@ -8,7 +8,8 @@ from typing import Literal
 from packtrain.broker import vectors
 from packtrain.broker.chat import CallDelta, ToolCall
 from packtrain.broker.errors import JobFailed, PacktrainError, ResultTimeout
-from packtrain.broker.messages import JobStatus, Outcome, Piece, PromptLogprob, Receipt, Timings, TokenLogprob, Usage
+from packtrain.broker.outcome import JobStatus, Outcome, Receipt, Timings, Usage
+from packtrain.broker.pieces import Piece, PromptLogprob, TokenLogprob
 from packtrain.broker.states import JobState
 
 

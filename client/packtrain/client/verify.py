@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from packtrain.broker import vectors
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import InvalidRequest, UnknownJob
 from packtrain.broker.ids import JobId, ModelId, Route, is_deterministic, model_of, new_job_id, route_of
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import routes_of
-from packtrain.broker.messages import InstanceBeat, JobSpec, JobStatus, Outcome, Receipt
+from packtrain.broker.outcome import JobStatus, Outcome, Receipt
 from packtrain.broker.states import JobState
 from packtrain.client.transport import Transport
 

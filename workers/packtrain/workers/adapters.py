@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from packtrain.broker.errors import AdapterUnavailable
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 
 #: Names and scales, by name, none with scale 0: equal sets compute alike. Empty: the model as it is.
 AdapterSet = tuple[tuple[str, float], ...]

@@ -17,10 +17,13 @@ import psutil
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.coordinator import Bells
 from packtrain.broker.ids import InstanceId, ModelId
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import Cause, InstanceBeat, ModelInfo, NodeBeat, NodeCommand
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import NodeCommand
+from packtrain.broker.outcome import Cause
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState, JobState

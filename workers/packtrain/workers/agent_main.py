@@ -27,7 +27,8 @@ from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import ECHO, NODE_COMMAND, NODE_PULL, Doorbell, make_app
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
-from packtrain.broker.messages import Cause, NodeCommand
+from packtrain.broker.orders import NodeCommand
+from packtrain.broker.outcome import Cause
 from packtrain.broker.pulls import PullRequest
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry

@@ -18,7 +18,7 @@ from pathlib import Path
 from packtrain.broker.claims import reserved_slots
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.broker.ids import ModelId, slug
-from packtrain.broker.messages import AdapterInfo, ModelFault, ModelInfo, ModelMemory
+from packtrain.broker.model_info import AdapterInfo, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_adapters import AdapterFinder, FoundAdapter, fingerprint_with
 from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packtrain.broker.messages import AdapterInfo, ModelFault
+from packtrain.broker.model_info import AdapterInfo, ModelFault
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_config import AdapterOptions
 from packtrain.workers.gguf import GgufHeader

@@ -66,7 +66,7 @@ from pydantic import (
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.fields import SafeId
-from packtrain.broker.messages import AdapterScale
+from packtrain.broker.job_spec import AdapterScale
 from packtrain.broker.units import parse_duration
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.remote.options import RemoteOptions

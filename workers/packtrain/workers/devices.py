@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from packtrain.broker.beats import DeviceMemory
 from packtrain.broker.fields import Report
-from packtrain.broker.messages import DeviceMemory
 
 #: Of enum ggml_backend_dev_type; 0 is the CPU, 3 an accelerator without memory of its own.
 GPU, SHARING_GPU = 1, 2

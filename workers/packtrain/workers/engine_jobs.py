@@ -18,8 +18,9 @@ from packtrain.broker.errors import (
     PromptTooLong,
 )
 from packtrain.broker.ids import ModelId
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import MAX_PROMPT_LOGPROBS, JobSpec
+from packtrain.broker.pieces import MAX_PROMPT_LOGPROBS
 from packtrain.workers.adapters import adapters_of
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.preparing import Prepared, pieces_of, prepare, prepare_count

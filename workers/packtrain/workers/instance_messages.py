@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from packtrain.broker.messages import Recipe
+from packtrain.broker.fields import Recipe
 from packtrain.broker.states import InstanceState
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.load_options import LoadOptions

@@ -13,9 +13,10 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from packtrain.broker.errors import ModelLoadFailed
+from packtrain.broker.fields import Recipe
 from packtrain.broker.ids import JobId, ModelId
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine

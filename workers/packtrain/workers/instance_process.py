@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from packtrain.broker import lifeline
 from packtrain.broker.ids import InstanceId
 from packtrain.broker.jobs import MAX_TAIL_LINES
-from packtrain.broker.messages import Cause
+from packtrain.broker.outcome import Cause
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport
 from packtrain.workers.supervision import why_ended
 

@@ -19,7 +19,9 @@ from packtrain.broker.chat import ToolCall, join_calls
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.errors import FleetLoop, InvalidParameter, JobExpired, PromptEmpty
 from packtrain.broker.ids import InstanceId, JobId, NodeId, model_of
-from packtrain.broker.messages import JobSpec, Outcome, Piece, Timings, TokenLogprob, Usage
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.outcome import Outcome, Timings, Usage
+from packtrain.broker.pieces import Piece, TokenLogprob
 from packtrain.broker.states import JobState
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import psutil
 
-from packtrain.broker.messages import Cause, InstanceBeat
+from packtrain.broker.beats import InstanceBeat
+from packtrain.broker.outcome import Cause
 from packtrain.broker.states import InstanceState
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess

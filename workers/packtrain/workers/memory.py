@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from packtrain.broker.messages import BufferMemory, ModelMemory
+from packtrain.broker.model_info import BufferMemory, ModelMemory
 from packtrain.workers.ggml_types import GGML_TYPES
 from packtrain.workers.gguf import GgufHeader
 from packtrain.workers.load_options import N_BATCH, KvType, LoadOptions, max_outputs, rows_per_step, rows_to_embed

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from packtrain.broker.messages import ModelMemory
+from packtrain.broker.model_info import ModelMemory
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.own_memory import OwnMemory
 

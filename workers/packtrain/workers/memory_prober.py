@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from packtrain.broker.messages import ModelMemory
+from packtrain.broker.model_info import ModelMemory
 from packtrain.workers.memory_book import LoadKey
 from packtrain.workers.memory_probe import TIMEOUT_S, MemoryQuestion
 

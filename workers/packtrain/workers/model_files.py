@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from packtrain.broker.messages import ModelFault
+from packtrain.broker.model_info import ModelFault
 
 MAX_DEPTH = 8  # folders below a model folder
 MAX_ENTRIES = 50_000  # files and folders in one model folder, all depths together

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import ModelFault, ModelInfo, ModelMemory
+from packtrain.broker.model_info import ModelFault, ModelInfo, ModelMemory
 from packtrain.broker.settings import Settings
 from packtrain.workers import model_files
 from packtrain.workers.adapters import AdapterFile

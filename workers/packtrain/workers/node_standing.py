@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.ids import InstanceId
-from packtrain.broker.messages import Cause, InstanceBeat
 from packtrain.broker.node_wishes import NodeWish
+from packtrain.broker.outcome import Cause
 from packtrain.broker.settings import Settings
 from packtrain.broker.states import InstanceState
 from packtrain.workers.node_terms import terms_of

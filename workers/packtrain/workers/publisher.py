@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.jobs import EmitReply, JobStore
-from packtrain.broker.messages import Cause
+from packtrain.broker.outcome import Cause
 from packtrain.workers.engine.sequence import End, Ended
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.receipts import Prover

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from packtrain.broker.messages import Cause
+from packtrain.broker.outcome import Cause
 from packtrain.workers.supervision import EXIT_LOAD_FAILED
 
 WINDOW_MS = 10 * 60 * 1000

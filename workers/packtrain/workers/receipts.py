@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from packtrain.broker.messages import Numerics, Receipt, Recipe, UsedAdapter
+from packtrain.broker.fields import Numerics, Recipe
+from packtrain.broker.outcome import Receipt, UsedAdapter
 from packtrain.workers.adapters import AdapterFile, AdapterSet
 from packtrain.workers.model_files import parts_of
 

@@ -23,9 +23,10 @@ from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
 from packtrain.broker.errors import JobFailed, PacktrainError
+from packtrain.broker.fields import Numerics, invalid
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
+from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import JobSpec, Numerics, invalid
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.workers.bulk_share import BulkShare
 from packtrain.workers.engine.seam import JobEngine

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packtrain.broker.ids import InstanceId
-from packtrain.broker.messages import Cause
+from packtrain.broker.outcome import Cause
 from packtrain.broker.states import InstanceState
 from packtrain.workers.waking import SETTLE_S
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from packtrain.broker.beats import NodeBeat
 from packtrain.broker.ids import ModelId, Route, is_deterministic, model_of
-from packtrain.broker.messages import ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.placement.failures import Failures
 from packtrain.broker.placement.rooms import Eviction, Room
 from packtrain.broker.placement.snapshot import Candidate

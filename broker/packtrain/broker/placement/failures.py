@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import ModelLoadFailed
 from packtrain.broker.ids import ModelId, Route, model_of
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.placement.view import View, serves
 from packtrain.broker.states import InstanceState
 

@@ -10,8 +10,10 @@ import json
 import zlib
 from typing import Any
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.ids import ModelId, NodeId, Route, model_of
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import Desired
 from packtrain.broker.placement.snapshot import Snapshot
 
 VERSION = 1

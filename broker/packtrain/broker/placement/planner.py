@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import ModelError, NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.placement.choosing import Choice, Clearing, Place
 from packtrain.broker.placement.failures import Failures, crash_wait_ms
 from packtrain.broker.placement.replicas import Another, another, why_unwanted

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.ids import Route, model_of
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.placement.view import View
 from packtrain.broker.placement.worth import load_s
 from packtrain.broker.states import InstanceState

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.ids import NodeId
-from packtrain.broker.messages import InstanceBeat, NodeBeat
 from packtrain.broker.placement.worth import held_bytes
 
 MAX_EXACT = 12

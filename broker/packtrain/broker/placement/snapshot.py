@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.errors import ModelError
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat, Numerics
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.offer_book import Offers
+from packtrain.broker.orders import Desired
 
 #: An instance is not evicted before it has been READY this long, so that two models do not chase each other, ms.
 MIN_RESIDENCY_MS = 10_000

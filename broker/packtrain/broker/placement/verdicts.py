@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from packtrain.broker.beats import NodeBeat
 from packtrain.broker.errors import ModelGone, ModelTooLarge
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.placement.snapshot import MIB
 from packtrain.broker.placement.view import View
 

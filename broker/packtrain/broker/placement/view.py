@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import ModelId, NodeId, Route, is_deterministic, model_of
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat, Numerics
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.offer_book import NodeOffers
 from packtrain.broker.placement.snapshot import Snapshot
 from packtrain.broker.states import InstanceState

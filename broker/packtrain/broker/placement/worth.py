@@ -8,7 +8,7 @@ load took: so those that have been there longest take their turn first, and no s
 
 from __future__ import annotations
 
-from packtrain.broker.messages import InstanceBeat
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.placement.snapshot import MIB
 
 #: Without use for this long, an instance is half as likely to be wanted.

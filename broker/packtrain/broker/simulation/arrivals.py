@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from packtrain.broker.messages import Lane
+from packtrain.broker.job_spec import Lane
 from packtrain.broker.simulation.fleet_file import JobsSection, TraceLine
 
 

@@ -13,9 +13,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.fields import Report
 from packtrain.broker.ids import ModelId, NodeId, Route, route_of
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.offer_book import Offers
 from packtrain.broker.placement import Plan, Snapshot, plan
 from packtrain.broker.placement.view import View

@@ -21,7 +21,7 @@ from packtrain.broker import units
 from packtrain.broker.claims import reserved_slots
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.fields import Input, SafeId
-from packtrain.broker.messages import Lane
+from packtrain.broker.job_spec import Lane
 from packtrain.broker.placement import MAX_WAIT_MS, MIN_RESIDENCY_MS
 from packtrain.broker.simulation.amounts import MAX_TOKENS, Amount, Fixed, Tokens
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.messages import InstanceBeat, Lane, ModelInfo, NodeBeat
+from packtrain.broker.job_spec import Lane
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.rates import smoothed_run_s
 from packtrain.broker.simulation.fleet_file import ModelSection, NodeSection
 from packtrain.broker.simulation.service import Rates, Service

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from packtrain.broker import placement
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.ids import ModelId, NodeId, Route
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.offer_book import NodeOffers
 from packtrain.broker.placement import Plan, Snapshot
 from packtrain.broker.placement.replicas import another

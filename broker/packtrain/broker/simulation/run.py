@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from packtrain.broker import placement
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.claims import Line
 from packtrain.broker.fairness import cost
 from packtrain.broker.ids import ModelId, NodeId, model_of, route_of
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.placement import Load, Reject, Unload
 from packtrain.broker.placement.replicas import SCALE_IN_S
 from packtrain.broker.simulation.arrivals import Arrival, arrivals

@@ -31,7 +31,7 @@ from packtrain.broker.errors import (
     TryLater,
 )
 from packtrain.broker.ids import JobId, Route
-from packtrain.broker.messages import ModelInfo
+from packtrain.broker.model_info import ModelInfo
 from packtrain.client.bulk import window
 from packtrain.client.bulk.beats import Beats
 from packtrain.client.bulk.flights import Flight, Group, Verdict, verdict

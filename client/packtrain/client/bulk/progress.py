@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.ids import Route
-from packtrain.broker.messages import InstanceBeat
 from packtrain.broker.states import InstanceState
 from packtrain.client.bulk.ledger import GroupCount, State
 from packtrain.client.bulk.window import serves

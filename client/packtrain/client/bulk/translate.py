@@ -19,7 +19,7 @@ from typing import Any
 from packtrain.broker.errors import JobExpired, PacktrainError
 from packtrain.broker.fairness import cost_of
 from packtrain.broker.ids import ModelId, Route, route_of
-from packtrain.broker.messages import JobSpec, Lane
+from packtrain.broker.job_spec import JobSpec, Lane
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.client.bulk.output import line_of
 from packtrain.client.bulk.rows import Defaults, Fault, Row, RowFault, parse_row

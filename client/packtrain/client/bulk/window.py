@@ -13,8 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.ids import Route, is_deterministic, model_of
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.states import InstanceState
 
 #: Work that stands in the queue, seconds: another replica is worth its load for a backlog beyond twice that load.

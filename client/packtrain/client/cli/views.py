@@ -16,8 +16,10 @@ from rich.table import Table
 
 from packtrain.broker import vectors
 from packtrain.broker.api_keys import ApiKey
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.explain import Explanation
-from packtrain.broker.messages import InstanceBeat, JobStatus, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.states import InstanceState
 from packtrain.client.verify import Candidate, Verification
 

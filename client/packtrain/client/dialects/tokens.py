@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.messages import Piece, text_of
+from packtrain.broker.pieces import Piece, text_of
 from packtrain.client.dialects.translating import extras_in
 from packtrain.client.openai import Call, parse_call
 from packtrain.client.openai.bodies import Body, Off

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from starlette.requests import Request
 
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.client.openai import Fault
 
 

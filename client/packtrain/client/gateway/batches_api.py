@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.requests import Request
 from starlette.responses import Response
 
-from packtrain.broker.messages import invalid
+from packtrain.broker.fields import invalid
 from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.batches_store import WINDOW_S, Batch, BatchStatus, BatchStore, batch_object
 from packtrain.client.gateway.body import read_json

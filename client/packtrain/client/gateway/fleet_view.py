@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.errors import BrokerUnavailable
 from packtrain.broker.ids import Route
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.client.aio import AsyncPacktrain
 
 #: A view is shown for this long, seconds.

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from packtrain.broker.api_keys import LEASE_MS, ApiKey, ApiKeys, Charge, digest_of
 from packtrain.broker.connection import unavailable
 from packtrain.broker.errors import PacktrainError
-from packtrain.broker.messages import JobSpec
+from packtrain.broker.job_spec import JobSpec
 from packtrain.client.gateway.access import Admission, Caller, no_model
 from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.settings import GatewaySettings

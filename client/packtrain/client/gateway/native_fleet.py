@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.fields import invalid
 from packtrain.broker.ids import ModelId, NodeId, is_safe_id
-from packtrain.broker.messages import ModelInfo, invalid
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange
 from packtrain.broker.pulls import PullRequest, new_pull
 from packtrain.client.gateway.door import Door

@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter, UnknownJob, UnknownModel
 from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
+from packtrain.broker.job_spec import JobSpec, parse_spec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.messages import JobSpec, parse_spec
 from packtrain.client.gateway.access import Admission, Caller
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from packtrain.broker.errors import UnknownJob
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import JobStatus
+from packtrain.broker.outcome import JobStatus
 from packtrain.client.gateway.access import Admission
 from packtrain.client.transport import Transport
 

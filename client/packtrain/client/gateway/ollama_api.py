@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter, UnknownModel
-from packtrain.broker.messages import ModelInfo
+from packtrain.broker.model_info import ModelInfo
 from packtrain.client.dialects.ollama import form, models
 from packtrain.client.dialects.ollama.bodies import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, GenerationBody
 from packtrain.client.dialects.ollama.calls import chat_call, embed_call, generate_call, load_call

@@ -11,11 +11,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.fields import Report
 from packtrain.broker.history import Fault
 from packtrain.broker.ids import Route, model_of
 from packtrain.broker.journal import Entry
-from packtrain.broker.messages import Desired, InstanceBeat, ModelInfo, NodeBeat
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import Desired
 from packtrain.broker.states import InstanceState, JobState
 
 #: Events that are shown.

@@ -9,13 +9,15 @@ from typing import Any, cast
 from redis import Redis
 
 from packtrain.broker import keys
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.explain import explain
 from packtrain.broker.history import Series, faults_of
 from packtrain.broker.history_store import History
 from packtrain.broker.ids import JobId, Route, model_of
+from packtrain.broker.job_spec import Lane
 from packtrain.broker.jobs import parse_status
 from packtrain.broker.journal import RedisJournal
-from packtrain.broker.messages import InstanceBeat, JobStatus, Lane
+from packtrain.broker.outcome import JobStatus
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import JobState

@@ -11,8 +11,9 @@ import math
 import time
 from collections.abc import Sequence
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.explain import Explanation
-from packtrain.broker.messages import InstanceBeat, ModelInfo
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.placement.worth import guessed_load_s
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncPacktrain

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from packtrain.broker.errors import InvalidParameter, UnknownModel
+from packtrain.broker.fields import invalid
 from packtrain.broker.ids import is_safe_id
-from packtrain.broker.messages import MAX_PROMPT_CHARS, JobSpec, invalid, parse_spec
+from packtrain.broker.job_spec import MAX_PROMPT_CHARS, JobSpec, parse_spec
 from packtrain.client.openai.bodies import Body, ChatBody, CompletionBody, EmbeddingBody, Generation, StreamOptions
 from packtrain.client.openai.chat_form import ChatForm
 from packtrain.client.openai.completion_form import CompletionForm

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from packtrain.broker.messages import TokenLogprob
+from packtrain.broker.pieces import TokenLogprob
 from packtrain.client.result import AnswerDelta, Result
 
 

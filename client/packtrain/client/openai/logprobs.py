@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from packtrain.broker.messages import Logprob, Piece, PromptLogprob, TokenLogprob
+from packtrain.broker.pieces import Logprob, Piece, PromptLogprob, TokenLogprob
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from packtrain.broker.messages import ModelInfo
+from packtrain.broker.model_info import ModelInfo
 
 
 def model_list(

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from packtrain.broker.errors import PacktrainError
-from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.fields import Recipe
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.adapters import Adapter, AdapterSet
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.infill import FimTokens

@@ -21,7 +21,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from packtrain.broker.errors import InvalidParameter, JobFailed
 from packtrain.broker.gbnf import to_lark
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import FreeText, Grammar, JsonObject, JsonSchema
 
 #: Compiled formats kept; jobs come in families that share one. The largest take some 20 MB.

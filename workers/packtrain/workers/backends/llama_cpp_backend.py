@@ -24,7 +24,8 @@ import numpy as np
 from llama_cpp import llama_cpp as C
 
 from packtrain.broker.errors import InvalidRequest, JobFailed, ModelLoadFailed, NotDeterministic
-from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.fields import Recipe
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers import machine
 from packtrain.workers.adapters import Adapter, AdapterFile, AdapterSet
 from packtrain.workers.backends.base import (

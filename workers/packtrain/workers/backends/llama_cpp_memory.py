@@ -16,7 +16,7 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 from llama_cpp import llama_cpp as C
 
-from packtrain.broker.messages import BufferMemory, ModelMemory
+from packtrain.broker.model_info import BufferMemory, ModelMemory
 from packtrain.workers.backends.llama_cpp_fit import with_fitting_layers
 from packtrain.workers.backends.llama_cpp_layout import laid_out
 from packtrain.workers.gguf import read_header

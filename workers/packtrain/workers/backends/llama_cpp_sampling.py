@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as C
 
-from packtrain.broker.messages import SamplingParams
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import Sampled
 from packtrain.workers.backends.constraint import Constraint
 

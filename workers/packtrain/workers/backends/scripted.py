@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest
-from packtrain.broker.messages import Recipe, SamplingParams
+from packtrain.broker.fields import Recipe
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import FreeText
 from packtrain.workers.adapters import Adapter, AdapterSet
 from packtrain.workers.backends.base import DecodeFailed, EmbeddingShape, Interrupted, Parked, Sampled, Shape, StepRows

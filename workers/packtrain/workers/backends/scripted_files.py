@@ -16,8 +16,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from packtrain.broker.errors import ModelLoadFailed, NotDeterministic
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import ModelId, slug
-from packtrain.broker.messages import AdapterInfo, ModelInfo, Numerics
+from packtrain.broker.model_info import AdapterInfo, ModelInfo
 from packtrain.workers.backends.scripted import ScriptedBackend
 
 SUFFIX = ".scripted.json"

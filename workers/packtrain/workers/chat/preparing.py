@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from packtrain.broker.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import MAX_LISTED_TOKENS, JobSpec, Piece, SamplingParams, piece_fields
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.pieces import MAX_LISTED_TOKENS, Piece, piece_fields
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import json_format
 from packtrain.workers.backends.base import Backend
 from packtrain.workers.chat.forced import forced_call_schema, is_forced

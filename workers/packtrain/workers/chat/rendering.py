@@ -17,7 +17,7 @@ from typing import Any
 
 from packtrain.broker.chat import Message, Tool
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.messages import MAX_PROMPT_CHARS, JobSpec
+from packtrain.broker.job_spec import MAX_PROMPT_CHARS, JobSpec
 from packtrain.broker.structured import FreeText
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.forced import is_forced

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from packtrain.broker.messages import Logprob, PromptLogprob, TokenLogprob, piece_fields
+from packtrain.broker.pieces import Logprob, PromptLogprob, TokenLogprob, piece_fields
 from packtrain.workers.backends.base import Sampled
 
 

@@ -18,7 +18,9 @@ from enum import StrEnum
 
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import PromptLogprob, SamplingParams, TokenLogprob, Usage
+from packtrain.broker.outcome import Usage
+from packtrain.broker.pieces import PromptLogprob, TokenLogprob
+from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Parked
 from packtrain.workers.chat.deltas import Delta

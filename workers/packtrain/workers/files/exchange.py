@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.ids import InstanceId, ModelId, NodeId
-from packtrain.broker.messages import InstanceBeat, ModelInfo, NodeCommand
+from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.orders import NodeCommand
 from packtrain.broker.registry import Registry
 from packtrain.broker.settings import Settings, split_address
 from packtrain.broker.states import InstanceState

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
+from packtrain.broker.beats import NodeBeat
 from packtrain.broker.errors import ModelFetchFailed
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import NodeBeat
 from packtrain.workers.files.secret import FleetSecret
 from packtrain.workers.files.server import HASHED_HEADER, PARTS_HEADER
 from packtrain.workers.files.tokens import sign

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from packtrain.broker.chat import CallDelta
-from packtrain.broker.messages import Logprob, TokenLogprob, Usage
+from packtrain.broker.outcome import Usage
+from packtrain.broker.pieces import Logprob, TokenLogprob
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.remote.options import RemoteOptions
 

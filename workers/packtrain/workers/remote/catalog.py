@@ -16,7 +16,7 @@ from typing import Literal
 
 from packtrain.broker.claims import reserved_slots
 from packtrain.broker.ids import ModelId
-from packtrain.broker.messages import BufferMemory, ModelFault, ModelInfo, ModelMemory
+from packtrain.broker.model_info import BufferMemory, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
 from packtrain.workers.instance_messages import InstanceConfig

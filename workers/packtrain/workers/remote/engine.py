@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from packtrain.broker.errors import JobFailed, ModelLoadFailed, PacktrainError, RemoteFailed
 from packtrain.broker.ids import JobId
-from packtrain.broker.messages import Usage
+from packtrain.broker.outcome import Usage
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.engine.engine import EngineStats
 from packtrain.workers.engine.sequence import End, Ended, Tokens

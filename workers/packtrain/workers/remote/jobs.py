@@ -8,8 +8,9 @@ from collections.abc import Callable
 from packtrain.broker import hops, jobs
 from packtrain.broker.chunks import Event
 from packtrain.broker.errors import RemoteFailed
+from packtrain.broker.fields import Numerics
 from packtrain.broker.jobs import JobStore
-from packtrain.broker.messages import Numerics, Receipt
+from packtrain.broker.outcome import Receipt
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.leased_job import LeasedJob

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from packtrain.broker.chat import Message
 from packtrain.broker.errors import InvalidRequest
-from packtrain.broker.messages import JobSpec, SamplingParams
+from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import FreeText, JsonObject, JsonSchema, ResponseFormat
 
 #: What llama.cpp's servers, ours among them, call what OpenAI has no name for; others refuse or ignore it.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from packtrain.broker.messages import TokenLogprob
+from packtrain.broker.pieces import TokenLogprob
 from packtrain.client.dialects.blocks import Block, Blocks, blocks_of
 from packtrain.client.openai import Fault, Stamp
 from packtrain.client.openai.forms import HeldLogprobs, job_facts

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from packtrain.broker.messages import InstanceBeat, ModelInfo
+from packtrain.broker.beats import InstanceBeat
+from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.states import InstanceState
 from packtrain.client.dialects.ollama.form import moment
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from packtrain.broker.messages import TokenLogprob
+from packtrain.broker.pieces import TokenLogprob
 from packtrain.client.dialects.blocks import Block, Blocks, Change, blocks_of
 from packtrain.client.dialects.responses.calls import Asked
 from packtrain.client.dialects.responses.resource import Resource, status_of, told

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packtrain.broker.chat import NamedTool
-from packtrain.broker.messages import TokenLogprob
+from packtrain.broker.pieces import TokenLogprob
 from packtrain.client.dialects.blocks import Block
 from packtrain.client.dialects.responses.calls import Asked
 from packtrain.client.dialects.responses.tools import custom_input

@@ -1,0 +1,96 @@
+"""Beats: what is known of a node and of an instance, said again and again while they live."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from packtrain.broker.fields import Numerics, Recipe, Report, SafeId
+from packtrain.broker.model_info import ModelFault
+from packtrain.broker.states import InstanceState
+
+
+class DeviceMemory(Report):
+    """One memory of a node, bytes."""
+
+    kind: Literal["ram", "gpu"]
+    name: str
+    total: int = 0
+    free: int = 0
+    unified: bool = Field(False, description="machine and GPU share it")
+
+
+class NodeBeat(Report):
+    """What an agent says of its node every 2 s. Sizes in bytes."""
+
+    v: Literal[1] = 1
+    node: SafeId
+    pid: int = 0
+    cores: int = 1
+    memory_total: int = 0
+    memory_free: int = 0
+    memory_budget: int = Field(0, description="what instances may use together")
+    devices: tuple[DeviceMemory, ...] = Field((), description="the machine's memory first, then each GPU's own")
+    models: tuple[str, ...] = ()
+    faults: tuple[ModelFault, ...] = ()
+    not_deterministic: dict[str, str] = Field(
+        default_factory=dict, description="models that cannot be so here, and why"
+    )
+    instances: tuple[str, ...] = ()
+    term_seen: int = 0
+    draining: bool = Field(False, description="it takes no new instance, and those it has leave")
+    quarantine: str = Field("", description="why nothing is loaded here any more; empty: it is fine")
+    labels: dict[str, str] = Field(default_factory=dict, description="what a model's selector may ask for")
+    disk_free: int = Field(0, description="where its model files are")
+    files_url: str = Field("", description="where other nodes may read its model files; empty: nowhere")
+    loopback: str = Field("", description="equal for nodes that reach each other at 127.0.0.1")
+    version: str = ""
+
+    @cached_property
+    def files_scope(self) -> str | None:
+        """Who reaches its model files: "" everybody, else nodes with this `loopback`; None: nobody."""
+        if not self.files_url:
+            return None
+        host = urlsplit(self.files_url).hostname
+        if host and (host.startswith("127.") or host in ("::1", "localhost")):
+            return self.loopback or None
+        return "" if host else None
+
+    def serves_files_to(self, loopback: str) -> bool:
+        """Whether a node with this `loopback` reaches its model files."""
+        return self.files_scope in ("", loopback)
+
+
+class InstanceBeat(Report):
+    """What is known of one instance. Written by the coordinator when REQUESTED, by its agent from then on."""
+
+    v: Literal[1] = 1
+    instance: SafeId
+    model: SafeId
+    node: SafeId
+    state: InstanceState
+    reason: str = Field("", description="why FAILED, LOST or DRAINING; how far a FETCHING one is")
+    pid: int = 0
+    n_slots: int = 0
+    reserved_slots: int = Field(0, description="of these, that bulk jobs leave to interactive ones")
+    n_ctx: int = 0
+    numerics: Numerics = "fast"
+    recipe: Recipe | None = Field(None, description="what it does for its numerics; null: not loaded yet")
+    numerics_class: str = Field("", description="equal where a begun job may go on; empty: not loaded yet")
+    reserved_bytes: int = 0
+    resident_bytes: int = 0
+    slots_used: int = 0
+    steps: int = Field(0, description="decode calls so far")
+    batch_peak: int = Field(0, description="most sequences in one step so far")
+    tokens_out: int = 0
+    tokens_per_s: float = 0
+    job_s: float = Field(0, description="smoothed, that a job holds a slot; before the first ended, how long so far")
+    threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
+    requested_ms: int = 0
+    ready_ms: int = 0
+    last_used_ms: int = 0
+    ended_ms: int = Field(0, description="when its process was seen gone")
+    out_of_memory: bool = Field(False, description="it FAILED, as far as can be told, for want of memory")
