@@ -36,9 +36,7 @@ def main() -> int:
         bench_fleet(options.model, threads=options.threads, slots=SLOTS, context=CONTEXT) as (running, client),
         gateway(running.url, Path(folder)) as http,
     ):
-        print(
-            f"{options.chats} chats of each kind, beside bulk rows of {ROW_TOKENS} tokens in {SLOTS} slots; {cpu_name()}"
-        )
+        print(f"{options.chats} chats a kind, beside bulk rows of {ROW_TOKENS} tokens, {SLOTS} slots; {cpu_name()}")
         print("| words | first token, idle, ms: p50 / p95 | beside bulk | ratio of p95 |")
         print("|---|---|---|---|")
         client.generate(MODEL, "warm up", max_tokens=2)
