@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -17,6 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId, default_node_id, is_safe_id
 from packtrain.broker.node_wishes import parse_label
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 def _default_home() -> Path:
@@ -196,9 +199,14 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         SetupError: A variable has a wrong value; the message names it.
     """
+    return read_settings(Settings, overrides)
+
+
+def read_settings(kind: type[S], overrides: Mapping[str, Any]) -> S:
+    """The same of any part of a process that has settings of its own."""
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        return kind(**overrides)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = "PACKTRAIN_" + str(first["loc"][0]).upper()
+        name = f"{kind.model_config['env_prefix']}{first['loc'][0]}".upper()
         raise SetupError(f"{name} = {first.get('input')!r}: {first['msg']}; correct or unset it") from None

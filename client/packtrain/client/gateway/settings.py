@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from packtrain.broker.errors import SetupError
+from packtrain.broker.settings import read_settings
 
 
 class GatewaySettings(BaseSettings):
@@ -84,9 +85,4 @@ def load_gateway_settings(**overrides: object) -> GatewaySettings:
     Raises:
         SetupError: A variable has a wrong value; the message names it.
     """
-    try:
-        return GatewaySettings(**overrides)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = "PACKTRAIN_HTTP_" + str(first["loc"][0]).upper()
-        raise SetupError(f"{name} = {first.get('input')!r}: {first['msg']}; correct or unset it") from None
+    return read_settings(GatewaySettings, overrides)
