@@ -13,7 +13,7 @@ from packtrain.client.cli.main import app
 pytestmark = pytest.mark.unit
 
 #: Processes in the foreground; `embed` prints JSON anyway; `bulk` and `keys` alone show their help.
-WITHOUT_JSON = {"node", "coordinator", "demo", "embed", "bulk", "keys"}
+WITHOUT_JSON = {"node", "coordinator", "demo", "embed", "bulk", "keys", "pairing"}
 
 
 def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:

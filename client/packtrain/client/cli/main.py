@@ -14,6 +14,7 @@ from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, Tr
 from packtrain.client.cli import (
     bulk_commands,
     fleet_commands,
+    health_commands,
     job_commands,
     join_commands,
     journal_commands,
@@ -53,6 +54,7 @@ journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)
 logs_commands.add_to(app)
+health_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:

@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field
 
 from packtrain.broker.fields import Report, SafeId
+from packtrain.broker.settings import split_address
 
 MAX_BODY = 4096  # bytes; ours have some 200
 _Hex = Field(pattern=r"^([0-9a-f]{2}){1,1024}$")
@@ -57,15 +58,15 @@ class BrokerPlace(Report):
     password: str = ""
 
 
-def place_of(url: str, fleet: str) -> BrokerPlace:
-    """What to tell of a broker. A loopback address means: where we are."""
+def place_of(url: str, fleet: str, reached_at: str = "") -> BrokerPlace:
+    """What to tell of a broker. A loopback address means: where we are. `reached_at`: `address:port` instead."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
+    host, port = split_address(reached_at) if reached_at else (parts.hostname or "", parts.port or 6379)
     return BrokerPlace(
         fleet=fleet,
         scheme=parts.scheme,
         host="" if host in ("localhost", "::1") or host.startswith("127.") else host,
-        port=parts.port or 6379,
+        port=port,
         db=parts.path.strip("/") or "0",
         username=unquote(parts.username or ""),
         password=unquote(parts.password or ""),

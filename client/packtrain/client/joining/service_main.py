@@ -18,7 +18,7 @@ from packtrain.broker.connection import connect
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.ids import default_node_id
 from packtrain.broker.invites import Invites, PairingPlace
-from packtrain.broker.settings import load_settings
+from packtrain.broker.settings import load_settings, split_address
 from packtrain.client.joining.discovery import announced, own_addresses
 from packtrain.client.joining.http_server import PairingServer
 from packtrain.client.joining.messages import place_of
@@ -34,8 +34,13 @@ MAX_NAME = 50
 SIGN_S = keys.PAIRING_TTL_MS / 1000 / 4
 
 
-def run(listen: str, port: int, name: str, url: str) -> None:
+def run(listen: str, port: int, name: str, url: str, reached_at: str = "") -> None:
     """Serve until SIGTERM, or the end of who started it.
+
+    Args:
+        reached_at: `address:port` by which other machines reach the broker, and the address by which they reach this
+            service, on its own port: of the host that a container runs on. They cannot find it by mDNS, then. Empty:
+            our own address, and the broker as its URL says.
 
     Raises:
         SetupError: The port is taken.
@@ -45,7 +50,7 @@ def run(listen: str, port: int, name: str, url: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     lifeline.watch(ending.set)
     try:
-        server = PairingServer(listen, port, Pairing(invites, place_of(url, name), time.monotonic))
+        server = PairingServer(listen, port, Pairing(invites, place_of(url, name, reached_at), time.monotonic))
     except OSError as error:
         raise SetupError(
             f"cannot listen for joining machines on {listen} port {port} ({error.strerror}); choose another with "
@@ -57,10 +62,11 @@ def run(listen: str, port: int, name: str, url: str) -> None:
     with ExitStack() as stack:
         while True:
             # A head may get another address while it runs, or its first one long after its start.
-            if (addresses := own_addresses(listen)) != told:
+            addresses = (split_address(reached_at)[0],) if reached_at else own_addresses(listen)
+            if addresses != told:
                 told = addresses
                 stack.close()
-                _be_found(stack, name, addresses, port)
+                _be_found(stack, name, addresses, port, by_mdns=not reached_at)
             try:
                 invites.announce(PairingPlace(name=name, addresses=addresses, port=port, pid=os.getpid()))
             except RedisError as error:
@@ -69,10 +75,10 @@ def run(listen: str, port: int, name: str, url: str) -> None:
                 return
 
 
-def _be_found(stack: ExitStack, name: str, addresses: tuple[str, ...], port: int) -> None:
+def _be_found(stack: ExitStack, name: str, addresses: tuple[str, ...], port: int, *, by_mdns: bool) -> None:
     where = ", ".join(addresses) or "no address yet"
     logger.info("Machines may join at %s, port %d", where, port, extra={"event": "join.ready"})
-    if not addresses:
+    if not addresses or not by_mdns:
         return
     try:
         stack.enter_context(announced(name, addresses, port))
@@ -89,11 +95,12 @@ def main() -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default=default_node_id()[:MAX_NAME])
+    parser.add_argument("--reached-at", default="")
     asked = parser.parse_args()
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        run(asked.listen, asked.port, asked.name, settings.broker_url())
+        run(asked.listen, asked.port, asked.name, settings.broker_url(), asked.reached_at)
     except PacktrainError as error:
         sys.stderr.write(f"packtrain pairing: {error}\n")
         return 1
