@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes what docker-compose.yml and compose.node.yml read: deploy/secrets/ and .env. Keeps what is there already.
 #
-#   sh deploy/init-secrets.sh            in the checkout
-#   sh deploy/init-secrets.sh FOLDER     secrets elsewhere; name it as SECRETS in .env
+#   sh deploy/init-secrets.sh            both, in the checkout
+#   sh deploy/init-secrets.sh FOLDER     secrets alone, elsewhere; name the folder as SECRETS in .env
 #
 # The folder is closed to other users (0700). The files in it are readable (0444), since the users within containers,
 # who are not you, read them: Docker shows each container only those that its service names.
@@ -24,6 +24,7 @@ for name in password api_key flower_password grafana_password; do secret "$name"
 if [ ! -e "$folder/join" ]; then
     (umask 022 && : >"$folder/join")
 fi
+[ $# -eq 0 ] || exit 0
 if [ ! -e .env ]; then
     cp .env.example .env
     echo "made .env; look into it"
