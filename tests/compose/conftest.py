@@ -24,6 +24,8 @@ from tests.support.fleets import eventually
 
 #: Of the two containers that run models; the engine's own limits, which the agents must find.
 HEAD_MEMORY, ATTIC_MEMORY = 2 * 2**30, 3 * 2**30
+#: For all parts together, on a busy machine, seconds.
+HEALTHY_S = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,21 @@ class TwoHosts:
 
     def until_healthy(self) -> dict[str, Container]:
         """Wait until every part says so."""
-
-        def look() -> dict[str, Container] | None:
+        deadline = time.monotonic() + HEALTHY_S
+        while True:
             found = self.containers
-            return found if {c.health for c in found.values() if not is_over(c)} == {"healthy"} else None
+            ill = {name: c for name, c in found.items() if not is_over(c) and c.health != "healthy"}
+            if not ill:
+                return found
+            if time.monotonic() > deadline:
+                said = [f"{name}: {c.health}: {self.logs(c)[-800:]}" for name, c in ill.items()]
+                raise AssertionError("not healthy: " + "\n".join(said))
+            time.sleep(1)
 
-        return eventually(look, "health of all containers", 120)
+    def logs(self, container: Container) -> str:
+        """What it has written."""
+        done = self.engine.run("logs", container.id)
+        return done.stdout + done.stderr
 
 
 def is_over(container: Container) -> bool:
@@ -65,7 +76,7 @@ def engine() -> Iterator[Engine]:
     with ExitStack() as stack:
         try:
             found = running_engine()
-            _tell("preparing root file systems, wheels and the model")
+            tell("preparing root file systems, wheels and the model")
             images.prepare(folder)
             demo_model_folder()
             if found is None:
@@ -73,7 +84,7 @@ def engine() -> Iterator[Engine]:
                 found = stack.enter_context(own_engine(folder / "engine"))
         except NoEngine as reason:
             pytest.fail(str(reason), pytrace=False)
-        _tell("building the image")
+        tell("building the image")
         images.load(found, folder)
         yield found
 
@@ -86,13 +97,13 @@ def fleet(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     address = engine.host_address
     common = {"PACKTRAIN_IMAGE": images.IMAGE, "BROKER_IMAGE": images.BROKER, "PACKTRAIN_ADDRESS": address}
     head = Project(
-        engine, compose, "docker-compose.yml", f"packtrain-test-head-{os.getpid()}",
+        engine, compose, "docker-compose.yml", "packtrain-test-head",
         {**common, "SECRETS": str(folder / "secrets"), "PACKTRAIN_MODELS_FOLDER": str(folder / "models"),
          "PACKTRAIN_HTTP_ADDRESS": address, "COMPOSE_PROFILES": "node", "NODE_MEMORY": str(HEAD_MEMORY),
          "NODE_CPUS": "1", "PACKTRAIN_NODE": "head"},
     )  # fmt: skip
     attic = Project(
-        engine, compose, "deploy/compose.node.yml", f"packtrain-test-attic-{os.getpid()}",
+        engine, compose, "deploy/compose.node.yml", "packtrain-test-attic",
         {**common, "SECRETS": str(folder / "attic"), "PACKTRAIN_MODELS_FOLDER": str(folder / "none"),
          "NODE_MEMORY": str(ATTIC_MEMORY), "NODE_CPUS": "1", "PACKTRAIN_NODE": "attic", "FILES_PORT": "6492"},
     )  # fmt: skip
@@ -100,13 +111,15 @@ def fleet(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         (folder / name).mkdir()
     shutil.copy(demo_model_folder() / "smollm2.gguf", folder / "models")
     secrets = _secrets(folder / "secrets")
+    for project in (attic, head):
+        project.down()  # of a run that was killed
     try:
-        _tell("starting the head")
+        tell("starting the head")
         head.up()
         token = eventually(lambda: _invited(head), "an invitation", 60)
         (folder / "attic" / "join").write_text(token)
         (folder / "attic" / "join").chmod(0o444)
-        _tell("starting the second host")
+        tell("starting the second host")
         attic.up()
         two = TwoHosts(
             engine, head, attic, {**secrets, "token": token}, f"redis://:{secrets['password']}@{address}:6390/0",
@@ -142,5 +155,6 @@ def _invited(head: Project) -> str | None:
 _begun = time.monotonic()
 
 
-def _tell(what: str) -> None:
+def tell(what: str) -> None:
+    """Print a step or a figure, with the time since the start."""
     print(f"\n[{time.monotonic() - _begun:5.0f} s] {what}", flush=True)  # noqa: T201

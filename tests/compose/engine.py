@@ -8,6 +8,8 @@ a second run builds little.
 from __future__ import annotations
 
 import ctypes
+import ipaddress
+import json
 import os
 import shutil
 import signal
@@ -56,17 +58,26 @@ class Engine:
     @property
     def host_address(self) -> str:
         """Where containers of any network reach ports that are published on this machine."""
-        return self.run(
-            "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
-        ).stdout.strip()
+        (network,) = json.loads(self.run("network", "inspect", "bridge").stdout)
+        net = network["IPAM"]["Config"][0]
+        # Debian's engine tells the gateway only while a container is there; it is the first address.
+        return str(net.get("Gateway") or next(ipaddress.ip_network(net["Subnet"]).hosts()))
 
 
 def running_engine() -> Engine | None:
     """The one that docker finds here by itself."""
-    docker = shutil.which("docker")
+    docker = _client()
     if docker is None or subprocess.run([docker, "info"], capture_output=True, timeout=30).returncode:
         return None
     return Engine(docker, is_ours=False)
+
+
+def _client() -> str | None:
+    """A docker that can build: new ones need a plugin for that, Debian's does so by itself."""
+    docker, debian = shutil.which("docker"), shutil.which("docker", path="/usr/bin")
+    if docker and debian and subprocess.run([docker, "buildx", "version"], capture_output=True).returncode:
+        return debian
+    return docker
 
 
 @contextmanager
@@ -96,10 +107,7 @@ def own_engine(data: Path) -> Iterator[Engine]:
                 ],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        # Debian's client builds by itself; newer ones want a plugin for that.
-        debian = Path("/usr/bin/docker")
-        docker = str(debian) if debian.exists() else (shutil.which("docker") or "docker")
-        engine = Engine(docker, is_ours=True, env={"DOCKER_HOST": address, "DOCKER_CONFIG": str(folder)})
+        engine = Engine(_client() or "docker", is_ours=True, env={"DOCKER_HOST": address, "DOCKER_CONFIG": str(folder)})
         try:
             _await(engine, daemon, folder / "dockerd.log")
             yield engine

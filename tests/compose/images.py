@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.requirements import requirements
+
 from tests.compose.engine import Engine, NoEngine
 from tests.conftest import ROOT
 
@@ -109,7 +110,9 @@ def _wheels(folder: Path) -> None:
 
 
 def _wheels_key() -> str:
-    text = (ROOT / "pyproject.toml").read_text() + _run([sys.executable, "deploy/build_llama.py", "--print-key"], **_LLAMA)
+    text = (ROOT / "pyproject.toml").read_text() + _run(
+        [sys.executable, "deploy/build_llama.py", "--print-key"], **_LLAMA
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -19,7 +19,7 @@ from packtrain.broker.errors import TryLater
 from packtrain.broker.states import JobState
 from packtrain.client import Job, Packtrain, Result
 from tests.compose import images
-from tests.compose.conftest import ATTIC_MEMORY, HEAD_MEMORY, TwoHosts
+from tests.compose.conftest import ATTIC_MEMORY, HEAD_MEMORY, TwoHosts, tell
 from tests.compose.engine import Engine
 from tests.support.fleets import eventually
 
@@ -31,13 +31,12 @@ TOKENS = 64
 
 
 def test_the_image_is_small_and_runs_as_nobody(engine: Engine) -> None:
-    sizes = {name: int(engine.run("image", "inspect", "--format", "{{.Size}}", name).stdout) for name in (images.IMAGE, images.BASE)}
-    config = json.loads(engine.run("image", "inspect", images.IMAGE).stdout)[0]["Config"]
-    ours = sizes[images.IMAGE] - sizes[images.BASE]
-    print(f"\nimage: {ours / 1e6:.0f} MB more than its base of {sizes[images.BASE] / 1e6:.0f} MB")
+    image, base = json.loads(engine.run("image", "inspect", images.IMAGE, images.BASE).stdout)
+    ours = image["Size"] - base["Size"]
+    tell(f"the image has {ours / 1e6:.0f} MB more than its base of {base['Size'] / 1e6:.0f} MB")
 
     assert ours < 300e6
-    assert config["User"] == "packtrain"
+    assert image["Config"]["User"] == "packtrain"
     assert engine.run("run", "--rm", images.IMAGE, "version").stdout.startswith("packtrain ")
 
 
@@ -59,7 +58,10 @@ def test_the_limits_of_a_container_are_the_budget_of_its_node(client: Packtrain)
 
 def test_jobs_run_on_both_hosts_and_the_second_fetches_the_model(client: Packtrain) -> None:
     """Its folder of models is empty: the file comes from the head's container, over published ports."""
+    client.set_node("head", memory=256 * 2**20)  # too little for it, so the second host must have it
     client.load(MODEL, replicas=2)
+    eventually(lambda: ready_on(client) == {"attic"}, "an instance on the second host", 120)
+    client.set_node("head", memory=0)  # as it was started
     eventually(lambda: ready_on(client) == {"head", "attic"}, "an instance on each host", 120)
 
     results = client.map(MODEL, [f"Count to {n}." for n in range(16)], max_tokens=24)
@@ -83,8 +85,7 @@ def test_no_secret_is_in_what_the_engine_tells_or_a_part_logs(fleet: TwoHosts) -
     seen = {}
     for name, container in fleet.containers.items():
         seen[f"inspect {name}"] = json.dumps(container.facts)
-        logs = fleet.engine.run("logs", container.id)
-        seen[f"log {name}"] = logs.stdout + logs.stderr
+        seen[f"log {name}"] = fleet.logs(container)
         if container.facts["State"]["Running"]:
             seen[f"processes of {name}"] = fleet.engine.run("top", container.id, "-eo", "pid,args").stdout
     seen["history"] = fleet.engine.run("history", "--no-trunc", images.IMAGE).stdout
@@ -117,7 +118,7 @@ def test_a_host_dies_and_its_jobs_go_on(fleet: TwoHosts, client: Packtrain) -> N
     os.kill(attic.pid, signal.SIGKILL)
     died = time.monotonic()
     results = [job.result(timeout=240) for job in jobs]
-    print(f"\n12 jobs were done {time.monotonic() - died:.1f} s after the second host died")
+    tell(f"12 jobs were done {time.monotonic() - died:.1f} s after the second host died")
 
     assert [result.usage.completion_tokens for result in results] == [TOKENS] * 12
     eventually(lambda: fleet.containers["attic"].facts["RestartCount"] == 1, "the engine's restart", 60)
@@ -127,7 +128,9 @@ def test_a_host_dies_and_its_jobs_go_on(fleet: TwoHosts, client: Packtrain) -> N
 def test_a_rolling_upgrade_loses_no_job(fleet: TwoHosts, client: Packtrain) -> None:
     """Each container is made anew from another image, one after the other, broker last, while jobs keep coming."""
     before = fleet.until_healthy()
-    ending, jobs, refused = threading.Event(), [], []
+    ending = threading.Event()
+    jobs: list[Job] = []
+    refused: list[str] = []
 
     def keep_asking() -> None:
         with Packtrain(fleet.url) as asking:
@@ -155,7 +158,7 @@ def test_a_rolling_upgrade_loses_no_job(fleet: TwoHosts, client: Packtrain) -> N
         asker.join(60)
     results = [result_of(fleet, job) for job in jobs]
     after = fleet.until_healthy()
-    print(f"\n{len(jobs)} jobs during the upgrade, all answered; {len(refused)} were refused and not taken")
+    tell(f"{len(jobs)} jobs during the upgrade, all answered; {len(refused)} were refused and not taken")
 
     assert len(jobs) > 10
     assert [result.usage.completion_tokens for result in results] == [16] * len(jobs)

@@ -14,8 +14,8 @@ from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, Tr
 from packtrain.client.cli import (
     bulk_commands,
     fleet_commands,
-    health_commands,
     flower_commands,
+    health_commands,
     job_commands,
     join_commands,
     journal_commands,
