@@ -14,6 +14,7 @@ from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, Tr
 from packtrain.client.cli import (
     bulk_commands,
     fleet_commands,
+    flower_commands,
     job_commands,
     join_commands,
     journal_commands,
@@ -44,6 +45,7 @@ fleet_commands.add_to(app)
 node_commands.add_to(app)
 join_commands.add_to(app)
 serve_commands.add_to(app)
+flower_commands.add_to(app)
 keys_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
