@@ -8,6 +8,7 @@ another builder that reads mkdocs.yml can take its place.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,21 @@ def main() -> int:
     except Abort as error:
         print(f"docs: {error}; correct what is named above", file=sys.stderr)
         return 1
+    if outside := fetched_elsewhere(Path(config.site_dir)):
+        print(
+            f"docs: {', '.join(outside)} would be fetched by readers' browsers; keep it in docs/site/", file=sys.stderr
+        )
+        return 1
     print(f"docs: {ROOT / 'build' / 'site' / 'index.html'}")
     return 0
+
+
+def fetched_elsewhere(site: Path) -> list[str]:
+    """Addresses of other hosts that a page of the site would load something from; links for readers are no such."""
+    loads = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc="?((?:https?:)?//[^"\s>]+)|"""
+                       r"""<link(?![^>]*canonical)[^>]*\shref="?((?:https?:)?//[^"\s>]+)""")  # fmt: skip
+    texts = (page.read_text() for page in site.rglob("*.html"))
+    return sorted({a or b for text in texts for a, b in loads.findall(text)})
 
 
 def navigation() -> list[Any]:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 #: Pages from outside docs/, by where the site has them.
 _FROM_ABOVE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+_OURS = {"docs/site/extra.css": "extra.css", "docs/site/vendor/iframe-worker.js": "iframe-worker.js"}
 #: Sections of docs/reference.md that are pages of their own on the site, made of the code.
 GENERATED = {f"reference.md#{name}": f"reference/{name}.md" for name in ("commands", "settings", "http")}
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]\[]*)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
@@ -23,7 +24,7 @@ def places(root: Path) -> dict[str, str]:
     """Where the site has what the repository has: path below `root` to path below the site's folder of pages."""
     kept = ("*.md", "images/*", "examples/*")
     files = [file.relative_to(root) for form in kept for file in sorted((root / "docs").glob(form))]
-    return _FROM_ABOVE | {file.as_posix(): file.relative_to("docs").as_posix() for file in files}
+    return _FROM_ABOVE | _OURS | {file.as_posix(): file.relative_to("docs").as_posix() for file in files}
 
 
 def turned(text: str, source: str, known: Mapping[str, str], exists: frozenset[str] | None = None) -> str:

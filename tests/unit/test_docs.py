@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from docs.site import commands, http, settings
+from docs.site.build import fetched_elsewhere
 from docs.site.staging import places, turned
 from packtrain.client.cli.main import app
 from packtrain.workers.catalog_config import CatalogConfig
@@ -118,6 +119,15 @@ def test_every_body_that_a_route_names_is_described() -> None:
     refs = set(re.findall(r"'#/components/schemas/([^']+)'", str(whole)))
 
     assert refs - whole["components"]["schemas"].keys() == set()
+
+
+def test_a_page_that_would_load_from_another_host_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<script async src="https://cdn.example/x.js"></script> <link href="//fonts.example/f" rel="stylesheet">'
+        '<a href="https://example.com">read</a> <img src="images/p.png"> <link rel="canonical" href="https://us.example/">'
+    )
+
+    assert fetched_elsewhere(tmp_path) == ["//fonts.example/f", "https://cdn.example/x.js"]
 
 
 # --- messages -----------------------------------------------------------------------------------------------------
