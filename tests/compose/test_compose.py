@@ -59,9 +59,12 @@ def test_the_limits_of_a_container_are_the_budget_of_its_node(client: Packtrain)
 def test_jobs_run_on_both_hosts_and_the_second_fetches_the_model(client: Packtrain) -> None:
     """Its folder of models is empty: the file comes from the head's container, over published ports."""
     client.set_node("head", memory=256 * 2**20)  # too little for it, so the second host must have it
-    client.load(MODEL, replicas=2)
+    eventually(lambda: budget_of(client, "head") == 256 * 2**20, "the head's smaller budget", 30)
+    client.load(MODEL)
     eventually(lambda: ready_on(client) == {"attic"}, "an instance on the second host", 120)
     client.set_node("head", memory=0)  # as it was started
+    eventually(lambda: budget_of(client, "head") > 2**30, "the head's old budget", 30)
+    client.load(MODEL, replicas=2)
     eventually(lambda: ready_on(client) == {"head", "attic"}, "an instance on each host", 120)
 
     results = client.map(MODEL, [f"Count to {n}." for n in range(16)], max_tokens=24)
@@ -178,6 +181,10 @@ def test_a_stop_drains(fleet: TwoHosts, client: Packtrain) -> None:
     state = fleet.containers["attic"].facts["State"]
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
     assert [job.result(timeout=120).usage.completion_tokens for job in jobs] == [TOKENS] * 8
+
+
+def budget_of(client: Packtrain, name: str) -> int:
+    return next(node.memory_budget for node in client.nodes() if node.node == name)
 
 
 def ready_on(client: Packtrain) -> set[str]:
