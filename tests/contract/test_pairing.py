@@ -38,7 +38,9 @@ class Head:
     def __init__(self, redis: Redis) -> None:
         self.now = 0.0
         self.invites = Invites(redis)
-        self.server = PairingServer("127.0.0.1", 0, Pairing(self.invites, place_of(URL, "home"), lambda: self.now))
+        self.server = PairingServer(
+            "127.0.0.1", 0, Pairing(self.invites, lambda _node: place_of(URL, "home"), lambda: self.now)
+        )
         self.port = self.server.server_address[1]
 
     def join(self, secret: str, invite: str = "") -> tuple[str, str]:
@@ -107,7 +109,7 @@ def test_an_invitation_ends_with_its_time_and_leaves_no_key(head: Head, redis: R
 def test_a_session_that_took_too_long_is_over(redis: Redis) -> None:
     head = Head(redis)
     ticks = iter([0.0, SESSION_S + 1])
-    head.server.pairing = Pairing(head.invites, place_of(URL, "home"), lambda: next(ticks))
+    head.server.pairing = Pairing(head.invites, lambda _node: place_of(URL, "home"), lambda: next(ticks))
     with running(head):
         invite = head.invites.create(uses=1, lives_s=60)
 

@@ -13,6 +13,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ConnectionError,
+    NoPermissionError,
     OutOfMemoryError,
     RedisError,
     TimeoutError,
@@ -76,6 +77,11 @@ def unavailable(url: str, error: RedisError) -> BrokerUnavailable | SetupError:
         return SetupError(
             f"the memory of the broker at {masked(url)} is full; wait until old jobs expire (24 h after their end), or "
             "give it more with `packtrain up --broker-memory 2gb` (maxmemory in redis.conf)"
+        )
+    if isinstance(error, NoPermissionError):
+        return SetupError(
+            f"the broker's user at {masked(url)} may not do that ({error}); do it on the head, where `packtrain up` "
+            "runs, or as another user: `packtrain broker url` there shows them"
         )
     if isinstance(error, AuthenticationError):
         return SetupError(

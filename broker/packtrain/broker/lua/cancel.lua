@@ -6,7 +6,7 @@ local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return false end
 if state == 'QUEUED' then
   withdraw(ARGV[1])
-  settle(ARGV[1], 'CANCELLED', ARGV[2])
+  conclude(ARGV[1], 'CANCELLED', ARGV[2])  -- no instance has it, and clients may not touch leases
   return 'CANCELLED'
 end
 if state == 'RUNNING' then redis.call('HSET', KEYS[1], 'cancel', 1) end

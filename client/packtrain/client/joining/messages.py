@@ -8,8 +8,8 @@ from pydantic import Field
 
 from packtrain.broker.fields import Report, SafeId
 
-MAX_BODY = 4096  # bytes; ours have some 200
-_Hex = Field(pattern=r"^([0-9a-f]{2}){1,1024}$")
+MAX_BODY = 8192  # bytes; ours have some 200, with a certificate 2,500
+_Hex = Field(pattern=r"^([0-9a-f]{2}){1,3072}$")
 
 
 class Hello(Report):
