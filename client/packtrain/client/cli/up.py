@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from packtrain.broker.access import Role
 from packtrain.broker.connection import masked
 from packtrain.broker.errors import BrokerUnavailable, PacktrainError, SetupError
 from packtrain.broker.ids import NodeId, default_node_id
-from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, is_ready
+from packtrain.broker.server import HOST, BrokerServer, ServerBinary, check_schema, is_ready
 from packtrain.client.cli.flower_page import FlowerPage, prepare_flower
 from packtrain.client.cli.gateway_page import GatewayPage, prepare_gateway
 from packtrain.client.cli.home import announce_fleet, held_home, holder_pid, is_held, withdraw_fleet
@@ -56,6 +57,8 @@ class UpOptions:
     maxmemory: str = "512mb"  # of our broker, as in redis.conf
     binary: ServerBinary | None = None  # None: find_server()
     listen: str = ""  # address for other machines, besides loopback; empty: none may join
+    tls: bool = False  # our broker speaks TLS, and nothing else
+    tls_names: tuple[str, ...] = ()  # by which others reach it, besides the addresses of this machine
     join_port: int = 6391  # of the pairing service; 0: a free one
     flower: bool = False
     flower_port: int = 5555  # 0: a free one
@@ -250,6 +253,7 @@ def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[Callable[[Role]
         binary=options.binary,
         maxmemory=options.maxmemory,
         listen=options.listen,
+        tls_names=_reached_by(options) if options.tls else (),
     )
     server.prepare()
     # If this process is killed, the agent drains by its lifeline, and needs the broker for as long as that takes.
@@ -258,6 +262,17 @@ def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[Callable[[Role]
     supervisor.wait_ready(options.ready_timeout_s)
     check_schema(server.url)
     return server.url_of, f"{server.binary.kind} {server.binary.version}"
+
+
+def _reached_by(options: UpOptions) -> list[str]:
+    """Names and addresses of our broker, for its certificate."""
+    host = socket.gethostname()
+    names = [HOST, "::1", "localhost", host, f"{host}.local", *options.tls_names]
+    if options.listen:
+        from packtrain.client.joining.discovery import own_addresses  # of the [join] extra
+
+        names += own_addresses(options.listen)
+    return names
 
 
 def _announcement(url: str, flower: FlowerPage | None, gateway: GatewayPage | None) -> dict[str, object]:
