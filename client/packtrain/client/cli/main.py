@@ -15,6 +15,7 @@ from packtrain.client.cli import (
     broker_commands,
     bulk_commands,
     fleet_commands,
+    flower_commands,
     job_commands,
     join_commands,
     journal_commands,
@@ -45,6 +46,7 @@ fleet_commands.add_to(app)
 node_commands.add_to(app)
 join_commands.add_to(app)
 serve_commands.add_to(app)
+flower_commands.add_to(app)
 keys_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
