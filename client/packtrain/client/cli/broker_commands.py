@@ -40,9 +40,9 @@ def acl(
         ),
     ] = None,
 ) -> None:
-    """Print an ACL file for a Redis or Valkey of your own (`aclfile` in its configuration).
+    """Print an ACL file for a broker of your own.
 
-    It holds hashes, no passwords. `packtrain up` writes the same for its own broker by itself. Redis 7 or newer, or any
+    Name it by `aclfile` in its configuration. It holds hashes, no passwords. `packtrain up` writes the same for its own broker by itself. Redis 7 or newer, or any
     Valkey; an older one would need a file that does not tell reading from writing, as `up` makes for it.
     """
     folder = private_folder((secrets or load_settings().home / "broker").absolute())
@@ -56,9 +56,9 @@ def url(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Print the URL of this fleet's broker for one of its users, with the password.
+    """Print the broker's URL for one of its users.
 
-    Give a program the one of `client`, and it may submit and follow jobs and nothing else. For who only looks there is
+    The password is in it. Give a program the one of `client`, and it may submit and follow jobs and nothing else. For who only looks there is
     `reader`.
     """
     settings = load_settings()

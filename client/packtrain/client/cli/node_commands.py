@@ -27,9 +27,7 @@ NODE_ID = Annotated[str, typer.Argument(metavar="NODE", help="Id of a node, see 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    nodes = typer.Typer(
-        help="List the nodes of the fleet; `set`, `drain`, `resume`, `revoke` one.", invoke_without_command=True
-    )
+    nodes = typer.Typer(help="The nodes of the fleet; `set`, `drain`, `resume`, `revoke`.", invoke_without_command=True)
     nodes.callback()(list_nodes)
     nodes.command("set")(set_node)
     nodes.command("drain")(drain)
@@ -99,9 +97,9 @@ def resume(node: NODE_ID, as_json: JSON = False) -> None:
 
 
 def revoke(node: NODE_ID, as_json: JSON = False) -> None:
-    """Throw a machine out that joined: its password is refused and its connections end, at once.
+    """Throw out a machine that joined.
 
-    Its jobs go on elsewhere. It may come back by a new invitation only. To be run on the head.
+    Its password is refused and its connections end, at once. Its jobs go on elsewhere. It may come back by a new invitation only. To be run on the head.
     """
     url = load_settings().broker_url()
     redis = connect(url, name="revoke")
