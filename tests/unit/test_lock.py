@@ -31,9 +31,17 @@ def locked(name: str) -> list[tuple[Requirement, str]]:
 def asked(*, dev: bool) -> Iterator[Requirement]:
     project = PYPROJECT["project"]
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    for line in [*project["dependencies"], *extras, *(PYPROJECT["dependency-groups"]["dev"] if dev else ())]:
+    for line in [*project["dependencies"], *extras, *(group("dev") if dev else ())]:
         if (requirement := Requirement(line)).name not in ("packtrain", BUILT):
             yield requirement
+
+
+def group(name: str) -> Iterator[str]:
+    for entry in PYPROJECT["dependency-groups"][name]:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            yield from group(entry["include-group"])
 
 
 def environment(python: str, platform: str) -> dict[str, str]:

@@ -70,6 +70,7 @@ GROUPS: Final[Mapping[str, KeyGroup]] = {
         ("pt:waits", "pt:journal", "pt:snapshots", "pt:history", "pt:faults"),
     ),
     "lead": KeyGroup("who leads", ("pt:leader", "pt:term")),
+    "processes": KeyGroup("which versions run", ("pt:process:*", "pt:processes")),
     "schema": KeyGroup("version of the keys", ("pt:schema",)),
     "file secret": KeyGroup("what tokens for model files are signed with", ("pt:secret",)),
     "API keys": KeyGroup("hashes of API keys, what each may", ("pt:apikeys",)),
@@ -113,7 +114,7 @@ class Rights:
 
 _LOOKING: Final[Mapping[str, Reach]] = {
     "queue": "r", "leases": "r", "rates": "r", "models": "r", "nodes": "r", "beats": "r", "pulls": "r", "wanted": "r",
-    "wishes": "r", "plans": "r", "lead": "r", "schema": "r",
+    "wishes": "r", "plans": "r", "lead": "r", "processes": "r", "schema": "r",
 }  # fmt: skip
 _ASKING: Final[Mapping[str, Reach]] = {**_LOOKING, "jobs": "rw", "queue": "rw", "bells": "rw"}
 
@@ -123,7 +124,7 @@ RIGHTS: Final[Mapping[Role, Rights]] = {
         (*_BASE, *_SCRIPTS, "+info"),
         {
             **_LOOKING, "jobs": "rw", "queue": "rw", "leases": "rw", "rates": "rw", "models": "rw", "nodes": "rw",
-            "beats": "rw", "wanted": "rw", "plans": "rw", "lead": "rw", "schema": "rw", "bells": "rw", "commands": "rw",
+            "beats": "rw", "wanted": "rw", "plans": "rw", "lead": "rw", "processes": "rw", "schema": "rw", "bells": "rw", "commands": "rw",
         },
     ),
     Role.GATEWAY: Rights(
@@ -131,7 +132,7 @@ RIGHTS: Final[Mapping[Role, Rights]] = {
         (*_BASE, *_SCRIPTS),
         {
             **_ASKING, "wanted": "rw", "wishes": "rw", "file secret": "rw", "API keys": "r", "API use": "rw",
-            "commands": "rw",
+            "commands": "rw", "processes": "rw",
         },
     ),
     Role.NODE: Rights(
@@ -139,7 +140,7 @@ RIGHTS: Final[Mapping[Role, Rights]] = {
         (*_BASE, *_CELERY),
         {
             **_ASKING, "leases": "rw", "rates": "rw", "models": "rw", "nodes": "rw", "beats": "rw", "pulls": "rw",
-            "file secret": "rw", "commands": "rw", "Celery": "rw",
+            "file secret": "rw", "commands": "rw", "Celery": "rw", "processes": "rw",
         },
         other_nodes="r",
         channels=_CELERY_CHANNELS,

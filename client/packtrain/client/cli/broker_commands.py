@@ -42,8 +42,8 @@ def acl(
 ) -> None:
     """Print an ACL file for a broker of your own.
 
-    Name it by `aclfile` in its configuration. It holds hashes, no passwords. `packtrain up` writes the same for its own broker by itself. Redis 7 or newer, or any
-    Valkey; an older one would need a file that does not tell reading from writing, as `up` makes for it.
+    Name it by `aclfile` in the configuration of a Redis from 7.0 on, or of any Valkey. It holds hashes, no passwords.
+    `packtrain up` writes the same for its own broker by itself.
     """
     folder = private_folder((secrets or load_settings().home / "broker").absolute())
     sys.stdout.write(UserFiles(folder).acl())
@@ -58,8 +58,8 @@ def url(
 ) -> None:
     """Print the broker's URL for one of its users.
 
-    The password is in it. Give a program the one of `client`, and it may submit and follow jobs and nothing else. For who only looks there is
-    `reader`.
+    The password is in it. Give a program the one of `client`, and it may submit and follow jobs and nothing else. For
+    who only looks there is `reader`.
     """
     settings = load_settings()
     known = settings.broker_url()

@@ -99,7 +99,8 @@ def resume(node: NODE_ID, as_json: JSON = False) -> None:
 def revoke(node: NODE_ID, as_json: JSON = False) -> None:
     """Throw out a machine that joined.
 
-    Its password is refused and its connections end, at once. Its jobs go on elsewhere. It may come back by a new invitation only. To be run on the head.
+    Its password is refused and its connections end, at once. Its jobs go on elsewhere. It may come back by a new
+    invitation only. To be run on the head.
     """
     url = load_settings().broker_url()
     redis = connect(url, name="revoke")
