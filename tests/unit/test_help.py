@@ -12,7 +12,7 @@ from packtrain.client.cli.main import app
 
 pytestmark = pytest.mark.unit
 
-#: Processes in the foreground; `embed` prints JSON anyway, `broker acl` a file; `bulk`, `broker`, `keys` show their help.
+#: Processes in the foreground; `embed` prints JSON anyway, `broker acl` a file; groups show their help.
 WITHOUT_JSON = {"node", "coordinator", "demo", "embed", "bulk", "broker", "broker acl", "keys"}
 
 

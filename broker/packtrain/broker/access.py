@@ -124,7 +124,8 @@ RIGHTS: Final[Mapping[Role, Rights]] = {
         (*_BASE, *_SCRIPTS, "+info"),
         {
             **_LOOKING, "jobs": "rw", "queue": "rw", "leases": "rw", "rates": "rw", "models": "rw", "nodes": "rw",
-            "beats": "rw", "wanted": "rw", "plans": "rw", "lead": "rw", "processes": "rw", "schema": "rw", "bells": "rw", "commands": "rw",
+            "beats": "rw", "wanted": "rw", "plans": "rw", "lead": "rw", "processes": "rw", "schema": "rw",
+            "bells": "rw", "commands": "rw",
         },
     ),
     Role.GATEWAY: Rights(
