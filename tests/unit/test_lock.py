@@ -75,9 +75,12 @@ def test_each_entry_is_one_version_with_hashes(name: str) -> None:
 
 
 def test_what_images_and_tests_run_is_the_same() -> None:
-    images = {str(pin) for pin, _ in locked("requirements.lock")}
+    images, tests = (
+        {f"{pin.name}{pin.specifier}" for pin, _ in locked(name)}
+        for name in ("requirements.lock", "requirements-dev.lock")
+    )
 
-    assert images <= {str(pin) for pin, _ in locked("requirements-dev.lock")}
+    assert images <= tests
 
 
 def test_no_index_but_pypi_is_named() -> None:
