@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.fields import invalid
-from packtrain.broker.ids import ModelId, NodeId, is_safe_id
+from packtrain.broker.ids import ModelId, NodeId, is_safe_id, model_of
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange
 from packtrain.broker.pulls import PullRequest, new_pull
@@ -45,10 +45,17 @@ def add_fleet(router: APIRouter, door: Door) -> None:
         await door.access.caller(request)
         return written(Instances(instances=await asyncio.to_thread(transport.instances)))
 
-    @router.get("/waiting", summary="How many jobs wait, by model")
+    @router.get("/waiting", summary="How many jobs wait, by model, and why models cannot be loaded")
     async def waiting(request: Request) -> Response:
-        await door.access.caller(request)
-        return written(Waiting(waiting={str(k): n for k, n in (await asyncio.to_thread(transport.waiting)).items()}))
+        caller = await door.access.caller(request)
+        counts = await asyncio.to_thread(transport.waiting)
+        reasons = await asyncio.to_thread(transport.waits)
+        return written(
+            Waiting(
+                waiting={str(route): count for route, count in counts.items()},
+                reasons={str(route): why for route, why in reasons.items() if caller.may_use(model_of(route))},
+            )
+        )
 
     async def desire(model: str, replicas: int, *, unload: bool) -> Response:
         change = partial(transport.set_desired, ModelId(model), replicas=replicas, unload=unload)
