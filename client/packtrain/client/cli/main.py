@@ -26,6 +26,7 @@ from packtrain.client.cli import (
     serve_commands,
     simulation_commands,
     top_commands,
+    upgrade_commands,
 )
 
 app = typer.Typer(
@@ -55,6 +56,7 @@ journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)
 logs_commands.add_to(app)
+upgrade_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:
