@@ -194,3 +194,27 @@ def test_queues_tell_how_long_their_oldest_job_has_waited(redis: Redis, store: R
 
     assert (queue.route, queue.lane, queue.waiting, queue.head[0]) == (ROUTE, "bulk", 2, old)
     assert 60_000 <= queue.oldest_ms < 65_000
+
+
+def test_what_a_client_wrote_among_the_ends_is_passed_over(redis: Redis, store: RedisJobs) -> None:
+    for odd in (
+        "",
+        "x",
+        "tiny interactive u",
+        "tiny interactive u - end:SUCCEEDED 99999999999999999999",
+        "a b c d e f",
+    ):
+        redis.rpush(keys.ENDS, odd)
+    redis.pexpire(keys.ENDS, 60_000)
+    submit(store)
+    lease = claim(store)
+    store.finish(lease.job_id, lease.epoch, DONE)
+
+    assert tally(redis).ends == {JobState.SUCCEEDED: 1}
+    assert redis.llen(keys.ENDS) == 0
+
+
+def test_a_job_of_which_nothing_is_left_is_not_counted(redis: Redis, store: RedisJobs) -> None:
+    store.cancel(submit(store), forget=True)
+
+    assert tally(redis).ends == {}

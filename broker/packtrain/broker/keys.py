@@ -18,8 +18,8 @@
 | pt:queued:<model>:i / b| hash   | 7 d from the last submit                   | user → jobs that wait |
 | pt:rate:<route>        | hash   | 24 h from the last end                     | how fast jobs are served: rates.py |
 | pt:tally:<model>:i / b | hash   | 30 d from the last end                     | counters of its jobs: tally.py |
-| pt:tally:new           | list   | while ends are to be added, 30 d           | ends of jobs: tally.py |
-| pt:used:user / tag     | hash   | 30 d from the last end                     | who used what: tally.py |
+| pt:ends                | list   | until they are counted, 30 d               | ends of jobs: tally.py |
+| pt:used:<kind>         | hash   | 30 d from the last end                     | who used what: tally.py |
 | pt:deeds               | hash   | 30 d from the last of them                 | counters of the fleet: deeds.py |
 | pt:deeds:told          | zset   | 7 d from the last of them                  | those of instances that are counted |
 | pt:waits               | hash   | 10 s from the last plan                    | route → why it must wait, '' |
@@ -46,6 +46,8 @@
 | pt:apikeys             | hash   | permanent                                  | name → `ApiKey` |
 | pt:apikey:<name>:busy  | zset   | 60 s from the last sign of a request       | request → until when it counts |
 | pt:apikey:<name>:spent | hash   | 120 s from the last charge                 | second → tokens charged in it |
+| pt:process:<id>        | string | 15 s from the last sign                    | `ProcessBeat`: what it speaks |
+| pt:processes           | zset   | 60 s from the last sign of any             | process id → last sign, ms |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -72,7 +74,7 @@ FAIR_PREFIX: Final = "pt:fair:"
 QUEUED_PREFIX: Final = "pt:queued:"
 RATE_PREFIX: Final = "pt:rate:"
 TALLY_PREFIX: Final = "pt:tally:"
-TALLY_NEW: Final = "pt:tally:new"
+ENDS: Final = "pt:ends"
 USED_PREFIX: Final = "pt:used:"
 MODEL_PREFIX: Final = "pt:model:"
 WAITING: Final = "pt:waiting"
@@ -100,6 +102,7 @@ SNAPSHOTS: Final = "pt:snapshots"
 HISTORY: Final = "pt:history"
 FAULTS: Final = "pt:faults"
 FIRSTS: Final = "pt:firsts"
+PROCESSES: Final = "pt:processes"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -125,11 +128,15 @@ HISTORY_TTL_MS: Final = 25 * 3600 * 1000
 FAULTS_TTL_MS: Final = 7 * 24 * 3600 * 1000
 FIRSTS_TTL_MS: Final = 3600 * 1000
 FIRSTS_MAX: Final = 4_000
+PROCESS_TTL_MS: Final = 15_000
+PROCESSES_TTL_MS: Final = 60_000
 LEADER_TTL_MS: Final = 5_000
 PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000
 #: Ends of jobs that are added to the counters together.
 TALLY_FOLD: Final = 64
+#: The same, at most: a script must not hold the server for long.
+TALLY_MOST: Final = 500
 #: Of each kind of `used`: rows of (name, model) that are told apart. All further ones are one, of a name that neither a
 #: user nor a tag can have.
 USED_MAX: Final = 1000
@@ -197,6 +204,11 @@ def offers(node_id: NodeId) -> str:
 def instance(instance_id: InstanceId) -> str:
     """The last beat of an instance."""
     return f"pt:inst:{instance_id}"
+
+
+def process(process_id: str) -> str:
+    """What a process says of itself."""
+    return f"pt:process:{process_id}"
 
 
 def pull(pull_id: str) -> str:

@@ -3,7 +3,7 @@
 A job is counted where it ends for good, in the same script that stores its outcome (`settle` in prelude.lua). So each
 counts once, whichever door it came by and however often its end is sent, and no process holds a figure that is lost
 with it. What an end adds is noted in a list, and each 64th end, or whoever wants to read, adds what was noted to the
-counters in one go. These are a hash for each model and lane:
+counters together. These are a hash for each model and lane:
 
     end:SUCCEEDED                  jobs, by the state that they ended in
     why:stop                       answers, by why they ended

@@ -18,8 +18,10 @@ from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.scripts import Call, Scripts
 from packtrain.broker.tally import Tally, Used, tally_of, used_of
 
+#: Folds of one look. More than these hold nobody has to wait for; the next look goes on.
+MAX_FOLDS = 20
 #: Call of fold.lua.
-_FOLD: Call[int] = Call("fold", (keys.TALLY_NEW,), (1,), int)
+_FOLD: Call[int] = Call("fold", (keys.ENDS,), (1,), int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,10 @@ class Counters:
         self._scripts = Scripts(redis)
 
     def look(self) -> Counted:
-        """All of it, in six round trips."""
-        self._scripts.run(_FOLD)
+        """All of it, in some seven round trips."""
+        for _ in range(MAX_FOLDS):
+            if self._scripts.run(_FOLD) <= keys.TALLY_MOST:
+                break
         models = [ModelId(model) for model in cast(list[str], self._redis.zrange(keys.MODELS, 0, -1))]
         places = [(model, lane) for model in models for lane in LANES]
         pipe = self._redis.pipeline(transaction=False)

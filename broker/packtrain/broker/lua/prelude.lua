@@ -162,7 +162,7 @@ local function add_use(kind, row, sums)
     redis.call('HINCRBY', used, row .. ' jobs', sums.jobs)
   end
   for _, what in ipairs({'prompt', 'output'}) do
-    if sums[what] > 0 then redis.call('HINCRBY', used, row .. ' ' .. what, sums[what]) end
+    if sums[what] > 0 then redis.pcall('HINCRBY', used, row .. ' ' .. what, string.format('%.0f', sums[what])) end
   end
 end
 
@@ -174,24 +174,27 @@ local function fold()
     uses[kind][row] = sums
     sums.jobs, sums.prompt, sums.output = sums.jobs + 1, sums.prompt + prompt, sums.output + output
   end
-  local entries = redis.call('LRANGE', TALLY_NEW, 0, -1)
-  redis.call('DEL', TALLY_NEW)
+  local entries = redis.call('LRANGE', ENDS, 0, TALLY_MOST - 1)
+  redis.call('LTRIM', ENDS, #entries, -1)
   for _, entry in ipairs(entries) do
+    -- Clients may write here: what makes no sense is passed over.
     local model, lane, user, tag, figures = string.match(entry, '^(%S+) (%S+) (%S+) (%S+) (.*)')
-    local key = tally_key(model, lane)
-    local sums = tallies[key] or {prompt = 0, output = 0}
-    tallies[key] = sums
-    local prompt, output = sums.prompt, sums.output
-    for field, number in string.gmatch(figures, '(%S+) (%S+)') do
-      sums[field] = (sums[field] or 0) + number
+    if model then
+      local key = tally_key(model, lane)
+      local sums = tallies[key] or {prompt = 0, output = 0}
+      tallies[key] = sums
+      local prompt, output = sums.prompt, sums.output
+      for field, number in string.gmatch(figures, '(%S+) (%d+)') do
+        if #number < 15 then sums[field] = (sums[field] or 0) + number end
+      end
+      prompt, output = sums.prompt - prompt, sums.output - output
+      use('user', user .. ' ' .. model, prompt, output)
+      if tag ~= '-' then use('tag', tag .. ' ' .. model, prompt, output) end
     end
-    prompt, output = sums.prompt - prompt, sums.output - output
-    use('user', user .. ' ' .. model, prompt, output)
-    if tag ~= '-' then use('tag', tag .. ' ' .. model, prompt, output) end
   end
   for key, sums in pairs(tallies) do
     for field, number in pairs(sums) do
-      if number ~= 0 then redis.call('HINCRBY', key, field, number) end
+      if number > 0 then redis.pcall('HINCRBY', key, field, string.format('%.0f', number)) end
     end
     redis.call('PEXPIRE', key, TALLY_TTL_MS)
   end
@@ -202,23 +205,20 @@ local function fold()
 end
 
 -- Note a job that ends, with what its instance says of it: 'field number field number ...', see tally.py. Where none
--- says anything, with the tokens that its readers have.
+-- says anything, with the tokens that its readers have. Clients cancel jobs, and may do no more with counters than this;
+-- returns how many ends wait to be added.
 local function count_end(id, state, figures)
   local f = redis.call('HMGET', JOB_PREFIX .. id, 'model', 'lane', 'user', 'tag', 'tokens')
   figures = figures or f[5] and 'output ' .. f[5] or ''
   local entry = table.concat({f[1], f[2], f[3], f[4] or '-', 'end:' .. state, '1', figures}, ' ')
-  local noted = redis.call('RPUSH', TALLY_NEW, entry)
-  if noted == 1 then redis.call('PEXPIRE', TALLY_NEW, TALLY_TTL_MS) end
-  -- Each by itself would take twenty increments; together they are mostly those of the same fields.
-  if noted >= TALLY_FOLD then fold() end
+  local noted = redis.call('RPUSH', ENDS, entry)
+  if noted == 1 then redis.call('PEXPIRE', ENDS, TALLY_TTL_MS) end
+  return noted
 end
 
--- End a job for good: state, outcome, the last event of its stream, and a lifetime for what is left. It is counted, by
--- the figures of who has run it.
-local function settle(id, state, outcome, figures)
+-- End a job that no instance has for good: state, outcome, the last event of its stream, and a lifetime for what is left.
+local function conclude(id, state, outcome)
   local job, out = JOB_PREFIX .. id, OUT_PREFIX .. id
-  count_end(id, state, figures)
-  unlease(id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HDEL', MEANT, id)
   redis.call('HDEL', PREFIXES, id)
@@ -227,4 +227,12 @@ local function settle(id, state, outcome, figures)
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)
   redis.call('PEXPIRE', out, STREAM_ENDED_TTL_MS)
+end
+
+-- The same of a job that an instance may have. It is counted, by the figures of who has run it; how many ends wait to be
+-- added to the counters.
+local function settle(id, state, outcome, figures)
+  unlease(id)
+  conclude(id, state, outcome)
+  return count_end(id, state, figures)
 end

@@ -12,8 +12,10 @@ import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
 from packtrain.client.cli import (
+    broker_commands,
     bulk_commands,
     fleet_commands,
+    flower_commands,
     job_commands,
     join_commands,
     journal_commands,
@@ -25,6 +27,7 @@ from packtrain.client.cli import (
     serve_commands,
     simulation_commands,
     top_commands,
+    upgrade_commands,
 )
 
 app = typer.Typer(
@@ -44,15 +47,18 @@ fleet_commands.add_to(app)
 node_commands.add_to(app)
 join_commands.add_to(app)
 serve_commands.add_to(app)
+flower_commands.add_to(app)
 keys_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
 bulk_commands.add_to(app)
+broker_commands.add_to(app)
 journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)
 logs_commands.add_to(app)
+upgrade_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:

@@ -25,8 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from packtrain.broker.errors import BrokerUnavailable
 from packtrain.broker.tally_store import Counted, Counters
 from packtrain.client.gateway.access import Access
+from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.fleet_view import FleetView, View
 from packtrain.client.gateway.metrics_fleet import fleet_metrics
+from packtrain.client.openai import Fault
 
 _STREAMS = (b"text/event-stream", b"application/x-ndjson")
 
@@ -68,6 +70,9 @@ def add_metrics(app: FastAPI, metrics: Metrics, view: FleetView, counters: Count
     @router.get("/metrics", summary="Figures for Prometheus")
     async def scrape(request: Request) -> Response:
         caller = await access.caller(request)
+        if caller.models is not None:
+            message = "these figures name all models, and this API key is for some; use one that is for all"
+            raise Refused(Fault(403, "invalid_request_error", "not_permitted", message, should_retry=False))
         fleet = CollectorRegistry()
         fleet.register(_Fleet(await look(), with_users=caller.is_admin))
         text = await asyncio.to_thread(generate_latest, fleet)  # of 200 models some 50,000 lines
