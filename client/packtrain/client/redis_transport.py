@@ -111,9 +111,9 @@ class RedisTransport:
         with self._reachable():
             return look(self._jobs, self._registry, job_id)
 
-    def cancel(self, job_id: JobId) -> JobState | None:
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
         with self._reachable():
-            return self._jobs.cancel(job_id)
+            return self._jobs.cancel(job_id, forget=forget)
 
     def recent(self, limit: int) -> list[JobStatus]:
         with self._reachable():

@@ -51,8 +51,8 @@ class Transport(Protocol):
         """Why a job is where it is, None: there is no such job."""
         ...
 
-    def cancel(self, job_id: JobId) -> JobState | None:
-        """Cancel; the state afterwards, None: no such job."""
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
+        """Cancel; the state afterwards, None: no such job. See `JobStore.cancel`."""
         ...
 
     def recent(self, limit: int) -> list[JobStatus]:

@@ -55,6 +55,16 @@ def up(
             help="Let other machines join at this address of ours; 0.0.0.0: at any. Default: only this machine.",
         ),
     ] = "",
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="Encrypt all connections to our broker; machines that join trust its certificate."),
+    ] = False,
+    tls_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Name or address by which others reach it, where it is none of ours; several times."
+        ),
+    ] = None,
     join_port: Annotated[int, typer.Option(min=0, max=65535, help="Port at which they join; 0: a free one.")] = 6391,
     flower: Annotated[bool, typer.Option("--flower", help="Run Flower, too.")] = False,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Flower; 0: a free one.")] = 5555,
@@ -100,6 +110,8 @@ def up(
         broker_url=broker or settings.url,
         port=port,
         listen=listen,
+        tls=tls,
+        tls_names=tuple(tls_name or ()),
         join_port=join_port,
         flower=flower,
         flower_port=flower_port,

@@ -18,6 +18,7 @@ from packtrain.broker.node_wishes import NodeChange
 from packtrain.broker.pulls import PullRequest, new_pull
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.names import names_of
 from packtrain.client.gateway.native_form import read_body, written
 from packtrain.client.gateway.native_owners import administrator
 from packtrain.client.gateway.schema import takes
@@ -37,23 +38,23 @@ def add_fleet(router: APIRouter, door: Door) -> None:
 
     @router.get("/nodes", summary="Live nodes")
     async def nodes(request: Request) -> Response:
-        await door.access.caller(request)
-        return written(Nodes(nodes=await asyncio.to_thread(transport.nodes)))
+        names = await names_of(door, await door.access.caller(request))
+        return written(Nodes(nodes=[names.node(beat) for beat in await asyncio.to_thread(transport.nodes)]))
 
     @router.get("/instances", summary="Instances that live or ended lately")
     async def instances(request: Request) -> Response:
-        await door.access.caller(request)
-        return written(Instances(instances=await asyncio.to_thread(transport.instances)))
+        names = await names_of(door, await door.access.caller(request))
+        return written(Instances(instances=names.instances(await asyncio.to_thread(transport.instances))))
 
     @router.get("/waiting", summary="How many jobs wait, by model, and why models cannot be loaded")
     async def waiting(request: Request) -> Response:
-        caller = await door.access.caller(request)
+        names = await names_of(door, await door.access.caller(request))
         counts = await asyncio.to_thread(transport.waiting)
         reasons = await asyncio.to_thread(transport.waits)
         return written(
             Waiting(
-                waiting={str(route): count for route, count in counts.items()},
-                reasons={str(route): why for route, why in reasons.items() if caller.may_use(model_of(route))},
+                waiting={str(route): count for route, count in counts.items() if names.shows(route)},
+                reasons={str(route): why for route, why in reasons.items() if names.shows(route)},
             )
         )
 

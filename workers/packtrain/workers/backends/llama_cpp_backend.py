@@ -46,7 +46,8 @@ from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedder_by
 from packtrain.workers.backends.llama_cpp_fit import with_fitting_layers
 from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors, last_error
 from packtrain.workers.backends.llama_cpp_model import LlamaCppModel
-from packtrain.workers.backends.llama_cpp_params import context_params
+from packtrain.workers.backends.llama_cpp_params import RemoteLayers, context_params
+from packtrain.workers.backends.llama_cpp_rpc import check_is_split, connect
 from packtrain.workers.backends.llama_cpp_sampling import (
     ConstrainedSampler,
     SamplerChain,
@@ -59,6 +60,7 @@ from packtrain.workers.engine.embedding import Vector
 from packtrain.workers.gguf import merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.model_files import parts_of
+from packtrain.workers.shards.split import Split
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,7 @@ class LlamaCppBackend(LlamaCppModel):
         options: Numerics, cache type, layers on the GPU and the like. With `deterministic` numerics the instance takes
             the kernels that compute each row alone, and proves it before it is ready.
         adapters: LoRA adapters to load beside it. One that cannot be loaded has a fault and fails no other.
+        split: Where its last layers are, if on shards.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file or the memory, its own words are in the message; or it only ranks.
@@ -125,6 +128,7 @@ class LlamaCppBackend(LlamaCppModel):
         n_threads: int,
         options: LoadOptions = LoadOptions(),  # noqa: B008  frozen
         adapters: Sequence[AdapterFile] = (),
+        split: Split | None = None,
     ) -> None:
         self._adapter_sets: dict[int, AdapterSet] = {}  # of open slots
         self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
@@ -135,8 +139,13 @@ class LlamaCppBackend(LlamaCppModel):
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
         check_cells(n_slots, n_ctx)
-        options = with_fitting_layers(path, options, n_ctx=n_ctx, n_slots=n_slots)
-        super().__init__(path, model=model, options=options)
+        remote: RemoteLayers | None = None
+        if split:
+            split.check(model, merge_parts([read_header(part) for part in parts_of(path)]).n_layer)
+            remote = connect(split)
+        else:
+            options = with_fitting_layers(path, options, n_ctx=n_ctx, n_slots=n_slots)
+        super().__init__(path, model=model, options=options, remote=remote)
         self._adapters = LoadedAdapters(self._model, path, adapters)
         n_vocab = self._n_vocab
         self._n_threads = n_threads
@@ -145,6 +154,8 @@ class LlamaCppBackend(LlamaCppModel):
         # Of an embedder this is only a look at whether it has a cache.
         sizes = (1, 1) if self._traits.is_embedder else (n_slots, n_ctx)
         self._ctx = self._new_context(*sizes, n_threads)
+        if split and remote:
+            check_is_split(self._ctx, split, remote)
         self._memory = C.llama_get_memory(self._ctx)
         self._embeds_only = not self._memory or self._traits.is_embedder
         try:
@@ -270,7 +281,7 @@ class LlamaCppBackend(LlamaCppModel):
         if parked.sampler:
             parked.sampler.close()
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         self._batch.clear()
         wanted: list[_Wanted] = []
         num_outputs = 0
@@ -292,7 +303,7 @@ class LlamaCppBackend(LlamaCppModel):
         assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"  # else SIGABRT
         (adapters,) = {self._adapter_sets[row.seq_id] for row in rows}
         self._adapters.set_on(self._ctx, adapters)
-        self._ask_whether_to_stop(should_stop if any(len(row.tokens) - row.num_guessed > 1 for row in rows) else None)
+        self._ask_whether_to_stop(should_stop)
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
             raise Interrupted
@@ -361,8 +372,8 @@ class LlamaCppBackend(LlamaCppModel):
         super().shutdown()
 
     def _ask_whether_to_stop(self, should_stop: Callable[[], bool] | None) -> None:
-        """Let the next step ask, or not, as one that only decodes: llama.cpp asks at each of some 500 graph nodes, each
-        time for the interpreter's lock, and other threads of ours may hold that for milliseconds."""
+        """Let the next step ask, or not: llama.cpp asks at each of some 500 graph nodes, each time for the lock of the
+        interpreter, which other threads of ours may hold for milliseconds."""
         if should_stop is not None:
             self._should_stop = should_stop
         if (should_stop is not None) != self._asks:
