@@ -104,8 +104,12 @@ class MixedFleet:
         """Of a node; the head's is that of n1."""
         return self.folder / node
 
-    def start(self, part: str, version: Version) -> None:
-        """Start a process: `broker`, `coordinator`, `gateway`, or a node; ready when this returns."""
+    def start(self, part: str, version: Version, *, url: str = "") -> None:
+        """Start a process: `broker`, `coordinator`, `gateway`, or a node; ready when this returns, but for a node.
+
+        Args:
+            url: Of another broker than the fleet's own.
+        """
         argv: Sequence[str]
         if part == "broker":
             argv = self.server.command()
@@ -118,7 +122,8 @@ class MixedFleet:
         log = self.folder / f"{part}.log"
         with log.open("ab") as out:
             process = subprocess.Popen(
-                argv, env=self.env(part if part in ("n1", "n2") else "n1"), cwd=self.folder,
+                argv, env=self.env(part if part in ("n1", "n2") else "n1") | ({"PACKTRAIN_URL": url} if url else {}),
+                cwd=self.folder,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
         self.parts[part] = Running(process, version, log)

@@ -7,8 +7,10 @@ as a result, is its prompt backwards, whole and once.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +187,7 @@ def prompt_of(job: Job, running: list[Job]) -> str:
     return f"{running.index(job)} {LONG}"
 
 
-def start_bulk(fleet: MixedFleet, rows: Path, out: Path) -> Any:
-    import subprocess
-
+def start_bulk(fleet: MixedFleet, rows: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [fleet.python["old"], *COMMAND, "bulk", "run", str(rows), "-o", str(out)],
         env=fleet.env("n1"), cwd=fleet.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -215,3 +215,63 @@ def assert_batch_is_whole(fleet: MixedFleet, key: str, batch: str) -> None:
             json.loads(line) for line in http.get(f"/v1/files/{found['output_file_id']}/content").text.splitlines()
         ]
     assert sorted(content(line) for line in lines) == sorted(f"batch {n}"[::-1] for n in range(40))
+
+
+# --- a home of `packtrain up` --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def up(fleet: MixedFleet, version: Version) -> Iterator[dict[str, Any]]:
+    """`packtrain up` of a version from the home of n1, with what it says first; `packtrain down` of it at the end."""
+    words = ["up", "--json", "--port", str(fleet.server.port), "--http-port", str(fleet.http_port), "--drain", "1"]
+    with (fleet.folder / "up.log").open("ab") as log:
+        process = subprocess.Popen(
+            [fleet.python[version], *COMMAND, *words],
+            env=own_broker(fleet), cwd=fleet.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+            text=True,
+        )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, (fleet.folder / "up.log").read_text()[-3000:]
+        yield json.loads(line)
+        fleet.command(version, "down", PACKTRAIN_URL="")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def own_broker(fleet: MixedFleet) -> dict[str, str]:
+    return fleet.env("n1") | {"PACKTRAIN_URL": ""}
+
+
+def test_a_home_of_up_goes_on_in_this_version_and_back_beside_a_node_of_the_version_before(fleet: MixedFleet) -> None:
+    fleet_file = fleet.home("n1") / "fleet.json"
+    jobs: dict[str, str] = {}
+
+    def submit(client: Packtrain, name: str) -> None:
+        for number in range(6):
+            prompt = f"{name} {number} " + "llamas " * 10
+            jobs[client.submit("slow", prompt).id] = prompt
+
+    def told(url: str) -> dict[str, str]:
+        with Packtrain(url) as client:
+            return {job: client.job(JobId(job)).result().text for job in jobs}
+
+    with up(fleet, "old"):
+        url = json.loads(fleet_file.read_text())["url"]
+        with Packtrain(url) as client:
+            submit(client, "old")
+            fleet.start("n2", "old", url=url)
+            eventually(lambda: len(client.nodes()) == 2, "a second node")
+            submit(client, "more")
+    with up(fleet, "new"):
+        assert json.loads(fleet_file.read_text())["url"] == url
+        assert told(url) == {job: prompt[::-1] for job, prompt in jobs.items()}
+        with Packtrain(url) as client:
+            eventually(lambda: {beat.node: beat.version for beat in client.nodes()} == {"n1": NEW, "n2": OLD}, "both")
+            submit(client, "new")
+    with up(fleet, "old"):
+        assert told(url) == {job: prompt[::-1] for job, prompt in jobs.items()}
+    fleet.check()
