@@ -18,14 +18,14 @@ PY = "$(VENV)/bin/python"
 WITH_MODEL = models="$$($(PY) deploy/demo_model.py)" && \
 	export PACKTRAIN_MODELS="$$models$${PACKTRAIN_MODELS:+:$$PACKTRAIN_MODELS}" &&
 # Quick to slow. `tiers` finds tests that no tier would run.
-STEPS = lint type tiers unit contract integration e2e
+STEPS = lint type tiers docs unit contract integration e2e
 # Two processes, each with files of its own: tests wait more than they compute. Not for the real model, which takes all
 # cores, nor while you debug: make integration BY_FILE= ARGS='-k lease -x --pdb'.
 BY_FILE ?= -n 2 --dist loadfile
 TIERS = unit or contract or integration or e2e or clients or faults or chaos
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check lint format type unit contract integration e2e clients faults chaos bench clean tiers install model
+.PHONY: help setup demo up docs test check lint format type unit contract integration e2e clients faults chaos bench clean tiers install model
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -130,6 +130,10 @@ faults: setup ## All tests of faults, with what each cost, into build/faults.md;
 chaos: setup ## 20 rounds of random faults under load; ARGS='--chaos-seed 4 --chaos-rounds 100'
 	@mkdir -p build
 	@$(PY) -m pytest --quiet --no-header -m chaos --fault-table build/chaos.md tests/faults $(ARGS)
+
+docs: setup ## The documentation as a site, into build/site; any broken link fails it
+	@mkdir -p build
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m docs.site.build
 
 # pytest's exit code 5: nothing was collected, which is what we want here.
 tiers: setup

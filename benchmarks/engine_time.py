@@ -56,7 +56,7 @@ class TimedBackend(LlamaCppBackend):
         self.rows[name] += rows
         self.calls[name] += 1
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         """As the backend's own."""
         begin = time.perf_counter()
         sampled = super().step(rows, should_stop)

@@ -53,22 +53,41 @@ class Fleet:
 
 @contextmanager
 def scripted_fleet(
-    home: Path, models: dict[str, dict[str, Any]], *, flower: bool = False, http_port: int | None = None, **env: str
+    home: Path,
+    models: dict[str, dict[str, Any]],
+    *,
+    flower: bool = False,
+    http_port: int | None = None,
+    broker_url: str = "",
+    **env: str,
 ) -> Iterator[Fleet]:
     """A fleet that offers scripted models, each by what its file says."""
     folder = home / "models"
     folder.mkdir(parents=True, exist_ok=True)
     for name, script in models.items():
         (folder / f"{name}.scripted.json").write_text(json.dumps(script))
-    with fleet(home, flower=flower, http_port=http_port, PACKTRAIN_SCRIPTED="1", **env) as running:
+    env = {"PACKTRAIN_SCRIPTED": "1", **env}
+    with fleet(home, flower=flower, http_port=http_port, broker_url=broker_url, **env) as running:
         yield running
 
 
 @contextmanager
-def fleet(home: Path, *models: Path, flower: bool = False, http_port: int | None = None, **env: str) -> Iterator[Fleet]:
-    """A fleet as `packtrain up` runs it, with short leases."""
+def fleet(
+    home: Path,
+    *models: Path,
+    flower: bool = False,
+    http_port: int | None = None,
+    broker_url: str = "",
+    **env: str,
+) -> Iterator[Fleet]:
+    """A fleet as `packtrain up` runs it, with short leases.
+
+    Args:
+        broker_url: Of a broker that runs already, as `up --broker` takes it; empty: the fleet's own.
+    """
     options = UpOptions(
         home=home,
+        broker_url=broker_url,
         port=0,
         node=NodeId("n1"),
         models=models,

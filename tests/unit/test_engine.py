@@ -112,9 +112,9 @@ class Hooked(ScriptedBackend):
         super().__init__(n_slots=n_slots)
         self._hook = hook
 
-    def _pass_time(self, seconds: float, should_stop: Callable[[], bool]) -> None:
+    def _pass_time(self, seconds: float, should_stop: Callable[[], bool] | None) -> None:
         self._hook()
-        if should_stop():
+        if should_stop and should_stop():
             raise Interrupted
 
 
@@ -442,7 +442,7 @@ def test_a_cancel_amid_the_search_for_a_failing_sequence_leaves_all_others_right
 class Stuck(ScriptedBackend):
     """It names the sequence that cannot go on: one whose prompt begins with a question mark, at its third token."""
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         tokens = super().step(rows, should_stop)
         for row in rows:
             if self._prompt(row.seq_id).startswith("?") and row.start > 7:
@@ -481,7 +481,7 @@ def test_any_number_of_sequences_named_as_failed_leaves_the_engine_whole() -> No
 
 def test_a_step_that_fails_once_costs_no_job() -> None:
     class FailsOnce(ScriptedBackend):
-        def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+        def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
             tokens = super().step(rows, should_stop)
             if len(self.steps) == 3:
                 raise DecodeFailed("no KV slot")

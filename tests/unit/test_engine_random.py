@@ -115,7 +115,7 @@ class Exact(ScriptedBackend):
             self.num_failed_copies += 1
             raise DecodeFailed("scripted trouble with a copy")
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         self.before_step()
         trouble = self._troubles.pop() if self._troubles else ""
         if trouble:

@@ -90,7 +90,7 @@ class Gated(ScriptedBackend):
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return super().tokenize(text.strip(), add_special=add_special, parse_special=parse_special)
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         assert self.gate.wait(PATIENCE_S)
         return super().step(rows, should_stop)
 

@@ -289,7 +289,19 @@ def check_schema(url: str) -> None:
         raise unavailable(url, error) from error
     finally:
         client.close()
-    if found != keys.SCHEMA_VERSION:
+    refuse_schema(url, found)
+
+
+def refuse_schema(url: str, found: object) -> None:
+    """Refuse data of another schema.
+
+    Args:
+        found: At `keys.SCHEMA`; None: nobody has been there yet.
+
+    Raises:
+        SetupError
+    """
+    if found not in (None, keys.SCHEMA_VERSION):
         raise SetupError(
             f"the broker at {masked(url)} holds schema {found!r}, this Packtrain speaks {keys.SCHEMA_VERSION!r}; "
             "use the version that wrote it, or another broker or `--home`"

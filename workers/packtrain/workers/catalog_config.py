@@ -150,9 +150,9 @@ def _number_alone(value: object) -> object:
 class ReplicaOptions(_Section):
     """How many instances of one model the fleet loads. A number alone is both."""
 
-    min: Annotated[int, Field(strict=True, ge=0, le=MAX_REPLICAS)] = 0
+    min: Annotated[int, Field(strict=True, ge=0, le=MAX_REPLICAS)] = Field(0, description="loaded though no job waits")
     max: Annotated[int, Field(strict=True, ge=1, le=MAX_REPLICAS)] | None = Field(
-        None, description="null: one on each node"
+        None, description="loaded when jobs pile up; null: one on each node"
     )
 
     @model_validator(mode="after")
@@ -196,16 +196,18 @@ class ModelOptions(LoadOptions):
     remote: RemoteOptions | None = Field(None, description="the server that answers; null: it is loaded here")
 
     file: str | None = Field(None, description="name of the file, of part 1 where it is split, that gets this id")
-    aliases: tuple[SafeId, ...] = ()
+    aliases: tuple[SafeId, ...] = Field((), description="further names that jobs may use")
     context: Context | None = None
     slots: Slots | None = None
     reserved_slots: Reserved | None = None
     keep_alive: KeepAlive | None = None
-    pinned: Annotated[bool, Field(strict=True)] = False
-    replicas: Annotated[ReplicaOptions, BeforeValidator(_number_alone)] = ReplicaOptions()
+    pinned: Annotated[bool, Field(strict=True)] = Field(False, description="never evicted")
+    replicas: Annotated[ReplicaOptions, BeforeValidator(_number_alone)] = Field(
+        ReplicaOptions(), description="how many are loaded; null: 0 while nobody asks, then up to one on each node"
+    )
     nodes: Selector = Field(default_factory=dict, description="labels that a node must have")
     adapters: dict[SafeId, Annotated[AdapterOptions, BeforeValidator(_path_alone)]] = Field(
-        default_factory=dict, max_length=MAX_LORAS
+        default_factory=dict, max_length=MAX_LORAS, description="LoRA adapters that jobs may name"
     )
 
     @field_validator("file")

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from packtrain.broker.errors import SetupError
-from packtrain.client.cli.ports import checked_port
+from packtrain.client.cli.ports import checked_port, here, url_here
 from packtrain.client.cli.supervisor import Child
 
 #: What the extra `gateway` brings.
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
-
-#: Addresses that stand for all of a machine, and how it reaches itself there.
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,7 @@ class GatewayPage:
     @property
     def url(self) -> str:
         """Where clients on this machine find it, without `/v1`."""
-        return f"http://[{self._here}]:{self.port}" if ":" in self._here else f"http://{self._here}:{self.port}"
+        return url_here(self.host, self.port)
 
     def child(self, argv: Sequence[str], env: Mapping[str, str]) -> Child:
         """The process to supervise."""
@@ -38,7 +35,7 @@ class GatewayPage:
 
     def answers(self) -> bool:
         """True when it takes requests."""
-        connection = http.client.HTTPConnection(self._here, self.port, timeout=2)
+        connection = http.client.HTTPConnection(here(self.host), self.port, timeout=2)
         try:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
@@ -46,10 +43,6 @@ class GatewayPage:
             return False
         finally:
             connection.close()
-
-    @property
-    def _here(self) -> str:
-        return _ANY.get(self.host, self.host)
 
 
 def missing_for_gateway() -> str:

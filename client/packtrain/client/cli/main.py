@@ -14,6 +14,7 @@ from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, Tr
 from packtrain.client.cli import (
     bulk_commands,
     fleet_commands,
+    flower_commands,
     job_commands,
     join_commands,
     journal_commands,
@@ -25,6 +26,7 @@ from packtrain.client.cli import (
     serve_commands,
     simulation_commands,
     top_commands,
+    upgrade_commands,
 )
 
 app = typer.Typer(
@@ -44,6 +46,7 @@ fleet_commands.add_to(app)
 node_commands.add_to(app)
 join_commands.add_to(app)
 serve_commands.add_to(app)
+flower_commands.add_to(app)
 keys_commands.add_to(app)
 model_commands.add_to(app)
 pull_commands.add_to(app)
@@ -53,6 +56,7 @@ journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)
 logs_commands.add_to(app)
+upgrade_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:

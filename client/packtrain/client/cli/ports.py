@@ -6,6 +6,23 @@ import socket
 
 from packtrain.broker.errors import SetupError
 
+#: Addresses that stand for all of a machine, and how it reaches itself there.
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+def here(host: str) -> str:
+    """Where this machine reaches what listens at `host`.
+
+    >>> here("0.0.0.0"), here("192.168.1.5")
+    ('127.0.0.1', '192.168.1.5')
+    """
+    return _ANY.get(host, host)
+
+
+def url_here(host: str, port: int) -> str:
+    """The same as a URL."""
+    return f"http://[{here(host)}]:{port}" if ":" in host else f"http://{here(host)}:{port}"
+
 
 def checked_port(host: str, port: int, *, what: str, option: str) -> int:
     """`port`, which `what` can have; of 0 a free one.

@@ -28,7 +28,7 @@ from packtrain.broker.connection import masked
 from packtrain.broker.errors import BrokerUnavailable, PacktrainError, SetupError
 from packtrain.broker.ids import NodeId, default_node_id
 from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, is_ready
-from packtrain.client.cli.flower_page import FlowerPage, prepare_flower
+from packtrain.client.cli.flower_page import APP, FlowerPage, prepare_flower
 from packtrain.client.cli.gateway_page import GatewayPage, prepare_gateway
 from packtrain.client.cli.home import announce_fleet, held_home, holder_pid, is_held, withdraw_fleet
 from packtrain.client.cli.readiness import FleetProbe
@@ -70,7 +70,7 @@ class UpOptions:
     agent: Sequence[str] = (sys.executable, "-m", "packtrain.workers.agent_main")
     pairing: Sequence[str] = (sys.executable, "-m", "packtrain.client.joining.service_main")
     gateway: Sequence[str] = (sys.executable, "-m", "packtrain.client.gateway.gateway_main")
-    flower_app: str = "packtrain.broker.flower_app:app"
+    flower_app: str = APP
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _described: set[type[BaseModel]] = set()
 def takes(body: type[BaseModel]) -> dict[str, Any]:
     """A route's description of the body it takes."""
     _described.add(body)
-    schema = {"$ref": _REF.format(model=body.__name__)}
+    schema = {"$ref": _provisional(body)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
@@ -27,9 +27,23 @@ def describe(app: FastAPI) -> None:
         if not app.openapi_schema:
             page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             bodies = [(body, "validation") for body in sorted(_described, key=lambda body: body.__name__)]
-            _, found = models_json_schema(bodies, ref_template=_REF)  # type: ignore[arg-type]
+            refs, found = models_json_schema(bodies, ref_template=_REF)  # type: ignore[arg-type]
             page.setdefault("components", {}).setdefault("schemas", {}).update(found.get("$defs", {}))
+            _settle(page, {_provisional(body): refs[body, "validation"]["$ref"] for body in _described})
             app.openapi_schema = page
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _provisional(body: type[BaseModel]) -> str:
+    """A reference until all bodies are known: pydantic calls two of one name by their modules."""
+    return f"{body.__module__}.{body.__qualname__}"
+
+
+def _settle(page: dict[str, Any], names: dict[str, str]) -> None:
+    for routes in page["paths"].values():
+        for route in routes.values():
+            for content in route.get("requestBody", {}).get("content", {}).values():
+                if ref := names.get(content["schema"].get("$ref", "")):
+                    content["schema"] = {"$ref": ref}

@@ -250,7 +250,7 @@ class Backend(Protocol):
         """End it where it is."""
         ...
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         """Compute one step: for each of `rows`, in order, its scored tokens, then the sampled one if it wants one.
 
         Behind guesses that were right there are as many sampled ones more: the last is no guess. Wrong guesses are in
@@ -258,7 +258,7 @@ class Backend(Protocol):
 
         Args:
             rows: By rising `seq_id`, at most `n_batch` tokens and `n_outputs` rows with logits together.
-            should_stop: Asked many times within a long step.
+            should_stop: Asked many times within the step; None: never break it off.
 
         Raises:
             DecodeFailed, Interrupted, SequenceFailed

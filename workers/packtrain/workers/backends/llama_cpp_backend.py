@@ -270,7 +270,7 @@ class LlamaCppBackend(LlamaCppModel):
         if parked.sampler:
             parked.sampler.close()
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         self._batch.clear()
         wanted: list[_Wanted] = []
         num_outputs = 0
@@ -292,7 +292,7 @@ class LlamaCppBackend(LlamaCppModel):
         assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"  # else SIGABRT
         (adapters,) = {self._adapter_sets[row.seq_id] for row in rows}
         self._adapters.set_on(self._ctx, adapters)
-        self._ask_whether_to_stop(should_stop if any(len(row.tokens) - row.num_guessed > 1 for row in rows) else None)
+        self._ask_whether_to_stop(should_stop)
         code = C.llama_decode(self._ctx, self._batch.struct)
         if code == _ABORTED:
             raise Interrupted
@@ -361,8 +361,8 @@ class LlamaCppBackend(LlamaCppModel):
         super().shutdown()
 
     def _ask_whether_to_stop(self, should_stop: Callable[[], bool] | None) -> None:
-        """Let the next step ask, or not, as one that only decodes: llama.cpp asks at each of some 500 graph nodes, each
-        time for the interpreter's lock, and other threads of ours may hold that for milliseconds."""
+        """Let the next step ask, or not: llama.cpp asks at each of some 500 graph nodes, each time for the lock of the
+        interpreter, which other threads of ours may hold for milliseconds."""
         if should_stop is not None:
             self._should_stop = should_stop
         if (should_stop is not None) != self._asks:

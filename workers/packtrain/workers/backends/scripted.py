@@ -188,7 +188,7 @@ class ScriptedBackend:
     def discard(self, parked: Parked) -> None:
         assert isinstance(parked, _Parked)
 
-    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool]) -> list[Sampled]:
+    def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
         self.steps.append(list(rows))
         sets = {self._slots[row.seq_id].adapters for row in rows}
         assert len(sets) <= 1, f"one step with the adapters {sets}"
@@ -223,10 +223,10 @@ class ScriptedBackend:
     def shutdown(self) -> None:
         self._slots.clear()
 
-    def _pass_time(self, seconds: float, should_stop: Callable[[], bool]) -> None:
+    def _pass_time(self, seconds: float, should_stop: Callable[[], bool] | None) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            if should_stop():
+            if should_stop and should_stop():
                 raise Interrupted
             time.sleep(min(left, 0.01))
 

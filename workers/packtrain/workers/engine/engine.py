@@ -7,7 +7,8 @@ of `should_stop`. One step:
     2. fill free slots, lowest id first; begin each new sequence with the longest prefix that some slot holds; where no
        slot is free, park a bulk sequence for each interactive one (parking.py)
     3. end what is past its deadline
-    4. plan rows, of one adapter set (turns.py), compute them, give each new token to its sequence
+    4. plan rows, of one adapter set (turns.py), now and then without bulk sequences (standing_back.py), compute them,
+       give each new token to its sequence
     5. embed what waits for that, at most one batch (embedding.py)
 
 A step that fails is repeated sequence by sequence: the one that fails alone is ended with the error, all others go on.
@@ -34,6 +35,7 @@ from packtrain.workers.engine.lookup import Guesser
 from packtrain.workers.engine.places import Places
 from packtrain.workers.engine.scheduler import Rows, add_guesses, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
+from packtrain.workers.engine.standing_back import StandingBack
 from packtrain.workers.engine.turns import Turns
 from packtrain.workers.load_options import Speculation
 
@@ -100,6 +102,7 @@ class Engine:
         self._places = Places(backend, parks=parks)
         self._describer = Describer(backend.piece)
         self._turns = Turns()
+        self._standing_back = StandingBack(can_break_off=backend.shape.can_share)
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
         self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
         self._num_ended = 0  # in the last step
@@ -201,7 +204,7 @@ class Engine:
                 raise EngineBroken(f"more than {MAX_FAILURES_IN_A_ROW} texts in a row could not be embedded")
 
     def _plan(self) -> list[Rows]:
-        live = [s for s in self._places.live.values() if s.has_begun]
+        live = self._standing_back.next([s for s in self._places.live.values() if s.has_begun])
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
         turn, shape = self._turns.next(live), self._backend.shape
@@ -248,6 +251,7 @@ class Engine:
             self._attempt(rows)
         except Interrupted:
             self._repair(rows)
+            self._standing_back.computed([row.sequence for row in rows], whole=False)
         except SequenceFailed as failed:
             self._fail(failed, rows)
         except DecodeFailed as error:
@@ -308,6 +312,7 @@ class Engine:
         ]  # fmt: skip
         results = iter(self._backend.step(requests, self._should_stop(rows)))
         self._failures_in_a_row = 0
+        self._standing_back.computed([row.sequence for row in rows], whole=True)
         self._steps += 1
         self._batch_peak = max(self._batch_peak, len(rows))
         for row, request in zip(rows, requests, strict=True):
@@ -389,11 +394,15 @@ class Engine:
             sequence = row.sequence
             sequence.lose_cache(self._backend.truncate(sequence.seq_id, sequence.num_cached))
 
-    def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool]:
-        """Whether to break off a step: only one with a prefill is long enough to be worth it."""
-        return self._stop_for([r.sequence.request for r in rows if r.count > 1])
+    def _should_stop(self, rows: Seq[Rows]) -> Callable[[], bool] | None:
+        """Whether to break off a step; None: it is not long enough to be worth asking."""
+        gives_way = self._standing_back.gives_way([row.sequence for row in rows])
+        long = [row.sequence.request for row in rows if row.count > 1]
+        return self._stop_for(long, gives_way=gives_way) if long or gives_way else None
 
-    def _stop_for(self, requests: Seq[SequenceRequest | EmbedRequest]) -> Callable[[], bool]:
+    def _stop_for(
+        self, requests: Seq[SequenceRequest | EmbedRequest], *, gives_way: bool = False
+    ) -> Callable[[], bool]:
         deadlines = [request.deadline for request in requests if request.deadline is not None]
         first_deadline = min(deadlines, default=None)
         ids = {request.job_id for request in requests}
@@ -402,7 +411,7 @@ class Engine:
             self._beat = self._clock()
             if first_deadline is not None and first_deadline <= self._beat:
                 return True
-            return self._inbox.calls_off(ids)
+            return self._inbox.calls_off(ids) or (gives_way and self._inbox.num_interactive > 0)
 
         return should_stop
 
