@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import uvicorn
@@ -94,7 +95,7 @@ async def _serve(
         where = _url(listener)
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
-        with kept_batches(files, url):
+        with kept_batches(files, url), closing(door.readers):
             await server.serve([listener])
     presence.end()
     redis.close()
