@@ -818,6 +818,27 @@ class JobStoreContract:
         assert store.cancel(job_id) is JobState.SUCCEEDED
         assert state(store, job_id) is JobState.SUCCEEDED
 
+    def test_a_job_that_is_forgotten_before_it_begins_leaves_its_id_free(self, store: JobStore) -> None:
+        job_id = submit(store, spec("first", expires_in_ms=60_000), job_id="mine")
+
+        assert store.cancel(job_id, forget=True) is JobState.CANCELLED
+        assert store.status(job_id) is None
+        assert store.events({job_id: "0"}) == []
+        assert store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS) is None
+
+        submit(store, spec("another"), job_id="mine")
+        assert claim(store)[0] == job_id
+        assert store.events({job_id: "0"}) == []
+
+    def test_a_job_that_has_begun_is_not_forgotten(self, store: JobStore) -> None:
+        running, released = submit(store), submit(store)
+        epochs = dict([claim(store), claim(store)])
+        store.release(released, epochs[released])
+
+        assert store.cancel(running, forget=True) is JobState.RUNNING
+        assert store.cancel(released, forget=True) is JobState.CANCELLED
+        assert (state(store, running), state(store, released)) == (JobState.RUNNING, JobState.CANCELLED)
+
     def test_cancelling_an_unknown_job_says_so(self, store: JobStore) -> None:
         assert store.cancel(JobId("nosuch")) is None
 

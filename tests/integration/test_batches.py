@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from packtrain.client.cli.main import app
+from packtrain.client.gateway.batches_keeper import Keeper
 from packtrain.client.gateway.batches_run import BatchRun
-from packtrain.client.gateway.batches_store import Batch, BatchStatus, BatchStore
+from packtrain.client.gateway.batches_store import Batch, BatchStatus, BatchStore, batch_object
 from packtrain.client.gateway.files_store import FileStore
 from packtrain.client.opening import open_transport
 from tests.support.bulk_runs import content, numbered, read_rows, row, write_rows
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.integration
 
 MODELS: dict[str, dict[str, Any]] = {"m": {"n_slots": 8, "n_ctx": 512}, "slow": {"n_slots": 4, "step_ms": 20}}
 CHAT = "/v1/chat/completions"
+RUN = (sys.executable, "-m", "packtrain.client.gateway.batches_main")
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +162,80 @@ def test_a_batch_outlives_the_processes_that_run_it_and_the_gateway(fleet: Fleet
     assert sorted(line["custom_id"] for line in answers) == sorted(f"row-{n}" for n in range(36))
     left = {path.name for path in (tmp_path / "files" / "batches" / batch_id).iterdir()}
     assert left == {"about.json", "progress.json", "lock"}
+
+
+def order(folder: Path, rows: Sequence[Any]) -> tuple[BatchStore, Batch]:
+    """A batch in a folder that no gateway keeps."""
+    batches, files = BatchStore(folder), FileStore(folder)
+    write_rows(folder / "in.jsonl", rows)
+    now = int(time.time())
+    batch = Batch(
+        id=batches.new_id(), created_at=now, expires_at=now + 3600, endpoint=CHAT, input_file_id="",
+        output_file_id=files.new_id(), error_file_id=files.new_id(),
+    )  # fmt: skip
+    batches.create(batch, folder / "in.jsonl")
+    return batches, batch
+
+
+@contextmanager
+def keeping(fleet: Fleet, folder: Path, command: Sequence[str] = RUN) -> Iterator[Keeper]:
+    """A keeper of a folder, to be looked with."""
+    env = {"PACKTRAIN_URL": fleet.url, "PACKTRAIN_FILES": str(folder)}
+    keeper = Keeper(BatchStore(folder), command, env)
+    try:
+        yield keeper
+    finally:
+        keeper.stop()
+
+
+def test_a_batch_whose_ledger_is_damaged_fails_and_keeps_the_answers_that_it_has(fleet: Fleet, tmp_path: Path) -> None:
+    batches, batch = order(tmp_path, [row(n, "slow", text=f"{n:03} " + "k" * 16) for n in range(60)])
+    with keeping(fleet, tmp_path) as keeper:
+        keeper.look(0)
+        eventually(lambda: batches.progress(batch.id).completed >= 3, "some rows", 30)
+    ledger = batches.path(batch.id, "output.jsonl.packtrain") / "ledger.sqlite"
+    for path in ledger.parent.glob("ledger.sqlite*"):
+        path.unlink()
+    ledger.write_bytes(b"no ledger any more. " * 1000)
+
+    with keeping(fleet, tmp_path) as keeper:
+        keeper.look(0)
+        eventually(lambda: batches.progress(batch.id).status.is_over, "its end", 30)
+
+    shown = batch_object(batch, batches.progress(batch.id), None)
+    assert (shown["status"], shown["errors"]["data"][0]["code"]) == ("failed", "batch_failed")
+    assert "not a database" in shown["errors"]["data"][0]["message"]
+    answers = FileStore(tmp_path).content(shown["output_file_id"]).read_text().splitlines()
+    assert 3 <= len(answers) == shown["request_counts"]["completed"] < 60
+
+
+def test_a_batch_waits_while_the_disk_is_full_says_so_once_and_goes_on(
+    fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    batches, batch = order(tmp_path, list(numbered(30, ["m"])))
+    full = ("sh", "-c", f'ulimit -f 16; exec {" ".join(RUN)} "$0"')  # no file may have more than 8 or 16 KiB
+
+    with keeping(fleet, tmp_path, full) as keeper:
+        for now_s in (0.0, 1000.0, 2000.0):  # three tries, far from each other
+
+            def has_ended(now_s: float = now_s) -> bool:
+                keeper.look(now_s)
+                tried = keeper.troubles.get(batch.id)
+                return not keeper.running and tried is not None and tried.not_before_s > now_s
+
+            eventually(has_ended, f"the try at {now_s}", 30)
+    waiting = batch_object(batch, batches.progress(batch.id), None)
+    with keeping(fleet, tmp_path) as keeper:
+        keeper.look(0)
+        eventually(lambda: batches.progress(batch.id).status.is_over, "its end", 30)
+    done = batch_object(batch, batches.progress(batch.id), None)
+
+    assert (waiting["status"], waiting["errors"]) == ("validating", None)
+    assert "make room" in waiting["packtrain"]["waits_for"]
+    assert len([record for record in caplog.records if getattr(record, "event", "") == "batch.waits"]) == 1
+    assert (done["status"], done["request_counts"]["completed"]) == ("completed", 30)
+    assert "packtrain" not in done
 
 
 def test_what_is_left_after_a_day_fails_as_expired(fleet: Fleet, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from packtrain.broker.api_keys import ApiKeys
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.ids import job_id_for_key
 from packtrain.broker.keys import api_spent
 from packtrain.broker.server import BrokerServer
 from packtrain.client.cli.main import app
@@ -56,6 +57,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "careful": {"concurrent": 1, "tokens_per_minute": 600},
     "hasty": {"tokens_per_minute": 5000},
     "past": {},
+    "haunted": {"models": ["ghost"]},
     "root": {"is_admin": True},
 }
 
@@ -109,6 +111,46 @@ def test_a_key_is_told_of_no_model_that_it_may_not_use(keyed: Keyed) -> None:
         error = error_of(keyed.post("narrow", {"model": model, "prompt": "hello"}), 404)
         assert "m2" in error["message"]
         assert not {"slow", "wordy", "large"} & set(re.findall(r"\w+", error["message"]))
+
+
+def test_no_list_no_figure_and_no_error_tells_a_key_of_models_that_it_may_not_use(keyed: Keyed) -> None:
+    others = {"m1", "slow", "wordy", "large"}
+
+    def told(response: httpx2.Response) -> set[str]:
+        return others & set(re.findall(r"[a-z0-9]+", response.text))
+
+    assert keyed.post("anna", HELLO).status_code == 200  # so that it is loaded
+    lists = ["/v1/models", "/api/tags", "/api/ps", "/metrics"]
+    lists += [f"{PREFIX}/{what}" for what in ("models", "nodes", "instances", "waiting", "jobs", "fleet")]
+    for path in lists:
+        shown, root = keyed.get(path, "narrow"), keyed.get(path, "root")
+        assert (shown.status_code, root.status_code) == (403 if path == "/metrics" else 200, 200)
+        assert not told(shown), path
+        assert told(root) or path.endswith(("waiting", "jobs")), path
+    spec = {"kind": "complete", "model": "ghost", "prompt": "x"}
+    for response in (
+        keyed.post("haunted", {"model": "ghost", "prompt": "x"}),  # it may use this one, and no node offers it
+        keyed.door.post(f"{PREFIX}/jobs", {"spec": spec}, **keyed.bearer("haunted")),
+        keyed.door.post("/api/show", {"model": "ghost"}, **keyed.bearer("haunted")),
+        keyed.door.post("/tokenize", {"content": "x"}, **keyed.bearer("haunted")),
+        keyed.get("/v1/models/ghost", "haunted"),
+    ):
+        assert 400 <= response.status_code < 500
+        assert not told(response), response.text
+
+
+def test_nobody_takes_the_id_that_the_key_of_another_will_name(keyed: Keyed) -> None:
+    spec = {"kind": "complete", "model": "m1", "prompt": "mine", "user": "ben"}
+    foreign = job_id_for_key("anna", "monday")
+
+    taken = keyed.door.answer(f"{PREFIX}/jobs", {"spec": spec, "id": foreign}, **keyed.bearer("ben"))
+    hers = keyed.post("anna", HELLO, **{"Idempotency-Key": "monday"})
+    spied = keyed.door.answer(f"{PREFIX}/jobs", {"spec": spec, "id": foreign}, **keyed.bearer("ben"))
+
+    assert taken["job_id"] != foreign
+    assert (hers.status_code, hers.headers["x-packtrain-job"]) == (200, foreign)
+    assert (spied["job_id"], spied["is_new"]) == (taken["job_id"], False)
+    assert keyed.get(f"{PREFIX}/jobs/{foreign}", "ben").status_code == 404
 
 
 def test_who_reads_nearly_all_of_an_answer_and_leaves_pays_for_it(keyed: Keyed) -> None:
@@ -248,6 +290,28 @@ def test_a_request_that_would_wait_longer_than_it_says_is_refused_with_when_to_c
         assert error_of(by_header, 503)["code"] == "would_wait"
         assert keyed.fleet.client.waiting() == {}  # they were cancelled
     eventually(lambda: keyed.post("anna", asked).status_code == 200, "a request that begins in time is answered")
+
+
+def test_a_request_with_a_key_that_is_refused_leaves_no_job_unless_it_met_one(keyed: Keyed) -> None:
+    asked = {"model": "slow", "prompt": "abc", "max_wait": 0.3}
+    with keyed.door.streaming(COMPLETIONS, {"model": "slow", "prompt": "!long"}, **keyed.bearer("anna")) as events:
+        next(event for event in events if not event.comment)  # its only slot is taken
+
+        first = keyed.post("anna", asked, **{"Idempotency-Key": "patient"})
+        assert error_of(first, 503)["code"] == "would_wait"
+        assert keyed.fleet.client.waiting() == {}
+
+        spec = {"kind": "complete", "model": "slow", "prompt": "abc"}
+        waits = {"spec": {**spec, "stream": False}, "idempotency_key": "met"}
+        job_id = keyed.door.answer(f"{PREFIX}/jobs", waits, **keyed.bearer("anna"))["job_id"]
+        met = keyed.post("anna", asked, **{"Idempotency-Key": "met"})
+        assert error_of(met, 503)["code"] == "would_wait"
+        assert keyed.get(f"{PREFIX}/jobs/{job_id}", "anna").json()["state"] == "QUEUED"
+
+    def comes_back() -> bool:
+        return keyed.post("anna", asked, **{"Idempotency-Key": "patient"}).status_code == 200
+
+    eventually(comes_back, "the same key again is answered once there is room")
 
 
 def test_a_model_whose_load_takes_longer_than_that_is_not_waited_for(keyed: Keyed) -> None:

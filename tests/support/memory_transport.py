@@ -59,8 +59,8 @@ class MemoryTransport:
     def explain(self, job_id: JobId) -> Explanation | None:
         return look(self.store, self.registry, job_id)
 
-    def cancel(self, job_id: JobId) -> JobState | None:
-        return self.store.cancel(job_id)
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
+        return self.store.cancel(job_id, forget=forget)
 
     def recent(self, limit: int) -> list[JobStatus]:
         found = (self.store.status(job_id) for job_id in reversed(self.submitted[-limit:]))
@@ -77,6 +77,9 @@ class MemoryTransport:
 
     def instances(self) -> list[InstanceBeat]:
         return []
+
+    def waits(self) -> dict[Route, str]:
+        return self.registry.waits() or {}
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         self.desired[model] = Desired(replicas=replicas, unload_before_ms=int(unload))

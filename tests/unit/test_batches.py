@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,19 @@ import httpx2
 import pytest
 from starlette.requests import Request
 
+from packtrain.broker.errors import BrokerUnavailable, InvalidParameter, SetupError
+from packtrain.broker.model_info import ModelInfo
 from packtrain.client import AsyncPacktrain
 from packtrain.client.gateway.access import Caller, OpenAccess
 from packtrain.client.gateway.app import make_app
-from packtrain.client.gateway.batches_keeper import MOST_AT_ONCE, due
-from packtrain.client.gateway.batches_store import WINDOW_S, BatchStatus, BatchStore
+from packtrain.client.gateway.batches_faults import MOST_DEFECTS, Meaning, meaning_of, said_of
+from packtrain.client.gateway.batches_keeper import CALM_S, MOST_AT_ONCE, Trouble, due, trouble
+from packtrain.client.gateway.batches_run import MOST_LATE, BatchRun
+from packtrain.client.gateway.batches_store import AGAIN, WINDOW_S, Batch, BatchStatus, BatchStore, batch_object
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.files_store import FileStore, plain_name
 from packtrain.client.gateway.settings import GatewaySettings
-from tests.support.memory_transport import AsyncMemoryTransport
+from tests.support.memory_transport import AsyncMemoryTransport, MemoryTransport
 
 pytestmark = pytest.mark.unit
 
@@ -262,9 +268,113 @@ def test_the_oldest_batches_run_first_and_not_too_many_at_once() -> None:
 
     assert due(names, {}, {}, 0) == names[:MOST_AT_ONCE]
     assert due(names, {"b0": 1, "b1": 1}, {}, 0) == ["b2", "b3"]
-    assert due(names[:2], {}, {"b0": 10.0}, 5) == ["b1"]
-    assert due(names[:2], {}, {"b0": 10.0}, 10) == ["b0", "b1"]
+    assert due(names[:2], {}, {"b0": Trouble("", 1, 10.0)}, 5) == ["b1"]
+    assert due(names[:2], {}, {"b0": Trouble("", 1, 10.0)}, 10) == ["b0", "b1"]
     assert due(names, dict.fromkeys(names[:MOST_AT_ONCE]), {}, 0) == []
+
+
+def test_a_batch_that_cannot_go_on_is_tried_again_ever_more_seldom() -> None:
+    waits: dict[int, list[float]] = {}
+    for code in (AGAIN, 1, -9):
+        before, waits[code] = None, []
+        for _ in range(10):
+            before = trouble(before, code, "a full disk", ran_s=1, now_s=0)
+            waits[code].append(before.not_before_s)
+
+    assert waits[AGAIN][:4] == [10, 20, 40, 60]
+    assert waits[1] == waits[-9] == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert trouble(Trouble("", 7, 0), -9, "", ran_s=CALM_S, now_s=5).not_before_s == 7
+    assert [trouble(None, code, "", 1, 0).said for code in (-9, 3)] == [
+        "its process ended with signal 9", "its process ended with exit code 3",
+    ]  # fmt: skip
+
+
+def _of_sqlite(path: Path, pages: int = 1000) -> sqlite3.Error:
+    """How SQLite fails at a file, which may have so many pages."""
+    with closing(sqlite3.connect(path)) as db:
+        try:
+            db.execute(f"PRAGMA max_page_count = {pages}")
+            db.execute("CREATE TABLE t (x)")
+        except sqlite3.Error as error:
+            return error
+    raise AssertionError("it did not fail")
+
+
+def test_what_may_pass_is_waited_for_and_what_will_not_ends_a_batch(tmp_path: Path) -> None:
+    (tmp_path / "damaged").write_bytes(b"no database" * 100)
+    full = _of_sqlite(tmp_path / "full", pages=1)
+    damaged = _of_sqlite(tmp_path / "damaged")
+    worded = SetupError(f"cannot write the ledger beside {tmp_path}; go on with the same command")
+    worded.__cause__ = damaged
+    no_room = OSError(28, "No space left on device", str(tmp_path))
+
+    meanings = {error: meaning_of(error) for error in (full, no_room, BrokerUnavailable(url="x", reason="y"))}
+    assert set(meanings.values()) == {Meaning.WAITS}, meanings
+    assert {meaning_of(error) for error in (damaged, worded, InvalidParameter("changed"))} == {Meaning.BROKEN}
+    assert meaning_of(KeyError("rows")) is Meaning.DEFECT
+    for error in (full, damaged, worded, no_room, InvalidParameter(f"{tmp_path} changed"), KeyError(str(tmp_path))):
+        assert str(tmp_path) not in said_of(error), "clients learn no path of this machine"
+
+
+def test_an_expired_batch_ends_though_nothing_works(tmp_path: Path) -> None:
+    class Away(MemoryTransport):
+        def models(self) -> list[ModelInfo]:
+            raise BrokerUnavailable(url="redis://nowhere", reason="it is away")
+
+    batch = _ordered(tmp_path, expires_at=100)
+    store = BatchStore(tmp_path)
+    for _ in range(MOST_LATE - 1):
+        with pytest.raises(BrokerUnavailable):
+            BatchRun(batch, store, FileStore(tmp_path), Away(), now=lambda: 101).run()
+        shown = batch_object(batch, store.progress(batch.id), None)
+        assert (shown["status"], "it is away" in shown["packtrain"]["waits_for"]) == ("validating", True)
+    assert BatchRun(batch, store, FileStore(tmp_path), Away(), now=lambda: 101).run()
+
+    shown = batch_object(batch, store.progress(batch.id), None)
+    assert (shown["status"], shown["errors"]["data"][0]["code"]) == ("expired", "batch_expired")
+    assert "it is away" in shown["errors"]["data"][0]["message"]
+    assert "packtrain" not in shown
+
+
+def test_a_batch_whose_process_fails_for_reasons_that_nobody_foresaw_fails_after_some_tries(tmp_path: Path) -> None:
+    class Odd(MemoryTransport):
+        def models(self) -> list[ModelInfo]:
+            raise ZeroDivisionError
+
+    batch, store = _ordered(tmp_path, expires_at=100), BatchStore(tmp_path)
+    for _ in range(MOST_DEFECTS - 1):
+        with pytest.raises(ZeroDivisionError):
+            BatchRun(batch, store, FileStore(tmp_path), Odd(), now=lambda: 1).run()
+    assert BatchRun(batch, store, FileStore(tmp_path), Odd(), now=lambda: 1).run()
+
+    progress = store.progress(batch.id)
+    assert (progress.status, progress.faults[0]["code"]) == (BatchStatus.FAILED, "batch_failed")
+    assert "ZeroDivisionError" in progress.faults[0]["message"]
+
+
+def test_what_a_process_left_behind_that_was_killed_at_the_very_end_is_swept(tmp_path: Path) -> None:
+    batch, store = _ordered(tmp_path), BatchStore(tmp_path)
+    store.save(batch.id, store.progress(batch.id).now_is(BatchStatus.COMPLETED, 5))
+    with store.locked(batch.id):
+        assert store.unfinished() == []
+        store.sweep()
+        assert store.path(batch.id, "input.jsonl").exists(), "its process is still at it"
+    store.sweep()
+
+    left = {path.name for path in store.path(batch.id, "lock").parent.iterdir()}
+    assert left == {"about.json", "progress.json", "lock"}
+
+
+def _ordered(folder: Path, *, expires_at: int = 0) -> Batch:
+    """A batch that nobody has begun."""
+    store, files = BatchStore(folder), FileStore(folder)
+    (folder / "in.jsonl").write_text(json.dumps({"custom_id": "a"}))
+    batch = Batch(
+        id=store.new_id(), created_at=1, expires_at=expires_at, endpoint=BATCH["endpoint"], input_file_id="",
+        output_file_id=files.new_id(), error_file_id=files.new_id(),
+    )  # fmt: skip
+    store.create(batch, folder / "in.jsonl")
+    return batch
 
 
 @pytest.mark.parametrize(

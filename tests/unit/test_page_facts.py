@@ -19,10 +19,15 @@ from packtrain.broker.model_info import BufferMemory, ModelMemory
 from packtrain.broker.orders import Desired
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.gateway.access import Caller
+from packtrain.client.gateway.names import names_for
 from packtrain.client.gateway.page_facts import (
+    EventFacts,
     Facts,
+    InstanceFacts,
     JobFacts,
     ModelFacts,
+    NodeFacts,
+    QueueFacts,
     events_of,
     in_order,
     memory_bar,
@@ -86,12 +91,30 @@ def test_a_node_shows_the_cores_at_work() -> None:
 
 
 def test_who_is_no_administrator_sees_jobs_of_their_own_and_models_of_their_key() -> None:
-    facts = Facts(jobs=(job("a", user="ada"), job("b", user="eve")), models=(ModelFacts(id="m"), ModelFacts(id="n")))
-    ada = for_caller(facts, Caller("ada", "k1", is_admin=False, models=frozenset({"m"})))
-    admin = for_caller(facts, Caller("root", "k2", is_admin=True))
+    waits = "m is not loaded: waits until secret is unloaded"
+    facts = Facts(
+        jobs=(job("a", user="ada", model="m", reason=waits), job("b", user="eve", model="secret")),
+        models=(ModelFacts(id="m"), ModelFacts(id="secret")),
+        nodes=(NodeFacts(node="n1", state="quarantine", reason="secret keeps failing", faults=("secret.gguf",)),),
+        instances=(
+            InstanceFacts(instance="m-0", model="m", node="n1", state=InstanceState.READY),
+            InstanceFacts(instance="secret-0", model="secret", node="n1", state=InstanceState.READY),
+        ),
+        queues=tuple(QueueFacts(route=r, model=r, lane="bulk", waiting=1) for r in ("m", "secret")),
+        events=tuple(EventFacts(at_ms=1, kind="load", model=m, text="it leaves for secret") for m in ("m", "secret")),
+    )  # fmt: skip
+    infos = [model_info("m"), model_info("secret")]
+    callers = [
+        Caller("ada", "k1", is_admin=False, models=frozenset({"m"})),
+        Caller("root", "k2", is_admin=True, models=frozenset({"m"})),
+    ]
+    ada, admin = (for_caller(facts, caller, names_for(caller, infos)) for caller in callers)
 
     assert ([each.id for each in ada.jobs], [each.id for each in ada.models], ada.is_admin) == (["a"], ["m"], False)
     assert ([each.id for each in admin.jobs], admin.user, admin.is_admin) == (["a", "b"], None, True)
+    assert "secret" not in ada.model_dump_json()
+    assert (len(ada.nodes), len(ada.instances), len(ada.queues), len(ada.events)) == (1, 1, 1, 1)
+    assert admin.instances == facts.instances
 
 
 def test_no_field_of_a_job_could_hold_a_prompt_or_an_answer() -> None:

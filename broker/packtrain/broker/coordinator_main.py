@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import signal
 import sys
 import time
@@ -23,6 +21,7 @@ from packtrain.broker.errors import PacktrainError
 from packtrain.broker.history_store import Recorder
 from packtrain.broker.ids import Route
 from packtrain.broker.journal import RedisJournal
+from packtrain.broker.processes import Presence, new_process_id
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import await_broker
@@ -37,7 +36,9 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
     """Stand for election and lead when elected, until something is in `stop`. Survives a broker that comes and goes."""
     url = settings.broker_url()
     await_broker(url)
-    me = f"{settings.node}-{os.getpid()}-{secrets.token_hex(3)}"
+    me = new_process_id(settings.node)
+    presence = Presence(url, "coordinator", settings.node, me)
+    presence.begin()
     # One try per command: the loop itself is the retry, and a leader must not act on a decision seconds old.
     redis = connect(url, name=f"coordinator.{settings.node}", retries=0)
     jobs = RedisJobs(redis)
@@ -75,6 +76,7 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
         election.resign()
     except RedisError as error:
         logger.info("Leadership is left to lapse: %s", error, extra={"event": "coordinator.stop"})
+    presence.end()
 
 
 def _wait(stop: SimpleQueue[None], seconds: float) -> bool:

@@ -202,8 +202,12 @@ class JobStore(Protocol):
         """Let waiting jobs wait for another of their targets; which were moved, and not claimed meanwhile."""
         ...
 
-    def cancel(self, job_id: JobId) -> JobState | None:
-        """Cancel: at once when it waits, else by a flag. The state afterwards; None: no such job."""
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
+        """Cancel: at once when it waits, else by a flag. The state afterwards; None: no such job.
+
+        Args:
+            forget: Leave nothing of one that has not begun, so that its id may be used again.
+        """
         ...
 
     def reject(self, route: Route, error: errors.PacktrainError) -> int:
@@ -300,7 +304,7 @@ def submit(
     keep = "" if keep_ms == keys.ENDED_TTL_MS else keep_ms
     return Call(
         "submit",
-        (keys.job(job_id), keys.model(ModelId(spec.model))),
+        (keys.job(job_id),),
         (
             job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
             suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),
@@ -438,9 +442,10 @@ def move(move: Move) -> Call[bool]:
     )
 
 
-def cancel(job_id: JobId) -> Call[JobState | None]:
+def cancel(job_id: JobId, *, forget: bool = False) -> Call[JobState | None]:
     """Call of cancel.lua."""
-    return Call("cancel", (keys.job(job_id),), (job_id, _CANCELLED), lambda reply: JobState(reply) if reply else None)
+    args = (job_id, _CANCELLED, int(forget))
+    return Call("cancel", (keys.job(job_id),), args, lambda reply: JobState(reply) if reply else None)
 
 
 def reject(route: Route, error: errors.PacktrainError) -> Call[int]:

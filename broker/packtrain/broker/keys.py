@@ -41,6 +41,8 @@
 | pt:apikeys             | hash   | permanent                                  | name → `ApiKey` |
 | pt:apikey:<name>:busy  | zset   | 60 s from the last sign of a request       | request → until when it counts |
 | pt:apikey:<name>:spent | hash   | 120 s from the last charge                 | second → tokens charged in it |
+| pt:process:<id>        | string | 15 s from the last sign                    | `ProcessBeat`: what it speaks |
+| pt:processes           | zset   | 60 s from the last sign of any             | process id → last sign, ms |
 | pt:leader              | string | 5 s                                        | id of the leading coordinator |
 | pt:term                | string | permanent                                  | counter: the coordinator's epoch |
 | pt:schema              | string | permanent                                  | version of this table |
@@ -90,6 +92,7 @@ SNAPSHOTS: Final = "pt:snapshots"
 HISTORY: Final = "pt:history"
 FAULTS: Final = "pt:faults"
 FIRSTS: Final = "pt:firsts"
+PROCESSES: Final = "pt:processes"
 LEADER: Final = "pt:leader"
 TERM: Final = "pt:term"
 SCHEMA: Final = "pt:schema"
@@ -113,6 +116,8 @@ HISTORY_TTL_MS: Final = 25 * 3600 * 1000
 FAULTS_TTL_MS: Final = 7 * 24 * 3600 * 1000
 FIRSTS_TTL_MS: Final = 3600 * 1000
 FIRSTS_MAX: Final = 4_000
+PROCESS_TTL_MS: Final = 15_000
+PROCESSES_TTL_MS: Final = 60_000
 LEADER_TTL_MS: Final = 5_000
 PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000
@@ -169,6 +174,11 @@ def offers(node_id: NodeId) -> str:
 def instance(instance_id: InstanceId) -> str:
     """The last beat of an instance."""
     return f"pt:inst:{instance_id}"
+
+
+def process(process_id: str) -> str:
+    """What a process says of itself."""
+    return f"pt:process:{process_id}"
 
 
 def pull(pull_id: str) -> str:

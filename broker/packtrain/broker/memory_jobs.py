@@ -258,13 +258,15 @@ class MemoryJobs:
         with self._changed:
             return [self._move(move) for move in moves]
 
-    def cancel(self, job_id: JobId) -> JobState | None:
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
         with self._changed:
             record = self._records.get(job_id)
             if record is None:
                 return None
             if record.state is JobState.QUEUED:
                 self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
+                if forget and not record.epoch:
+                    del self._records[job_id]
             elif record.state is JobState.RUNNING:
                 record.cancel = True
             return record.state

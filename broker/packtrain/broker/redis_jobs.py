@@ -90,8 +90,8 @@ class RedisJobs:
     def move(self, moves: Sequence[jobs.Move]) -> list[bool]:
         return self._scripts.run_many([jobs.move(move) for move in moves])
 
-    def cancel(self, job_id: JobId) -> JobState | None:
-        return self._scripts.run(jobs.cancel(job_id))
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
+        return self._scripts.run(jobs.cancel(job_id, forget=forget))
 
     def reject(self, route: Route, error: errors.PacktrainError) -> int:
         return self._scripts.run(jobs.reject(route, error))

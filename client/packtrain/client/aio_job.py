@@ -29,6 +29,11 @@ class AsyncJob(Twin[Job]):
         """As `Job.id`."""
         return self._sync.id
 
+    @property
+    def is_new(self) -> bool:
+        """As `Job.is_new`."""
+        return self._sync.is_new
+
     def __repr__(self) -> str:
         return f"<AsyncJob {self.id}>"
 

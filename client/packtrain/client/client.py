@@ -119,7 +119,8 @@ class Packtrain:
 
     def hand_in(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
         """Submit a request that is already one; errors as of `submit`, but for those of its arguments."""
-        return Job(self._transport, self._transport.submit(job_id_of(spec, idempotency_key), spec).job_id)
+        submitted = self._transport.submit(job_id_of(spec, idempotency_key), spec)
+        return Job(self._transport, submitted.job_id, is_new=submitted.is_new)
 
     def generate(self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Any) -> Result:
         """Submit, and wait for the result. Arguments as of `submit`; errors as of `submit` and `Job.result`."""
@@ -334,6 +335,10 @@ class Packtrain:
     def waiting(self) -> dict[Route, int]:
         """Jobs that wait, by model."""
         return self._transport.waiting()
+
+    def waits(self) -> dict[Route, str]:
+        """Why models have to wait for a place, those that no job waits for among them."""
+        return self._transport.waits()
 
     def load(self, model: str, *, replicas: int = 1) -> None:
         """Ask the fleet to load a model and keep it loaded.

@@ -100,8 +100,10 @@ class HttpTransport:
     def explain(self, job_id: JobId) -> Explanation | None:
         return self._of_job(Explanation, job_id, "/explanation")
 
-    def cancel(self, job_id: JobId) -> JobState | None:
-        found = self._find("POST", f"/jobs/{job_id}/cancel", absent="unknown_job") if wire.is_job_id(job_id) else None
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
+        if not wire.is_job_id(job_id):
+            return None
+        found = self._find("POST", f"/jobs/{job_id}/cancel{'?forget=true' * forget}", absent="unknown_job")
         return None if found is None else wire.Cancelled.model_validate_json(found).state
 
     def recent(self, limit: int) -> list[JobStatus]:
@@ -119,6 +121,10 @@ class HttpTransport:
 
     def instances(self) -> list[InstanceBeat]:
         return self._ask(wire.Instances, "GET", "/instances").instances
+
+    def waits(self) -> dict[Route, str]:
+        found = self._ask(wire.Waiting, "GET", "/waiting").reasons
+        return {Route(route): reason for route, reason in found.items()}
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         body = wire.DesiredBody(replicas=replicas, unload=unload)

@@ -21,8 +21,9 @@ from packtrain.client.waiting import read_events
 class Job:
     """A submitted job. Cheap to make and to throw away: the job itself lives in the fleet."""
 
-    def __init__(self, transport: Transport, job_id: JobId) -> None:
+    def __init__(self, transport: Transport, job_id: JobId, *, is_new: bool = False) -> None:
         self.id = job_id
+        self.is_new = is_new  # the submit that gave this made the job; else it was there already, or was looked up
         self._transport = transport
 
     def __repr__(self) -> str:
@@ -94,13 +95,16 @@ class Job:
             if event.end and event.end is not JobState.SUCCEEDED:
                 self.result()
 
-    def cancel(self) -> JobState:
+    def cancel(self, *, forget: bool = False) -> JobState:
         """Cancel it; the state afterwards. A running job ends within a second, an ended one stays as it is.
+
+        Args:
+            forget: Leave nothing of one that has not begun, so that its idempotency key may be used again.
 
         Raises:
             UnknownJob
         """
-        state = self._transport.cancel(self.id)
+        state = self._transport.cancel(self.id, forget=forget)
         if state is None:
             raise UnknownJob(job_id=self.id)
         return state

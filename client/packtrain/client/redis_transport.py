@@ -32,6 +32,7 @@ from packtrain.broker.outcome import JobStatus
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.server import refuse_schema
 from packtrain.broker.states import JobState
 from packtrain.client.shared_reads import SharedReads
 
@@ -56,6 +57,7 @@ class RedisTransport:
         self._jobs = RedisJobs(self._redis)
         self._registry = RedisRegistry(self._redis)
         self._bell = Doorbell(make_app(url, name="client"))
+        self._is_of_our_schema = False  # once seen, for the data of a broker that runs
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
         if spec.adapters:  # the only jobs that pay for a look at the models
@@ -109,9 +111,9 @@ class RedisTransport:
         with self._reachable():
             return look(self._jobs, self._registry, job_id)
 
-    def cancel(self, job_id: JobId) -> JobState | None:
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
         with self._reachable():
-            return self._jobs.cancel(job_id)
+            return self._jobs.cancel(job_id, forget=forget)
 
     def recent(self, limit: int) -> list[JobStatus]:
         with self._reachable():
@@ -132,6 +134,10 @@ class RedisTransport:
     def instances(self) -> list[InstanceBeat]:
         with self._reachable():
             return self._registry.instances()
+
+    def waits(self) -> dict[Route, str]:
+        with self._reachable():
+            return self._registry.waits() or {}
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         with self._reachable():
@@ -175,6 +181,9 @@ class RedisTransport:
     @contextmanager
     def _reachable(self) -> Iterator[None]:
         with reachable(self.raw_url):
+            if not self._is_of_our_schema:
+                refuse_schema(self.raw_url, self._redis.get(keys.SCHEMA))
+                self._is_of_our_schema = True
             yield
 
 

@@ -51,8 +51,8 @@ class Transport(Protocol):
         """Why a job is where it is, None: there is no such job."""
         ...
 
-    def cancel(self, job_id: JobId) -> JobState | None:
-        """Cancel; the state afterwards, None: no such job."""
+    def cancel(self, job_id: JobId, *, forget: bool = False) -> JobState | None:
+        """Cancel; the state afterwards, None: no such job. See `JobStore.cancel`."""
         ...
 
     def recent(self, limit: int) -> list[JobStatus]:
@@ -73,6 +73,10 @@ class Transport(Protocol):
 
     def instances(self) -> list[InstanceBeat]:
         """Instances that live or ended lately."""
+        ...
+
+    def waits(self) -> dict[Route, str]:
+        """Why models have to wait for a place, by route; nothing where nobody plans, or the gateway does not tell."""
         ...
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:

@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.orders import NodeCommand
 from packtrain.broker.outcome import Cause
+from packtrain.broker.processes import Presence
 from packtrain.broker.pulls import PullRequest
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
@@ -61,6 +61,8 @@ def run(settings: Settings) -> None:
     redis = connect(url, name=f"agent.{settings.node}", retries=1)
     app = make_app(url, name=f"agent.{settings.node}", events=settings.events)
     await_broker(url)
+    presence = Presence(url, "agent", settings.node)
+    presence.begin()
     registry = RedisRegistry(redis)
     standing = NodeStanding(
         settings,
@@ -81,9 +83,12 @@ def run(settings: Settings) -> None:
     with held_alone(run_folder(settings), settings.node):
         # Not before: the agent that is being left may still hold the address of its files.
         agent = Agent(
-            settings, RedisJobs(redis), registry, bell, catalog, consumer, devices, standing, version("packtrain")
+            settings, RedisJobs(redis), registry, bell, catalog, consumer, devices, standing, presence.beat.version
         )  # fmt: skip
-        _run(settings, agent, app, registry, catalog, hub, consumer)
+        try:
+            _run(settings, agent, app, registry, catalog, hub, consumer)
+        finally:
+            presence.end()
 
 
 def _run(
@@ -114,7 +119,8 @@ def _run(
         # After a cut lifeline a new agent may already run under this node's name: then say nothing any more.
         agent.drain(keep_beating=lambda: not is_orphaned.is_set())
         if not is_orphaned.is_set():
-            registry.drop_node(settings.node_id)
+            with suppress(RedisError):  # of a broker that is away, or refuses us since we were thrown out
+                registry.drop_node(settings.node_id)
         if is_deaf.is_set() and not stopping.is_set():
             catalog.close()
             _begin_anew(settings.node)

@@ -32,6 +32,7 @@ from packtrain.broker.connection import connect
 from packtrain.broker.errors import NotDeterministic, PacktrainError
 from packtrain.broker.ids import InstanceId, ModelId, Route
 from packtrain.broker.jobs import routes_of
+from packtrain.broker.processes import Presence
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import Settings, load_settings
@@ -282,6 +283,9 @@ def main(argv: list[str]) -> int:
         lifeline.watch(on_line=news.put)
         _be_first_to_go()
         pipe.send(InstanceReport(state=InstanceState.LOADING))
+        # Not of its agent's version where Packtrain was upgraded under a running agent.
+        presence = Presence(settings.broker_url(), "instance", settings.node, config.instance)
+        presence.begin()
         # Pool threads claim while publisher and renewer write: one pooled client serves them all.
         redis = connect(settings.broker_url(), name=f"instance.{config.instance}")
         instance = _remote(config, settings, redis, news) if config.remote else _loaded(config, settings, redis, news)
@@ -292,6 +296,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"packtrain instance {config.instance}: {error}\n")
         return EXIT_LOAD_FAILED
     instance.run()
+    presence.end()
     # Not backend.shutdown(): the process ends now, and freeing gigabytes page by page first only takes time.
     sys.stderr.flush()
     os._exit(0)

@@ -22,12 +22,13 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from packtrain.broker import jobs
-from packtrain.broker.errors import JobFailed, PacktrainError
+from packtrain.broker.errors import InvalidParameter, JobFailed, PacktrainError
 from packtrain.broker.fields import Numerics, invalid
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import JobStore
 from packtrain.broker.prefixes import prefix_hashes
+from packtrain.broker.versions import installed_version
 from packtrain.workers.bulk_share import BulkShare
 from packtrain.workers.engine.seam import JobEngine
 from packtrain.workers.engine.sequence import End, Ended
@@ -266,11 +267,23 @@ class Runner:
         try:
             spec = JobSpec.model_validate_json(claim.spec_json)
         except ValidationError as problem:  # written past our own client, or by a newer one
-            spec, error = JobSpec(model=self._model), invalid(problem)
+            spec, error = JobSpec(model=self._model), unreadable(problem, self._node)
         if prefixes := prefix_hashes(spec):
             self._prefixes.append(prefixes)
         seed = spec.params.seed if spec.params.seed is not None else seed_of(claim.job_id)
         return LeasedJob(claim, spec, seed, clock=self._clock, on_news=self._publisher.news), error
+
+
+def unreadable(problem: ValidationError, node: NodeId) -> InvalidParameter:
+    """Why a job that somebody has let in cannot be read here: mostly for an option that came with a newer version."""
+    unknown = [".".join(map(str, each["loc"])) for each in problem.errors() if each["type"] == "extra_forbidden"]
+    if not unknown:
+        return invalid(problem)
+    return InvalidParameter(
+        f"Packtrain {installed_version()} on node {node} does not know `{unknown[0]}`, which a newer client or gateway "
+        "has asked for; upgrade that node (`packtrain upgrade-check` shows all), or leave it out",
+        field=unknown[0],
+    )
 
 
 def seed_of(job_id: JobId) -> int:

@@ -141,10 +141,9 @@ local function requeue(id)
   end
 end
 
--- End a job for good: state, outcome, the last event of its stream, and a lifetime for what is left.
-local function settle(id, state, outcome)
+-- End a job that no instance has for good: state, outcome, the last event of its stream, and a lifetime for what is left.
+local function conclude(id, state, outcome)
   local job, out = JOB_PREFIX .. id, OUT_PREFIX .. id
-  unlease(id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HDEL', MEANT, id)
   redis.call('HDEL', PREFIXES, id)
@@ -153,4 +152,10 @@ local function settle(id, state, outcome)
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)
   redis.call('PEXPIRE', out, STREAM_ENDED_TTL_MS)
+end
+
+-- The same of a job that an instance may have.
+local function settle(id, state, outcome)
+  unlease(id)
+  conclude(id, state, outcome)
 end

@@ -1,6 +1,6 @@
 -- Write a job record and put it into the ready set of its model. The same id twice is the same job.
 -- KEYS[1] job record   hash
--- KEYS[2] model facts  hash; its field alias_of may name the real model
+-- What the catalog says of the model is read only, so its key is not declared: that would take the right to write it.
 -- ARGV[1] job id       ARGV[2] spec (JSON)     ARGV[3] digest of the spec
 -- ARGV[4] model        ARGV[5] lane            ARGV[6] user
 -- ARGV[7] ms until the deadline, '' for none   ARGV[8] jobs that may wait for one model
@@ -18,8 +18,9 @@ if seen then
   if seen == ARGV[3] then return {'old', 0, redis.call('HGET', KEYS[1], 'model')} end
   return {'conflict', 0, model}
 end
-if redis.call('EXISTS', KEYS[2]) == 0 then return {'unknown', 0, model} end
-local alias, targets, spill_s = unpack(redis.call('HMGET', KEYS[2], 'alias_of', 'targets', 'spill_after_s'))
+local facts = MODEL_PREFIX .. model
+if redis.call('EXISTS', facts) == 0 then return {'unknown', 0, model} end
+local alias, targets, spill_s = unpack(redis.call('HMGET', facts, 'alias_of', 'targets', 'spill_after_s'))
 if alias then
   alias = cjson.decode(alias)
   if alias ~= '' then model = alias end

@@ -12,6 +12,7 @@ import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
 from packtrain.client.cli import (
+    broker_commands,
     bulk_commands,
     fleet_commands,
     flower_commands,
@@ -26,6 +27,7 @@ from packtrain.client.cli import (
     serve_commands,
     simulation_commands,
     top_commands,
+    upgrade_commands,
 )
 
 app = typer.Typer(
@@ -51,10 +53,12 @@ model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
 bulk_commands.add_to(app)
+broker_commands.add_to(app)
 journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)
 logs_commands.add_to(app)
+upgrade_commands.add_to(app)
 
 
 def exit_code(error: PacktrainError) -> int:

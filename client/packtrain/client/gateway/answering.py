@@ -97,14 +97,21 @@ class Answering:
             await self.next(None)
         return self._in_order()
 
-    async def close(self) -> None:
-        """Nobody reads any more: what has not ended is cancelled."""
+    async def close(self, *, take_back: bool = False) -> None:
+        """Nobody reads any more: what has not ended is cancelled, but for jobs with a key.
+
+        Args:
+            take_back: The request is refused, so nothing of it shall be left, with a key, either. Jobs that it has only
+                met there are somebody else's.
+        """
         try:
             if self._next:
                 self._next.cancel()
                 await asyncio.wait([self._next])
             if self._may_cancel and not self.is_over:
                 await _cancel(self.jobs)
+            elif take_back:
+                await _cancel([job for job in self.jobs if job.is_new], forget=True)
         finally:
             if self.when_over:
                 await self.when_over(self._in_order() if self.is_over else None)
@@ -113,7 +120,7 @@ class Answering:
         return [self._results[number] for number in range(len(self.jobs))]
 
 
-async def _cancel(jobs: Sequence[AsyncJob]) -> None:
+async def _cancel(jobs: Sequence[AsyncJob], *, forget: bool = False) -> None:
     for job in jobs:
         with suppress(PacktrainError):
-            await job.cancel()
+            await job.cancel(forget=forget)

@@ -32,13 +32,13 @@ def add_anthropic(app: FastAPI, door: Door) -> None:
     async def messages(request: Request) -> Response:
         caller, body = await heard(door, request)
         call = await understood(door, caller, lambda: parse_messages(body, user=caller.user))
-        return await serve(door, request, call, _Messages(call))
+        return await serve(door, request, caller, call, _Messages(call))
 
     @router.post(_COUNT, summary="Count the tokens of a chat", openapi_extra=takes(CountBody))
     async def count_tokens(request: Request) -> Response:
         caller, body = await heard(door, request)
         call = await understood(door, caller, lambda: parse_count(body, user=caller.user))
-        return await serve(door, request, call, OnlyBody(_count))
+        return await serve(door, request, caller, call, OnlyBody(_count))
 
     app.include_router(router, prefix="/v1")
     app.include_router(router, include_in_schema=False)

@@ -1,10 +1,11 @@
-"""One batch from its order to its files: the bulk engine with OpenAI's states around it. A process of its own.
+"""One batch from its order to its files: the bulk engine with OpenAI's states around it.
 
     validating ──▶ in_progress ──▶ finalizing ──▶ completed
         └─▶ failed      ├─ (24 h are over) ──────▶ expired       what is left fails with `batch_expired`
                         └─ cancelling ───────────▶ cancelled     what is left has no line
 
-Any of these steps may be repeated: by the next process, after this one was killed.
+Any of these steps may be repeated: by the next process, after this one was killed. What keeps it from going on, and
+what that means, is in batches_faults.py. A batch that can never go on is `failed` with what came of it, at any step.
 """
 
 from __future__ import annotations
@@ -12,30 +13,28 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
-from packtrain.broker import lifeline, logs
-from packtrain.broker.errors import JobExpired, ModelError, PacktrainError, TryLater
-from packtrain.broker.settings import load_settings
+from packtrain.broker.errors import JobExpired, TryLater
 from packtrain.client.bulk import BulkOptions, BulkRun, Defaults, FileInvalid, Snapshot, Summary
-from packtrain.client.gateway.batches_store import AGAIN, Batch, BatchStatus, BatchStore, Progress
+from packtrain.client.bulk.output import Journal
+from packtrain.client.gateway.batches_faults import MOST_DEFECTS, Meaning, fault, meaning_of, said_of
+from packtrain.client.gateway.batches_store import Batch, BatchStatus, BatchStore, Progress
 from packtrain.client.gateway.files_store import FileStore
-from packtrain.client.opening import open_transport
 from packtrain.client.transport import Transport
 
-logger = logging.getLogger("packtrain.client.gateway.batches_run")
+logger = logging.getLogger(__name__)
 
 #: Rows of one batch.
 MAX_ROWS: Final = 50_000
 #: How far it is is written so often, seconds.
 SAVE_S: Final = 1.0
+#: Tries to end an expired batch in order, with a line for each row that is left. Afterwards it ends as it is.
+MOST_LATE: Final = 3
 EXPIRED = JobExpired("the batch was not through within its 24 h; send what is left again")
 
 
@@ -70,11 +69,50 @@ class BatchRun:
         """Run it; whether it has ended.
 
         Raises:
-            ModelError, TryLater, SetupError: It cannot go on now.
+            Exception: It cannot go on now, and may later; `Progress.waits_for` says why where that could be kept.
         """
-        batch = self._batch
         if self._progress.status.is_over:
+            self._batches.tidy(self._batch.id)
             return True
+        if self._is_expired and self._progress.late >= MOST_LATE:  # its processes were killed, however often
+            self._end_as_it_is(BatchStatus.EXPIRED, self._progress.waits_for or "its processes ended without a word")
+            return True
+        try:
+            if self._is_expired:
+                self._save(self._progress.model_copy(update={"late": self._progress.late + 1}))
+            return self._run()
+        except Exception as error:
+            if self._is_over_with(error):
+                return True
+            raise
+
+    def _is_over_with(self, error: Exception) -> bool:
+        """Whether this failure ends the batch; else it is noted."""
+        meaning, said = meaning_of(error), said_of(error)
+        defects = self._progress.defects + (meaning is Meaning.DEFECT)
+        if self._is_expired and self._progress.late >= MOST_LATE:
+            self._end_as_it_is(BatchStatus.EXPIRED, said)
+        elif meaning is Meaning.BROKEN or defects >= MOST_DEFECTS:
+            self._end_as_it_is(BatchStatus.FAILED, said)
+        else:
+            with suppress(OSError):  # of a full disk
+                self._save(self._progress.model_copy(update={"waits_for": said, "defects": defects}))
+            return False
+        return True
+
+    def _end_as_it_is(self, status: BatchStatus, said: str) -> None:
+        """End it without the engine, which cannot go on: the answers that came are kept."""
+        logger.error("Batch %s ends: %s", self._batch.id, said, extra={"event": "batch.broken"})
+        counts = {}
+        for name, count in (("output.jsonl", "completed"), ("errors.jsonl", "failed")):
+            whole = Journal(self._batches.path(self._batch.id, name)).recover(0)  # cuts off half a line
+            counts[count] = sum(1 for _ in whole)
+        self._progress = self._progress.model_copy(update=counts)
+        self._finish(status, faults=(fault(f"batch_{status}", said),))
+        self._batches.tidy(self._batch.id)
+
+    def _run(self) -> bool:
+        batch = self._batch
         options = BulkOptions(
             source=str(self._batches.path(batch.id, "input.jsonl")), out=self._batches.path(batch.id, "output.jsonl"),
             errors=self._batches.path(batch.id, "errors.jsonl"), user=batch.user, created=batch.created_at,
@@ -90,7 +128,7 @@ class BatchRun:
                 self._step(BatchStatus.FAILED, total=0, faults=tuple(error.data["faults"]))
                 self._batches.tidy(batch.id)
                 return True
-            self._step(BatchStatus.IN_PROGRESS, total=self._bulk.total)
+            self._step(BatchStatus.IN_PROGRESS, total=self._bulk.total, waits_for="")
             self._look()
             summary = self._bulk.run(self._report)  # at once, if `stop` was called meanwhile
             if self._is_stopped:
@@ -101,7 +139,7 @@ class BatchRun:
                 self._progress = self._progress.model_copy(update={"failed": summary.failed + summary.left})
             elif summary.left and not self._is_cancelled:
                 raise summary.blocked[0] if summary.blocked else TryLater("the batch stopped before its end")
-        self._finish(expired=bool(summary.left) and not self._is_cancelled)
+        self._finish(BatchStatus.EXPIRED if summary.left and not self._is_cancelled else None)
         self._batches.tidy(batch.id)
         return True
 
@@ -116,8 +154,8 @@ class BatchRun:
     def _report(self, now: Snapshot) -> None:
         self._look()
         if time.monotonic() - self._saved_at >= SAVE_S:
-            counts = {"completed": now.completed, "failed": now.failed}
-            self._save(self._progress.model_copy(update=counts))
+            facts = {"completed": now.completed, "failed": now.failed, "waits_for": now.waits_for}
+            self._save(self._progress.model_copy(update=facts))
 
     def _look(self) -> None:
         if self._bulk and (self._is_cancelled or self._is_expired):
@@ -127,20 +165,22 @@ class BatchRun:
         counts = {"completed": summary.completed, "failed": summary.failed}
         self._progress = self._progress.model_copy(update=counts)
 
-    def _finish(self, *, expired: bool) -> None:
-        """Make files of what came, under ids that the batch has had from its beginning."""
+    def _finish(self, status: BatchStatus | None, **changes: object) -> None:
+        """Make files of what came, under ids that the batch has had from its beginning.
+
+        Args:
+            status: How it ends; None: as what came of it says.
+        """
         self._step(BatchStatus.FINALIZING)
-        batch = self._batch
+        batch, now = self._batch, self._progress
         has = {
             "has_output": self._keep("output.jsonl", batch.output_file_id),
             "has_errors": self._keep("errors.jsonl", batch.error_file_id),
         }
-        if expired:
-            self._step(BatchStatus.EXPIRED, **has)
-        elif self._is_cancelled and self._progress.completed + self._progress.failed < self._progress.total:
-            self._step(BatchStatus.CANCELLED, **has)
-        else:
-            self._step(BatchStatus.COMPLETED, **has)
+        if status is None:
+            is_whole = now.completed + now.failed >= now.total
+            status = BatchStatus.COMPLETED if is_whole or not self._is_cancelled else BatchStatus.CANCELLED
+        self._step(status, waits_for="", **has, **changes)
 
     def _keep(self, name: str, file_id: str) -> bool:
         source = self._batches.path(self._batch.id, name)
@@ -167,35 +207,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without links
         shutil.copyfile(source, target)
-
-
-def main() -> int:
-    """Run the batch that the only argument names; 0: it has ended, or somebody else runs it; 75: not yet."""
-    (batch_id,) = sys.argv[1:]
-    settings = load_settings()
-    logs.configure(settings.log_level)
-    batches, files = BatchStore(settings.files_folder), FileStore(settings.files_folder)
-    batch = batches.about(batch_id, Batch)
-    if batch is None:
-        return 0
-    with batches.locked(batch_id) as is_mine:
-        if not is_mine:
-            return 0
-        try:
-            with closing(open_transport(settings.broker_url())) as transport:
-                running = BatchRun(batch, batches, files, transport)
-
-                def stop(_number: int, _frame: FrameType | None) -> None:
-                    running.stop()
-
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, stop)
-                lifeline.watch()
-                return 0 if running.run() else AGAIN
-        except (ModelError, PacktrainError) as error:
-            logger.warning("Batch %s waits: %s", batch_id, error, extra={"event": "batch.waits"})
-            return AGAIN
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -79,6 +79,9 @@ class Progress(Report):
     has_output: bool = False
     has_errors: bool = False
     faults: tuple[dict[str, Any], ...] = ()
+    waits_for: str = Field("", description="why it does not go on now")
+    defects: int = Field(0, description="tries that ended for reasons that nobody foresaw")
+    late: int = Field(0, description="tries that began after it had expired")
     times: dict[str, int] = Field(default_factory=dict, description="of `in_progress_at` and the like")
 
     def now_is(self, status: BatchStatus, now: int, **changes: Any) -> Progress:
@@ -93,6 +96,7 @@ class BatchStore(Shelf):
     def __init__(self, root: Path) -> None:
         super().__init__(root / "batches", "batch_")
         self._over: set[str] = set()  # what has ended never begins again
+        self._tidied: set[str] = set()
 
     def create(self, batch: Batch, content: Path) -> None:
         """Keep a batch with its input."""
@@ -167,6 +171,15 @@ class BatchStore(Shelf):
             self.path(batch_id, name).unlink(missing_ok=True)
         shutil.rmtree(self.path(batch_id, "output.jsonl.packtrain"), ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Tidy up after batches whose process was killed between their end and `tidy`. After `unfinished`."""
+        for batch_id in self._over - self._tidied:
+            with suppress(FileNotFoundError), self.locked(batch_id) as is_mine:
+                if not is_mine:  # its process is about to
+                    continue
+                self.tidy(batch_id)
+            self._tidied.add(batch_id)
+
     def path(self, batch_id: str, name: str) -> Path:
         """A file of a batch."""
         return self._of(batch_id) / name
@@ -181,6 +194,7 @@ def batch_object(batch: Batch, progress: Progress, cancel_asked_at: int | None) 
     """A batch as OpenAI's API shows it."""
     status = progress.status
     times = dict(progress.times)
+    waits_for = "" if status.is_over else progress.waits_for
     if cancel_asked_at:
         times.setdefault("cancelling_at", cancel_asked_at)
         status = status if status.is_over else BatchStatus.CANCELLING
@@ -200,4 +214,5 @@ def batch_object(batch: Batch, progress: Progress, cancel_asked_at: int | None) 
         **{f"{name}_at": times.get(f"{name}_at") for name in names},
         "request_counts": {"total": progress.total, "completed": progress.completed, "failed": progress.failed},
         "metadata": batch.metadata,
+        **({"packtrain": {"waits_for": waits_for}} if waits_for else {}),
     }

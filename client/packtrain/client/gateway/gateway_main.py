@@ -17,6 +17,7 @@ from packtrain.broker import lifeline, logs
 from packtrain.broker.api_keys import ApiKeys
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
+from packtrain.broker.processes import Presence
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import load_settings
 from packtrain.client.aio import AsyncPacktrain
@@ -61,9 +62,11 @@ def run(
 async def _serve(
     settings: GatewaySettings, url: str, files: Path, drain_s: float, ready: Callable[[str], None]
 ) -> None:
-    redis = connect(url, name="gateway")
+    presence = Presence(url, "gateway", load_settings().node)
+    redis = connect(url, name=f"gateway.{presence.beat.id}")
     keys = ApiKeys(redis)
     try:
+        presence.begin()
         check_reach(settings.host, has_keys=bool(keys.all()))
     except RedisError as error:
         raise unavailable(url, error) from error
@@ -94,6 +97,7 @@ async def _serve(
         ready(where)
         with kept_batches(files, url):
             await server.serve([listener])
+    presence.end()
     redis.close()
 
 

@@ -24,7 +24,9 @@ from packtrain.broker.errors import BrokerUnavailable
 from packtrain.broker.ids import model_of
 from packtrain.broker.states import InstanceState
 from packtrain.client.gateway.access import Access
+from packtrain.client.gateway.failures import Refused
 from packtrain.client.gateway.fleet_view import FleetView, View
+from packtrain.client.openai import Fault
 from packtrain.client.result import Result
 
 #: A queue may hold a request for long, so these go far.
@@ -90,7 +92,9 @@ def add_metrics(app: FastAPI, metrics: Metrics, view: FleetView, access: Access)
 
     @router.get("/metrics", summary="Figures for Prometheus")
     async def scrape(request: Request) -> Response:
-        await access.caller(request)
+        if (await access.caller(request)).models is not None:
+            message = "these figures name all models, and this API key is for some; use one that is for all"
+            raise Refused(Fault(403, "invalid_request_error", "not_permitted", message, should_retry=False))
         fleet = CollectorRegistry()
         try:
             fleet.register(_Fleet(await view.look()))

@@ -12,12 +12,13 @@ from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.fields import invalid
-from packtrain.broker.ids import ModelId, NodeId, is_safe_id
+from packtrain.broker.ids import ModelId, NodeId, is_safe_id, model_of
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange
 from packtrain.broker.pulls import PullRequest, new_pull
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.names import names_of
 from packtrain.client.gateway.native_form import read_body, written
 from packtrain.client.gateway.native_owners import administrator
 from packtrain.client.gateway.schema import takes
@@ -37,18 +38,25 @@ def add_fleet(router: APIRouter, door: Door) -> None:
 
     @router.get("/nodes", summary="Live nodes")
     async def nodes(request: Request) -> Response:
-        await door.access.caller(request)
-        return written(Nodes(nodes=await asyncio.to_thread(transport.nodes)))
+        names = await names_of(door, await door.access.caller(request))
+        return written(Nodes(nodes=[names.node(beat) for beat in await asyncio.to_thread(transport.nodes)]))
 
     @router.get("/instances", summary="Instances that live or ended lately")
     async def instances(request: Request) -> Response:
-        await door.access.caller(request)
-        return written(Instances(instances=await asyncio.to_thread(transport.instances)))
+        names = await names_of(door, await door.access.caller(request))
+        return written(Instances(instances=names.instances(await asyncio.to_thread(transport.instances))))
 
-    @router.get("/waiting", summary="How many jobs wait, by model")
+    @router.get("/waiting", summary="How many jobs wait, by model, and why models cannot be loaded")
     async def waiting(request: Request) -> Response:
-        await door.access.caller(request)
-        return written(Waiting(waiting={str(k): n for k, n in (await asyncio.to_thread(transport.waiting)).items()}))
+        names = await names_of(door, await door.access.caller(request))
+        counts = await asyncio.to_thread(transport.waiting)
+        reasons = await asyncio.to_thread(transport.waits)
+        return written(
+            Waiting(
+                waiting={str(route): count for route, count in counts.items() if names.shows(route)},
+                reasons={str(route): why for route, why in reasons.items() if names.shows(route)},
+            )
+        )
 
     async def desire(model: str, replicas: int, *, unload: bool) -> Response:
         change = partial(transport.set_desired, ModelId(model), replicas=replicas, unload=unload)

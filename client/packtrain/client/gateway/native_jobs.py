@@ -19,6 +19,7 @@ from packtrain.broker.jobs import Submitted
 from packtrain.client.gateway.access import Admission, Caller
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.names import names_of, no_other_names
 from packtrain.client.gateway.native_form import as_json, read_body, written
 from packtrain.client.gateway.native_owners import Owners, sees
 from packtrain.client.gateway.native_tally import Tally
@@ -56,7 +57,8 @@ def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
                 raise
             admission = Admission()  # a job that is there already, sent again, takes no more than it has
         try:
-            submitted = await asyncio.to_thread(transport.submit, job_id, spec)
+            with no_other_names(caller):
+                submitted = await asyncio.to_thread(transport.submit, job_id, spec)
         except BaseException:
             await admission.end(0)
             raise
@@ -108,13 +110,18 @@ def add_jobs(router: APIRouter, door: Door, owners: Owners) -> None:
         return written(outcome)
 
     @router.post("/jobs/{job_id}/cancel", summary="Cancel a job")
-    async def cancel(request: Request, job_id: str) -> Response:
-        state = await door.fleet.job(await owned(request, job_id)).cancel()
+    async def cancel(
+        request: Request,
+        job_id: str,
+        forget: Annotated[bool, Query(description="leave nothing of one that has not begun")] = False,
+    ) -> Response:
+        state = await door.fleet.job(await owned(request, job_id)).cancel(forget=forget)
         return written(Cancelled(id=job_id, state=state))
 
     @router.get("/jobs/{job_id}/explanation", summary="Why a job is where it is")
     async def explain(request: Request, job_id: str) -> Response:
-        return written(await _existing(transport.explain, await owned(request, job_id)))
+        names = await names_of(door, await door.access.caller(request))
+        return written(names.explanation(await _existing(transport.explain, await owned(request, job_id))))
 
 
 def permitted(spec: JobSpec, caller: Caller) -> JobSpec:
@@ -131,6 +138,9 @@ def permitted(spec: JobSpec, caller: Caller) -> JobSpec:
 def job_id_of(body: Submission, spec: JobSpec, caller: Caller) -> JobId:
     """The id of a new job. Two users who think of the same id or key get two jobs.
 
+    Who has an API key chooses no id, only what one is made from: ids follow from users' idempotency keys, so else one
+    could be taken that a key of another user will name.
+
     Args:
         spec: As it is permitted.
 
@@ -143,8 +153,7 @@ def job_id_of(body: Submission, spec: JobSpec, caller: Caller) -> JobId:
         return job_id_for_key(spec.user, body.idempotency_key)
     if body.id is None:
         return new_job_id()
-    is_theirs = caller.user is None or body.spec.get("user") == caller.user
-    return JobId(body.id) if is_theirs else job_id_for_key(spec.user, body.id)
+    return JobId(body.id) if caller.user is None else job_id_for_key(spec.user, body.id)
 
 
 async def _existing(look: Callable[[JobId], B | None], job_id: JobId) -> B:

@@ -62,7 +62,7 @@ def add_ollama(app: FastAPI, door: Door) -> None:
         body = checked(EmbedBody, raw)
         call = await understood(door, caller, lambda: embed_call(body, user=caller.user))
         return await serve(
-            door, request, call, OnlyBody(lambda _, results: form.embeddings(str(raw["model"]), results))
+            door, request, caller, call, OnlyBody(lambda _, results: form.embeddings(str(raw["model"]), results))
         )
 
     @router.post("/embeddings", summary="The same of one text, the old way", openapi_extra=takes(EmbeddingsBody))
@@ -70,7 +70,7 @@ def add_ollama(app: FastAPI, door: Door) -> None:
         caller, raw = await heard(door, request)
         body = checked(EmbeddingsBody, raw)
         call = await understood(door, caller, lambda: embed_call(body, user=caller.user))
-        return await serve(door, request, call, OnlyBody(_one_vector))
+        return await serve(door, request, caller, call, OnlyBody(_one_vector))
 
     @router.get("/tags", summary="The models of the fleet, as Ollama lists them")
     async def tags(request: Request) -> Response:
@@ -102,14 +102,16 @@ async def _text(
     """Answer a request for text; without `parse` it has no prompt, and is about loading or unloading the model."""
     if parse:
         call = await understood(door, caller, lambda: parse(body, user=caller.user))
-        return await serve(door, request, call, answer)
+        return await serve(door, request, caller, call, answer)
     if body.unloads:
         await administrator(door, request)
         await _model(door, caller, body.model)
         await door.fleet.unload(body.model)
         return json_response(answer.without_text(door.now(), "unload"))
     call = await understood(door, caller, lambda: load_call(body, user=caller.user))
-    return await serve(door, request, call, OnlyBody(lambda stamp, _: answer.without_text(stamp.created, "load")))
+    return await serve(
+        door, request, caller, call, OnlyBody(lambda stamp, _: answer.without_text(stamp.created, "load"))
+    )
 
 
 async def _models(door: Door, caller: Caller) -> dict[str, ModelInfo]:

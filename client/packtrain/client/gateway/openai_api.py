@@ -40,7 +40,7 @@ def add_openai(app: FastAPI, door: Door) -> None:
             raise Refused(no_model(model_id, caller))
         found = {info.id: info for info in await door.fleet.models()}
         if model_id not in found:
-            raise UnknownModel(model=model_id, known=list(found))
+            raise UnknownModel(model=model_id, known=[name for name in found if caller.may_use(name)])
         return json_response(model_object(found[model_id], found, int(door.started)))
 
     @router.post("/chat/completions", summary="Answer a chat", openapi_extra=takes(ChatBody))
@@ -62,7 +62,7 @@ def add_openai(app: FastAPI, door: Door) -> None:
 async def _jobs(url: str, request: Request, door: Door) -> Response:
     caller, body = await heard(door, request)
     call = await understood(door, caller, lambda: parse_call(url, body, user=caller.user))
-    return await serve(door, request, call, _OpenAI(call))
+    return await serve(door, request, caller, call, _OpenAI(call))
 
 
 class _OpenAI:

@@ -1,7 +1,7 @@
 """What the fleet page shows, over HTTP: one look at the fleet, a stream of looks, and curves of the last day.
 
-Who is no administrator sees jobs of their own user only, and the models that their key may use. The fleet is looked at
-only while somebody watches, once a second for all who do.
+Who is no administrator sees jobs of their own user only, and the models that their key may use (names.py). The fleet
+is looked at only while somebody watches, once a second for all who do.
 
     GET  /packtrain/v1/fleet                     one snapshot
     GET  /packtrain/v1/fleet/feed                `event: snapshot` every second
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query
 from starlette.requests import Request
@@ -27,13 +27,17 @@ from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.batches_store import Batch, BatchStore
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.names import Names, names_of
 from packtrain.client.gateway.native_form import native_body, written
-from packtrain.client.gateway.page_facts import BatchFacts, Facts
+from packtrain.client.gateway.page_facts import BatchFacts, Facts, InstanceFacts, JobFacts, NodeFacts, QueueFacts
 from packtrain.client.gateway.page_shared import Shared
 from packtrain.client.gateway.page_watch import SPANS, Watch
 from packtrain.client.gateway.streams import EventStream, data
 from packtrain.client.native_wire import PREFIX
 from packtrain.client.openai.faults import fault_of
+
+F = TypeVar("F", NodeFacts, InstanceFacts, QueueFacts, JobFacts)
+M = TypeVar("M", InstanceFacts, QueueFacts)
 
 #: From one snapshot of a stream to the next, seconds.
 EVERY_S = 1.0
@@ -57,7 +61,7 @@ def add_feed(app: FastAPI, door: Door, watch: Watch) -> None:
     links = {name: where for name, where in links.items() if where}
 
     async def snapshot(caller: Caller) -> Facts:
-        facts = for_caller(await now.get(), caller)
+        facts = for_caller(await now.get(), caller, await names_of(door, caller))
         batches = await asyncio.to_thread(batches_for, door.files, caller) if door.files else ()
         return facts.model_copy(update={"batches": batches, "links": links})
 
@@ -95,14 +99,27 @@ def add_feed(app: FastAPI, door: Door, watch: Watch) -> None:
     app.include_router(router)
 
 
-def for_caller(facts: Facts, caller: Caller) -> Facts:
+def for_caller(facts: Facts, caller: Caller, names: Names) -> Facts:
     """The part of it that this caller may see: without administration, jobs of their own user only."""
     sees_all = caller.is_admin or caller.user is None
+
+    def told(each: F) -> F:
+        return each.model_copy(update={"reason": names.told(each.reason)})
+
+    def of_mine(found: Iterable[M]) -> tuple[M, ...]:
+        return tuple(told(each) for each in found if names.shows(each.model))
+
+    events = (event for event in facts.events if not event.model or names.shows(event.model))
+    nodes = (node if names.shown is None else node.model_copy(update={"faults": ()}) for node in facts.nodes)
     return facts.model_copy(
         update={
             "user": None if sees_all else caller.user,
             "is_admin": caller.is_admin,
-            "jobs": tuple(job for job in facts.jobs if sees_all or job.user == caller.user)[:MAX_JOBS],
+            "jobs": tuple(told(job) for job in facts.jobs if sees_all or job.user == caller.user)[:MAX_JOBS],
+            "nodes": tuple(told(node) for node in nodes),
+            "instances": of_mine(facts.instances),
+            "queues": of_mine(facts.queues),
+            "events": tuple(event.model_copy(update={"text": names.told(event.text)}) for event in events),
             "models": tuple(model for model in facts.models if caller.may_use(model.id)),
         }
     )

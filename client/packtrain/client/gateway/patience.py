@@ -17,8 +17,11 @@ from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.placement.worth import guessed_load_s
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.client.aio import AsyncPacktrain
+from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.answering import Answering
+from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.names import names_of
 from packtrain.client.openai import Fault
 from packtrain.client.openai.faults import MAX_RETRY_AFTER_S, RETRY_AFTER_S
 
@@ -26,7 +29,7 @@ from packtrain.client.openai.faults import MAX_RETRY_AFTER_S, RETRY_AFTER_S
 LOOK_S = 0.5
 
 
-async def begin_in_time(fleet: AsyncPacktrain, answering: Answering, max_wait_s: float) -> None:
+async def begin_in_time(door: Door, caller: Caller, answering: Answering, max_wait_s: float) -> None:
     """Wait until the first job of a request begins.
 
     Raises:
@@ -38,8 +41,9 @@ async def begin_in_time(fleet: AsyncPacktrain, answering: Answering, max_wait_s:
         if place.state is not JobState.QUEUED:
             return
         left_s = deadline - time.monotonic()
-        expected_s = place.eta_s if place.eta_s is not None else await _load_s(fleet, place)
+        expected_s = place.eta_s if place.eta_s is not None else await _load_s(door.fleet, place)
         if left_s <= 0 or (expected_s is not None and expected_s > left_s):
+            place = (await names_of(door, caller)).explanation(place)
             raise Refused(_too_long(place, expected_s, max_wait_s))
         if await answering.begins(min(left_s, LOOK_S)):
             return

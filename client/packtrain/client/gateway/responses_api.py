@@ -29,7 +29,7 @@ def add_responses(app: FastAPI, door: Door) -> None:
     async def responses(request: Request) -> Response:
         caller, body = await heard(door, request)
         asked = await understood(door, caller, lambda: parse_responses(body, user=caller.user))
-        return await serve(door, request, asked.call, _Responses(asked))
+        return await serve(door, request, caller, asked.call, _Responses(asked))
 
     app.include_router(router, prefix="/v1")
     app.include_router(router, include_in_schema=False)

@@ -23,9 +23,11 @@ from starlette.responses import Response
 from packtrain.broker import hops
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.explain import Explanation
+from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.answering import Answering
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused, json_response
+from packtrain.client.gateway.names import names_of, no_other_names
 from packtrain.client.gateway.patience import begin_in_time
 from packtrain.client.gateway.streams import EventStream, Gone, unless_gone
 from packtrain.client.openai import Call, Fault, Stamp, fault_of
@@ -70,20 +72,23 @@ class OnlyBody:
         raise AssertionError("such a request asks for no stream")
 
 
-async def serve(door: Door, request: Request, call: Call, answerer: Answerer) -> Response:
+async def serve(door: Door, request: Request, caller: Caller, call: Call, answerer: Answerer) -> Response:
     """Run a call and answer its request.
+
+    Args:
+        caller: Who sent it.
 
     Raises:
         PacktrainError: It was refused, or failed before its stream began.
     """
     call = call.come_through(hops.parse_trail(request.headers.get(hops.HEADER)))
     try:
-        answering = await _begin(door, request, call)
+        answering = await _begin(door, request, caller, call)
         stamp = Stamp(answering.jobs[0].id, int(door.now()), call.model)
         headers = {"X-Packtrain-Job": answering.jobs[0].id}
         if call.stream:
             writer = answerer.writer(stamp)
-            events = _events(door, answering, writer)
+            events = _events(door, caller, answering, writer)
             return await _begun(request, events, writer.media_type, headers)
         try:
             results = await unless_gone(request.receive, answering.results())
@@ -99,11 +104,12 @@ async def serve(door: Door, request: Request, call: Call, answerer: Answerer) ->
         raise Refused(Fault(503, "unavailable_error", "gateway_ends", message, retry_after_s=RETRY_AFTER_S)) from None
 
 
-async def _begin(door: Door, request: Request, call: Call) -> Answering:
+async def _begin(door: Door, request: Request, caller: Caller, call: Call) -> Answering:
     """Hand in the jobs of a caller who may, and see to it that they are counted."""
-    admission = await door.access.admit(await door.access.caller(request), call.specs)
+    admission = await door.access.admit(caller, call.specs)
     try:
-        answering = await unless_gone(request.receive, Answering.begin(door.fleet, call))
+        with no_other_names(caller):
+            answering = await unless_gone(request.receive, Answering.begin(door.fleet, call))
     except BaseException:
         await admission.end(0)
         raise
@@ -120,9 +126,9 @@ async def _begin(door: Door, request: Request, call: Call) -> Answering:
     answering.when_over = over
     if max_wait_s := call.max_wait_s or door.settings.max_wait_s:
         try:
-            await unless_gone(request.receive, begin_in_time(door.fleet, answering, max_wait_s))
-        except BaseException:
-            await answering.close()
+            await unless_gone(request.receive, begin_in_time(door, caller, answering, max_wait_s))
+        except BaseException as error:
+            await answering.close(take_back=isinstance(error, Refused))
             raise
     return answering
 
@@ -157,15 +163,21 @@ async def _begun(
     return EventStream(rest, media_type, headers)
 
 
-async def _events(door: Door, answering: Answering, writer: Writer) -> AsyncGenerator[bytes]:
+async def _events(door: Door, caller: Caller, answering: Answering, writer: Writer) -> AsyncGenerator[bytes]:
     results: dict[int, Result] = {}
+
+    async def place() -> Explanation | None:
+        with suppress(PacktrainError):
+            return (await names_of(door, caller)).explanation(await answering.jobs[0].explain())
+        return None
+
     try:
         item = await answering.next(door.settings.hold_s)
         yield b"".join(writer.opening())
         while True:
             match item:
                 case None:
-                    said = writer.waiting(await _place(answering) if writer.tells_queue and not results else None)
+                    said = writer.waiting(await place() if writer.tells_queue and not results else None)
                 case (choice, Result() as result):
                     results[choice] = result
                     said = writer.closing(choice, result)
@@ -183,9 +195,3 @@ async def _events(door: Door, answering: Answering, writer: Writer) -> AsyncGene
         yield b"".join(writer.ending([results[number] for number in sorted(results)]))
     finally:
         await answering.close()
-
-
-async def _place(answering: Answering) -> Explanation | None:
-    with suppress(PacktrainError):
-        return await answering.jobs[0].explain()
-    return None

@@ -36,7 +36,7 @@ def add_tokens(app: FastAPI, door: Door) -> None:
         call = await understood(door, caller, lambda: tokenize_call(body, user=caller.user))
         if call is None:
             return json_response(listed(body, ()))
-        return await serve(door, request, call, OnlyBody(lambda _, results: listed(body, results[0].pieces)))
+        return await serve(door, request, caller, call, OnlyBody(lambda _, results: listed(body, results[0].pieces)))
 
     @router.post("/detokenize", summary="The text of tokens", openapi_extra=takes(DetokenizeBody))
     async def detokenize(request: Request) -> Response:
@@ -45,7 +45,7 @@ def add_tokens(app: FastAPI, door: Door) -> None:
         call = await understood(door, caller, lambda: detokenize_call(body, user=caller.user))
         if call is None:
             return json_response(joined(()))
-        return await serve(door, request, call, OnlyBody(lambda _, results: joined(results[0].pieces)))
+        return await serve(door, request, caller, call, OnlyBody(lambda _, results: joined(results[0].pieces)))
 
     app.include_router(router, prefix="/v1")
     app.include_router(router, include_in_schema=False)
