@@ -336,6 +336,10 @@ class Packtrain:
         """Jobs that wait, by model."""
         return self._transport.waiting()
 
+    def waits(self) -> dict[Route, str]:
+        """Why models have to wait for a place, those that no job waits for among them."""
+        return self._transport.waits()
+
     def load(self, model: str, *, replicas: int = 1) -> None:
         """Ask the fleet to load a model and keep it loaded.
 

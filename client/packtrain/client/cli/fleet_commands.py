@@ -7,8 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +17,8 @@ import typer
 from rich.console import Console
 
 from packtrain.broker import coordinator_main
-from packtrain.broker.connection import connect
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
 from packtrain.broker.ids import ModelId, route_of
-from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
 from packtrain.client import InstanceBeat, ModelInfo, Packtrain
@@ -34,7 +31,6 @@ from packtrain.client.cli.node_commands import labels_of
 from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 from packtrain.client.gateway.settings import load_gateway_settings
-from packtrain.client.opening import HTTP_SCHEMES
 
 #: `load` and `unload` look this often, seconds.
 POLL_S = 0.3
@@ -231,8 +227,8 @@ def load(
             return sum(i.state is InstanceState.READY for i in mine) >= replicas
 
         if wait:
-            with _reason(info) as why:
-                _wait(fleet, info.id, f"loading {model}", is_ready, why)
+            route = route_of(ModelId(info.id))
+            _wait(fleet, info.id, f"loading {model}", is_ready, lambda: fleet.waits().get(route, ""))
         loaded = [i for i in fleet.instances() if i.model == info.id and not i.state.is_terminal]
     views.show(loaded, views.instances_table, empty=f"{model} is to be loaded", as_json=as_json)
 
@@ -353,18 +349,3 @@ def _wait(
                     console.print(f"{what}: {reason}", soft_wrap=True, highlight=False)
                     told = True
             time.sleep(POLL_S)
-
-
-@contextmanager
-def _reason(info: ModelInfo) -> Iterator[Callable[[], str]]:
-    """What the planner says of a model whose instances it cannot load now. A gateway does not tell: then ""."""
-    url = load_settings().broker_url()
-    if url.startswith(HTTP_SCHEMES):
-        yield lambda: ""
-        return
-    redis = connect(url, name="load")
-    registry, route = RedisRegistry(redis), route_of(ModelId(info.id))
-    try:
-        yield lambda: (registry.waits() or {}).get(route, "")
-    finally:
-        redis.close()

@@ -46,7 +46,8 @@ from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedder_by
 from packtrain.workers.backends.llama_cpp_fit import with_fitting_layers
 from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors, last_error
 from packtrain.workers.backends.llama_cpp_model import LlamaCppModel
-from packtrain.workers.backends.llama_cpp_params import context_params
+from packtrain.workers.backends.llama_cpp_params import RemoteLayers, context_params
+from packtrain.workers.backends.llama_cpp_rpc import check_is_split, connect
 from packtrain.workers.backends.llama_cpp_sampling import (
     ConstrainedSampler,
     SamplerChain,
@@ -59,6 +60,7 @@ from packtrain.workers.engine.embedding import Vector
 from packtrain.workers.gguf import merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.model_files import parts_of
+from packtrain.workers.shards.split import Split
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,7 @@ class LlamaCppBackend(LlamaCppModel):
         options: Numerics, cache type, layers on the GPU and the like. With `deterministic` numerics the instance takes
             the kernels that compute each row alone, and proves it before it is ready.
         adapters: LoRA adapters to load beside it. One that cannot be loaded has a fault and fails no other.
+        split: Where its last layers are, if on shards.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file or the memory, its own words are in the message; or it only ranks.
@@ -125,6 +128,7 @@ class LlamaCppBackend(LlamaCppModel):
         n_threads: int,
         options: LoadOptions = LoadOptions(),  # noqa: B008  frozen
         adapters: Sequence[AdapterFile] = (),
+        split: Split | None = None,
     ) -> None:
         self._adapter_sets: dict[int, AdapterSet] = {}  # of open slots
         self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
@@ -135,8 +139,13 @@ class LlamaCppBackend(LlamaCppModel):
         self._abort_callback = C.ggml_abort_callback(lambda _data: self._should_stop())
 
         check_cells(n_slots, n_ctx)
-        options = with_fitting_layers(path, options, n_ctx=n_ctx, n_slots=n_slots)
-        super().__init__(path, model=model, options=options)
+        remote: RemoteLayers | None = None
+        if split:
+            split.check(model, merge_parts([read_header(part) for part in parts_of(path)]).n_layer)
+            remote = connect(split)
+        else:
+            options = with_fitting_layers(path, options, n_ctx=n_ctx, n_slots=n_slots)
+        super().__init__(path, model=model, options=options, remote=remote)
         self._adapters = LoadedAdapters(self._model, path, adapters)
         n_vocab = self._n_vocab
         self._n_threads = n_threads
@@ -145,6 +154,8 @@ class LlamaCppBackend(LlamaCppModel):
         # Of an embedder this is only a look at whether it has a cache.
         sizes = (1, 1) if self._traits.is_embedder else (n_slots, n_ctx)
         self._ctx = self._new_context(*sizes, n_threads)
+        if split and remote:
+            check_is_split(self._ctx, split, remote)
         self._memory = C.llama_get_memory(self._ctx)
         self._embeds_only = not self._memory or self._traits.is_embedder
         try:
