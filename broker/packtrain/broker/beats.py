@@ -86,6 +86,7 @@ class InstanceBeat(Report):
     steps: int = Field(0, description="decode calls so far")
     batch_peak: int = Field(0, description="most sequences in one step so far")
     tokens_out: int = 0
+    images_seen: int = Field(0, description="looked at so far; one that many jobs ask about counts once")
     tokens_per_s: float = 0
     job_s: float = Field(0, description="smoothed, that a job holds a slot; before the first ended, how long so far")
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")

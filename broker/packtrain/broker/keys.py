@@ -19,6 +19,9 @@
 | pt:rate:<route>        | hash   | 24 h from the last end                     | how fast jobs are served: rates.py |
 | pt:waits               | hash   | 10 s from the last plan                    | route → why it must wait, '' |
 | pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
+| pt:blob:<sha256>       | string | 24 h from the last job that names it       | bytes of an image: blobs.py |
+| pt:blobs               | zset   | 24 h from the last image                   | hash and size of each → when it goes |
+| pt:blobs:bytes         | string | 24 h from the last image                   | bytes of all of them |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
 | pt:node:<id>           | hash   | 10 s from the last beat                    | `NodeBeat` |
@@ -69,6 +72,7 @@ FAIR_PREFIX: Final = "pt:fair:"
 QUEUED_PREFIX: Final = "pt:queued:"
 RATE_PREFIX: Final = "pt:rate:"
 MODEL_PREFIX: Final = "pt:model:"
+BLOB_PREFIX: Final = "pt:blob:"
 WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
 DEADLINES: Final = "pt:deadlines"
@@ -78,6 +82,8 @@ BEGUN: Final = "pt:begun"
 RECENT: Final = "pt:recent"
 ORDER: Final = "pt:order"
 MODELS: Final = "pt:models"
+BLOBS: Final = "pt:blobs"
+BLOBS_BYTES: Final = "pt:blobs:bytes"
 NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
@@ -102,6 +108,7 @@ ENDED_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_ENDED_TTL_MS: Final = 3600 * 1000
 RATE_TTL_MS: Final = 24 * 3600 * 1000
+BLOB_TTL_MS: Final = 24 * 3600 * 1000
 MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
@@ -159,6 +166,11 @@ def held(instance: InstanceId) -> str:
 def model(model_id: ModelId) -> str:
     """What a catalog says of a model."""
     return MODEL_PREFIX + model_id
+
+
+def blob(sha256: str) -> str:
+    """The bytes of an image, by their hash."""
+    return BLOB_PREFIX + sha256
 
 
 def node(node_id: NodeId) -> str:

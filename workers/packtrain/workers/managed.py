@@ -96,6 +96,7 @@ class Managed:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "images_seen": report.images_seen,
             "job_s": report.job_s,
             "threads": report.threads,
         }
