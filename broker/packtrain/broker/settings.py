@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from packtrain.broker.connection import trusting
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId, default_node_id, is_safe_id
 from packtrain.broker.node_wishes import parse_label
@@ -46,7 +47,9 @@ class Settings(BaseSettings):
         "empty: the fleet of this home",
     )
     api_key: str = Field("", repr=False, validate_default=True, description="for a gateway that asks for one")
-    ca: Path | None = Field(None, description="PEM file of the certificates that a gateway's must be signed by")
+    ca: Path | None = Field(
+        None, description="PEM file of the certificates that those of the broker or gateway must be signed by"
+    )
     home: Path = Field(default_factory=_default_home, description="folder for data, logs, sockets and models")
     models: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="model folders besides <home>/models, separated by ':'"
@@ -197,7 +200,8 @@ class Settings(BaseSettings):
 
     def known_url(self) -> str:
         """The same; empty when there is none."""
-        return self.url or _url_in(self.fleet_file) or _url_in(self.joined_file)
+        url = self.url or _url_in(self.fleet_file) or _url_in(self.joined_file)
+        return trusting(url, self.ca and self.ca.expanduser().absolute()) if url.startswith("rediss://") else url
 
 
 def _url_in(file: Path) -> str:

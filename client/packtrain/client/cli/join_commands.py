@@ -13,7 +13,7 @@ import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from packtrain.broker.connection import connect, unavailable
+from packtrain.broker.connection import connect, trusting, unavailable
 from packtrain.broker.errors import InvalidParameter, SetupError
 from packtrain.broker.invites import Invites
 from packtrain.broker.private_files import private_folder, write_private
@@ -21,6 +21,7 @@ from packtrain.broker.server import check_schema
 from packtrain.broker.settings import Settings, load_settings, split_address
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
+from packtrain.client.joining.messages import Joined
 from packtrain.client.joining.tokens import Token, parse_code, parse_token, spaced
 
 JOIN = Annotated[
@@ -119,14 +120,21 @@ def join_fleet(settings: Settings, join: str | None, code: str | None, fleet: st
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if join and "://" in join:
-        url, name = join, "that URL"
+        joined = Joined(trusting(join, settings.ca), "that URL", "")
     else:
         need_joining()
-        url, name = _by_token(join, settings.node) if join else _by_code(console, code, fleet, settings.node)
-    check_schema(url)
+        joined = _by_token(join, settings.node) if join else _by_code(console, code, fleet, settings.node)
+    url, name = joined.url, joined.fleet
     private_folder(settings.home)
-    joined = {"url": url, "fleet": name, "joined": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_private(settings.joined_file, json.dumps(joined, indent=2) + "\n")
+    if (
+        joined.ca
+    ):  # it came through the exchange, so it is the fleet's own: nobody between us can put another in its place
+        ca = settings.home / "broker-ca.pem"
+        write_private(ca, joined.ca)
+        url = trusting(url, ca)
+    check_schema(url)
+    kept = {"url": url, "fleet": name, "joined": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_private(settings.joined_file, json.dumps(kept, indent=2) + "\n")
     console.print(f"Joined {name}; from now on `packtrain node` does so by itself.", markup=False)
     return url
 
@@ -145,14 +153,14 @@ def need_joining() -> None:
         )
 
 
-def _by_token(text: str, node: str) -> tuple[str, str]:
+def _by_token(text: str, node: str) -> Joined:
     from packtrain.client.joining.guest import join
 
     token = parse_token(text)
     return join(token.addresses, token.port, secret=token.secret, invite=token.invite, node=node)
 
 
-def _by_code(console: Console, code: str | None, fleet: str | None, node: str) -> tuple[str, str]:
+def _by_code(console: Console, code: str | None, fleet: str | None, node: str) -> Joined:
     from packtrain.client.joining.discovery import find_fleets
     from packtrain.client.joining.guest import join
 

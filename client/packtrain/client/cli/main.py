@@ -12,6 +12,7 @@ import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
 from packtrain.client.cli import (
+    broker_commands,
     bulk_commands,
     fleet_commands,
     flower_commands,
@@ -53,6 +54,7 @@ model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
 bulk_commands.add_to(app)
+broker_commands.add_to(app)
 journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)

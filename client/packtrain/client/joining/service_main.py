@@ -10,18 +10,22 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 
+from redis import Redis
 from redis.exceptions import RedisError
 
 from packtrain.broker import keys, lifeline, logs
+from packtrain.broker.access import user_of
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import PacktrainError, SetupError
-from packtrain.broker.ids import default_node_id
+from packtrain.broker.ids import NodeId, default_node_id
 from packtrain.broker.invites import Invites, PairingPlace
 from packtrain.broker.settings import load_settings, split_address
+from packtrain.broker.users import admit
 from packtrain.client.joining.discovery import announced, own_addresses
 from packtrain.client.joining.http_server import PairingServer
-from packtrain.client.joining.messages import place_of
+from packtrain.client.joining.messages import BrokerPlace, place_of
 from packtrain.client.joining.service import Pairing
 
 logger = logging.getLogger(
@@ -45,12 +49,14 @@ def run(listen: str, port: int, name: str, url: str, reached_at: str = "") -> No
     Raises:
         SetupError: The port is taken.
     """
-    invites = Invites(connect(url, name="pairing", retries=1))
+    redis = connect(url, name="pairing", retries=1)
+    invites = Invites(redis)
+    pairing = Pairing(invites, partial(_admitted, redis, place_of(url, name, reached_at)), time.monotonic)
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     lifeline.watch(ending.set)
     try:
-        server = PairingServer(listen, port, Pairing(invites, place_of(url, name, reached_at), time.monotonic))
+        server = PairingServer(listen, port, pairing)
     except OSError as error:
         raise SetupError(
             f"cannot listen for joining machines on {listen} port {port} ({error.strerror}); choose another with "
@@ -73,6 +79,18 @@ def run(listen: str, port: int, name: str, url: str, reached_at: str = "") -> No
                 logger.warning("Broker is away: %s", error, extra={"event": "broker.away"})
             if ending.wait(SIGN_S):
                 return
+
+
+def _admitted(redis: Redis, place: BrokerPlace, node: NodeId) -> BrokerPlace:
+    """What a node is told: a user of its own where the server keeps users, else the one that we are."""
+    password = admit(redis, node, db=int(place.db))
+    if password is None:
+        logger.warning(
+            "This broker keeps no users for us (it has no `aclfile`): %s gets the password that we have, and "
+            "cannot be revoked alone", node, extra={"event": "join.shared_password", "node": node},
+        )  # fmt: skip
+        return place
+    return place.model_copy(update={"username": user_of(node), "password": password})
 
 
 def _be_found(stack: ExitStack, name: str, addresses: tuple[str, ...], port: int, *, by_mdns: bool) -> None:
