@@ -29,7 +29,7 @@ from tests.support.fleets import eventually
 
 T = TypeVar("T")
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
 
 MODEL = "smollm2"
 #: So long that a container can be ended meanwhile.
