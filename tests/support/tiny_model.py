@@ -28,6 +28,9 @@ def write_tiny_model(
     special: tuple[str, ...] = (),
     pooling: gguf.PoolingType | None = None,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    architecture: str = "llama",
+    n_layer: int = N_LAYER,
+    n_ff: int = N_FF,
 ) -> Path:
     """The model at `path`; the same seed gives the same weights. An empty template is left out.
 
@@ -35,15 +38,19 @@ def write_tiny_model(
         special: Further control tokens, from id 261 on.
         pooling: Makes it a model for embedding.
         kind: Type of its matrices.
+        architecture: `llama`, or `qwen2vl`, whose positions have several dimensions.
+        n_ff: 45,056 make its three largest matrices of F32 11 MiB each.
     """
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>", *special]
     kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL, *[_CONTROL] * len(special)]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
+    if architecture == "qwen2vl":
+        writer.add_rope_dimension_sections([2, 3, 3, 0])
     writer.add_name("Tiny")
     writer.add_context_length(N_CTX)
     writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
+    writer.add_block_count(n_layer)
+    writer.add_feed_forward_length(n_ff)
     writer.add_head_count(N_HEAD)
     writer.add_head_count_kv(N_HEAD // 2)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -64,7 +71,7 @@ def write_tiny_model(
         writer.add_pooling_type(pooling)
     if template:
         writer.add_chat_template(template)
-    _add_weights(writer, len(tokens), np.random.default_rng(seed), kind)
+    _add_weights(writer, len(tokens), np.random.default_rng(seed), kind, n_layer, n_ff)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -73,7 +80,12 @@ def write_tiny_model(
 
 
 def _add_weights(
-    writer: gguf.GGUFWriter, n_vocab: int, rng: np.random.Generator, kind: gguf.GGMLQuantizationType
+    writer: gguf.GGUFWriter,
+    n_vocab: int,
+    rng: np.random.Generator,
+    kind: gguf.GGMLQuantizationType,
+    n_layer: int,
+    n_ff: int,
 ) -> None:
     def add(name: str, *shape: int, scale: float = 0.12) -> None:
         weights = (rng.standard_normal(shape) * scale).astype(np.float32)
@@ -85,7 +97,7 @@ def _add_weights(
     add("token_embd.weight", n_vocab, N_EMBD, scale=1)
     add_ones("output_norm.weight")
     add("output.weight", n_vocab, N_EMBD, scale=0.3)
-    for layer in range(N_LAYER):
+    for layer in range(n_layer):
         block = f"blk.{layer}."
         add_ones(block + "attn_norm.weight")
         add_ones(block + "ffn_norm.weight")
@@ -93,6 +105,6 @@ def _add_weights(
         add(block + "attn_k.weight", N_EMBD // 2, N_EMBD)
         add(block + "attn_v.weight", N_EMBD // 2, N_EMBD)
         add(block + "attn_output.weight", N_EMBD, N_EMBD)
-        add(block + "ffn_gate.weight", N_FF, N_EMBD)
-        add(block + "ffn_up.weight", N_FF, N_EMBD)
-        add(block + "ffn_down.weight", N_EMBD, N_FF)
+        add(block + "ffn_gate.weight", n_ff, N_EMBD)
+        add(block + "ffn_up.weight", n_ff, N_EMBD)
+        add(block + "ffn_down.weight", N_EMBD, n_ff)

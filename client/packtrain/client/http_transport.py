@@ -60,7 +60,7 @@ class HttpTransport:
         self._ended: OrderedDict[JobId, JobStatus] = OrderedDict()  # an ended record changes no more
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
-        body = f'{{"id":"{job_id}","spec":{spec.to_json()}}}'
+        body = f'{{"id":"{job_id}","spec":{spec.to_json(with_images=True)}}}'
         return wire.SUBMITTED.validate_json(self._send("POST", "/jobs", body))
 
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:
@@ -121,6 +121,10 @@ class HttpTransport:
 
     def instances(self) -> list[InstanceBeat]:
         return self._ask(wire.Instances, "GET", "/instances").instances
+
+    def waits(self) -> dict[Route, str]:
+        found = self._ask(wire.Waiting, "GET", "/waiting").reasons
+        return {Route(route): reason for route, reason in found.items()}
 
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         body = wire.DesiredBody(replicas=replicas, unload=unload)

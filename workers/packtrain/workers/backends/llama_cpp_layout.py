@@ -91,7 +91,7 @@ def laid_out(path: Path, options: LoadOptions, *, n_ctx: int, n_slots: int) -> I
         ctx = C.llama_init_from_model(model, params)
         if not ctx:
             raise ModelLoadFailed(f"llama.cpp cannot lay out {n_slots} slots of {n_ctx} tokens; load it to see why")
-        parts = _breakdown(ctx)
+        parts = breakdown(ctx)
         weights, expected = sum(part.weights for part in parts), int(C.llama_model_size(model))
         # Tied embeddings may be there twice, never half.
         if not expected // 2 <= weights <= 2 * expected + C.llama_n_ctx(ctx):
@@ -103,7 +103,12 @@ def laid_out(path: Path, options: LoadOptions, *, n_ctx: int, n_slots: int) -> I
         C.llama_model_free(model)
 
 
-def _breakdown(ctx: Any) -> tuple[Part, ...]:
+def breakdown(ctx: Any) -> tuple[Part, ...]:
+    """What a context and its model have in each kind of buffer.
+
+    Raises:
+        ModelLoadFailed: It cannot be read here.
+    """
     function = getattr(C._lib, _BREAKDOWN, None) if sys.platform == "linux" else None
     if function is None:
         raise ModelLoadFailed("this build of llama.cpp has no memory breakdown that can be read here")

@@ -16,7 +16,7 @@ from packtrain.broker.errors import InvalidParameter, InvalidRequest, ModelLoadF
 from packtrain.workers.backends.constraint import Compiler
 from packtrain.workers.backends.llama_cpp_checks import check_model
 from packtrain.workers.backends.llama_cpp_library import features, first_error, forget_errors
-from packtrain.workers.backends.llama_cpp_params import model_params, numeric_flags
+from packtrain.workers.backends.llama_cpp_params import RemoteLayers, model_params, numeric_flags
 from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
@@ -33,16 +33,18 @@ class LlamaCppModel:
         path: GGUF file; of a split model, its first part.
         model: Id, for messages.
         options: Those that tell on the weights: GPU layers, numerics and the like.
+        remote: Where its last layers are, of a split model.
 
     Raises:
         ModelLoadFailed: llama.cpp refused the file, its own words are in the message.
     """
 
-    def __init__(self, path: Path, *, model: str, options: LoadOptions) -> None:
+    def __init__(self, path: Path, *, model: str, options: LoadOptions, remote: RemoteLayers | None = None) -> None:
         self._name = model
         self._options = options
         self._pieces: dict[int, bytes] = {}
-        self._model = _load(path, options)
+        self._is_split = remote is not None
+        self._model = _load(path, options, remote)
         check_model(self._model, model)
         self._vocab = C.llama_model_get_vocab(self._model)
         self._n_vocab = int(C.llama_vocab_n_tokens(self._vocab))
@@ -61,7 +63,10 @@ class LlamaCppModel:
 
     @property
     def build(self) -> Build:
-        return Build(f"llama-cpp-python {llama_cpp_version}", features(), numeric_flags(self._options))
+        flags = numeric_flags(self._options)
+        if self._is_split and self._options.numerics == "fast":
+            flags += " split"  # shards do not repack weights; in deterministic numerics nobody does
+        return Build(f"llama-cpp-python {llama_cpp_version}", features(), flags)
 
     @property
     def chat_format(self) -> ChatFormat:
@@ -148,10 +153,10 @@ class LlamaCppModel:
         return str((text or b"").decode("utf-8", "replace"))
 
 
-def _load(path: Path, options: LoadOptions) -> Any:
+def _load(path: Path, options: LoadOptions, remote: RemoteLayers | None) -> Any:
     if options.numerics == "deterministic":
         os.environ["GGML_CPU_TILED_MM"] = "0"  # tiles for 8 rows add in another order; ggml reads it once
-    params = model_params(options)
+    params = model_params(options, remote=remote)
     forget_errors()
     model = C.llama_model_load_from_file(str(path).encode(), params)
     if not model:

@@ -6,6 +6,7 @@ The instance and the memory estimate both use these functions, so what is estima
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 from llama_cpp import llama_cpp as C
@@ -26,6 +27,16 @@ _KV_TYPES = {
 }
 #: The tensors that hold experts, as llama.cpp's own `--cpu-moe` names them.
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+#: What a head keeps of a split model besides layers. Models with tied embeddings have `token_embd` for the output, too.
+_OUTPUT = (r"^output", r"^token_embd")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLayers:
+    """The last layers of a model on other devices, in order."""
+
+    devices: tuple[int, ...]  # addresses of `ggml_backend_dev_t`
+    layers: tuple[int, ...]  # of each
 
 
 class _Override(ctypes.Structure):
@@ -34,10 +45,11 @@ class _Override(ctypes.Structure):
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
-def model_params(options: LoadOptions, *, no_alloc: bool = False) -> Any:
+def model_params(options: LoadOptions, *, no_alloc: bool = False, remote: RemoteLayers | None = None) -> Any:
     """`llama_model_params`. It keeps alive what it points to.
 
     Args:
+        remote: Shards, instead of the GPUs here.
         no_alloc: Lay everything out but take no memory and read no weights: for estimates.
     """
     params = C.llama_model_default_params()
@@ -46,7 +58,11 @@ def model_params(options: LoadOptions, *, no_alloc: bool = False) -> Any:
     if options.tensor_split:
         shares = (ctypes.c_float * C.llama_max_devices())(*options.tensor_split)
         params.tensor_split = shares
-    if patterns := _experts_on_cpu(options.moe_on_cpu):
+    patterns = _experts_on_cpu(options.moe_on_cpu)
+    if remote:
+        _give_away(params, remote)
+        patterns += [pattern.encode() for pattern in _OUTPUT]
+    if patterns:
         overrides = (_Override * (len(patterns) + 1))(*(_Override(pattern, _cpu_buffer_type()) for pattern in patterns))
         params.tensor_buft_overrides = ctypes.addressof(overrides)  # the zeros behind the last are the end mark
         params.overrides = overrides  # ctypes knows no owner of a bare address
@@ -56,6 +72,18 @@ def model_params(options: LoadOptions, *, no_alloc: bool = False) -> Any:
         params.no_alloc = True
         params.load_mode = C.LLAMA_LOAD_MODE_NONE
     return params
+
+
+def _give_away(params: Any, remote: RemoteLayers) -> None:
+    # llama.cpp counts the output as one layer more, behind the last. With whole numbers for shares each device gets
+    # exactly as many layers as it says: both sides of its comparison are the same division.
+    counts = [*remote.layers[:-1], remote.layers[-1] + 1]
+    devices = (ctypes.c_void_p * (len(counts) + 1))(*remote.devices, None)
+    shares = (ctypes.c_float * C.llama_max_devices())(*counts)
+    params.n_gpu_layers = sum(counts)
+    params.tensor_split = shares
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.remote = devices  # as of `overrides`
 
 
 def context_params(options: LoadOptions, *, n_slots: int, n_ctx: int, n_threads: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from packtrain.broker import hops, jobs
 from packtrain.broker.chunks import Event
@@ -128,8 +128,10 @@ class RemoteServer:
         prompt: object,  # noqa: ARG002
         output: object,  # noqa: ARG002
         adapters: AdapterSet = (),  # noqa: ARG002
+        images: Sequence[str] = (),
     ) -> Receipt:
         return Receipt(
             model_sha256="", numerics=self._numerics, recipe="fast", numerics_class="", library="", features="",
-            flags="", threads=0, seed=seed, prompt_sha256="", output_sha256="", remote=self._options.shown,
+            flags="", threads=0, seed=seed, prompt_sha256="", output_sha256="", images=tuple(images),
+            remote=self._options.shown,
         )  # fmt: skip
