@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import uvicorn
@@ -97,7 +98,7 @@ async def _serve(
         where = _url(listener, is_tls=settings.tls_cert is not None)
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
-        with kept_batches(files, url):
+        with kept_batches(files, url), closing(door.readers):
             await server.serve([listener])
     presence.end()
     redis.close()
