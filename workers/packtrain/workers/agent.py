@@ -227,6 +227,7 @@ class Agent:
             n_ctx=command.n_ctx, n_threads=1 if remote else self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)), remote=remote,
+            projector=str(self._catalog.projector(ModelId(info.id)) or ""),
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
@@ -237,7 +238,8 @@ class Agent:
         )
         if not config.remote:  # else it computes nothing
             self._dealer.add(instance, process, config.n_threads)
-        beat = beat.model_copy(update={"pid": process.pid, "reserved_slots": reserved})
+        told = {"pid": process.pid, "reserved_slots": reserved, "estimated_bytes": info.memory.by_device}
+        beat = beat.model_copy(update=told)
         self._instances[instance] = Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:

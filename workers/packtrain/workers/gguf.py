@@ -21,6 +21,7 @@ from packtrain.broker.errors import ModelFileInvalid
 from packtrain.workers.ggml_types import FILE_TYPES
 from packtrain.workers.gguf_form import Array, Form, Malformed, TensorLine, TensorSums, Value, read_form, shown
 from packtrain.workers.gguf_lora import LoraHeader, read_lora
+from packtrain.workers.gguf_projector import ProjectorHeader, read_projector
 
 MAX_LAYERS = 1024  # llama.cpp itself stops at 512
 MAX_SHAPE = 2**20  # widths, head counts and the like
@@ -83,6 +84,7 @@ class GgufHeader:
     split_count: int  # 1: not split
     hints: Mapping[str, int]  # whole numbers of `<architecture>.*`, prefix removed: "ssm.state_size"
     lora: LoraHeader | None = None  # of an adapter
+    projector: ProjectorHeader | None = None  # of an mmproj
 
     @property
     def is_model(self) -> bool:
@@ -198,6 +200,7 @@ def _describe(form: Form) -> GgufHeader:
         split_count=split_count,
         hints=pairs.hints(f"{architecture}.") if has_shape else {},
         lora=read_lora(form) if kind == "adapter" else None,
+        projector=read_projector(form) if kind == "mmproj" else None,
     )
 
 

@@ -44,6 +44,10 @@ def run(
     model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
     prompt: Annotated[str | None, typer.Argument(help="What to ask; left out or '-': read from stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", help="PNG, JPEG, GIF or WebP to ask about; may be given several times."),
+    ] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
     echo: Annotated[bool, typer.Option("--echo", help="With --raw: print the prompt before the answer.")] = False,
     suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
@@ -84,6 +88,7 @@ def run(
         str | None, typer.Option(help="interactive (default), or bulk: after all interactive jobs.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Whose turn it takes; users of a model take turns.")] = None,
+    tag: Annotated[str | None, typer.Option(help="What it is counted under, beside its user.")] = None,
     key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key again is the same job.")] = None,
     as_json: JSON = False,
 ) -> None:
@@ -106,11 +111,13 @@ def run(
             "suffix": suffix,
             "adapters": _adapters(adapter) if adapter else None,
             "echo": echo or None,
+            "images": image or None,
             "prompt_logprobs": prompt_logprobs,
             "reasoning": reasoning,
             "deterministic": deterministic or None,
             "lane": lane,
             "user": user,
+            "tag": tag,
         }.items()
         if value is not None
     }

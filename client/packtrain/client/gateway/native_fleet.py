@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.fields import invalid
-from packtrain.broker.ids import ModelId, NodeId, is_safe_id, model_of
+from packtrain.broker.ids import ModelId, NodeId, is_safe_id
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange
 from packtrain.broker.pulls import PullRequest, new_pull
