@@ -74,7 +74,7 @@ def test_every_variable_that_is_named_is_a_setting() -> None:
     assert named - known == set()
 
 
-@pytest.mark.parametrize("page", ["models.md", "remote.md"])
+@pytest.mark.parametrize("page", ["models.md", "remote.md", "vision.md"])
 def test_packtrain_toml_as_shown_is_taken(page: str) -> None:
     shown = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
 
