@@ -32,9 +32,7 @@ class Reason(Enum):
 
 
 #: Packages that programs of others bring.
-CLIENTS = re.compile(
-    r"^(?:from|import) (?:openai|langchain_openai|llama_index|litellm|ollama|anthropic)\b", re.MULTILINE
-)
+CLIENTS = re.compile(r"^(?:from|import) (openai|langchain_openai|llama_index|litellm|ollama|anthropic)\b", re.MULTILINE)
 #: By how the command begins, or the first line of a block of Python.
 EXCUSED = {
     "apt-get": Reason.SET_UP,
