@@ -13,7 +13,7 @@ from packtrain.client.cli.main import app
 pytestmark = pytest.mark.unit
 
 #: Processes in the foreground; `embed` prints JSON anyway, `broker acl` a file; groups show their help.
-WITHOUT_JSON = {"node", "coordinator", "demo", "embed", "bulk", "broker", "broker acl", "keys"}
+WITHOUT_JSON = {"node", "coordinator", "demo", "embed", "bulk", "broker", "broker acl", "keys", "pairing"}
 
 
 def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:

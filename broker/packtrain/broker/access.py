@@ -60,6 +60,10 @@ GROUPS: Final[Mapping[str, KeyGroup]] = {
     ),
     "leases": KeyGroup("which instance runs a job", ("pt:leases", "pt:held:*")),
     "rates": KeyGroup("how fast jobs are served", ("pt:rate:*", "pt:firsts")),
+    "counters": KeyGroup(
+        "what is counted for `/metrics`", ("pt:tally:*", "pt:used:*", "pt:deeds", "pt:deeds:told")
+    ),
+    "ends": KeyGroup("ends of jobs that are to be counted", ("pt:ends",)),
     "models": KeyGroup("what can be asked for", ("pt:model:*", "pt:models")),
     "nodes": KeyGroup("nodes and instances, as they say themselves", ("pt:nodes", "pt:inst:*", "pt:instances")),
     "beats": KeyGroup("what one node says of itself", ("pt:node:{node}", "pt:offers:{node}")),
@@ -117,32 +121,35 @@ _LOOKING: Final[Mapping[str, Reach]] = {
     "queue": "r", "leases": "r", "rates": "r", "models": "r", "nodes": "r", "beats": "r", "pulls": "r", "wanted": "r",
     "wishes": "r", "plans": "r", "lead": "r", "processes": "r", "schema": "r",
 }  # fmt: skip
-_ASKING: Final[Mapping[str, Reach]] = {**_LOOKING, "jobs": "rw", "images": "rw", "queue": "rw", "bells": "rw"}
+_ASKING: Final[Mapping[str, Reach]] = {
+    **_LOOKING, "jobs": "rw", "images": "rw", "queue": "rw", "bells": "rw", "ends": "w",
+}  # fmt: skip
 
 RIGHTS: Final[Mapping[Role, Rights]] = {
     Role.COORDINATOR: Rights(
         "plans, reaps, rings again",
         (*_BASE, *_SCRIPTS, "+info"),
         {
-            **_LOOKING, "jobs": "rw", "queue": "rw", "leases": "rw", "rates": "rw", "models": "rw", "nodes": "rw",
-            "beats": "rw", "wanted": "rw", "plans": "rw", "lead": "rw", "processes": "rw", "schema": "rw",
-            "bells": "rw", "commands": "rw",
+            **_LOOKING, "jobs": "rw", "queue": "rw", "leases": "rw", "rates": "rw", "counters": "rw", "ends": "rw",
+            "models": "rw", "nodes": "rw", "beats": "rw", "wanted": "rw", "plans": "rw", "lead": "rw",
+            "processes": "rw", "schema": "rw", "bells": "rw", "commands": "rw",
         },
     ),
     Role.GATEWAY: Rights(
         "turns requests into jobs; shows the fleet; operators act through it",
         (*_BASE, *_SCRIPTS),
         {
-            **_ASKING, "wanted": "rw", "wishes": "rw", "file secret": "rw", "API keys": "r", "API use": "rw",
-            "commands": "rw", "processes": "rw",
+            **_ASKING, "counters": "rw", "ends": "rw", "wanted": "rw", "wishes": "rw", "file secret": "rw",
+            "API keys": "r", "API use": "rw", "commands": "rw", "processes": "rw",
         },
     ),
     Role.NODE: Rights(
         "runs jobs and reports; command line of a machine that joined",
         (*_BASE, *_CELERY),
         {
-            **_ASKING, "leases": "rw", "rates": "rw", "models": "rw", "nodes": "rw", "beats": "rw", "pulls": "rw",
-            "file secret": "rw", "commands": "rw", "Celery": "rw", "processes": "rw",
+            **_ASKING, "leases": "rw", "rates": "rw", "counters": "rw", "ends": "rw", "models": "rw",
+            "nodes": "rw", "beats": "rw", "pulls": "rw", "file secret": "rw", "commands": "rw", "Celery": "rw",
+            "processes": "rw",
         },
         other_nodes="r",
         channels=_CELERY_CHANNELS,

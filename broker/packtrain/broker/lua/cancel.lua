@@ -11,6 +11,8 @@ if state == 'QUEUED' then
   if ARGV[3] == '1' and not redis.call('HGET', KEYS[1], 'epoch') then
     redis.call('DEL', KEYS[1], OUT_PREFIX .. ARGV[1])
     redis.call('ZREM', RECENT, ARGV[1])
+  else
+    count_end(ARGV[1], 'CANCELLED')
   end
   return 'CANCELLED'
 end

@@ -19,7 +19,7 @@ from rich.console import Console
 from packtrain.broker import coordinator_main
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
 from packtrain.broker.ids import ModelId, route_of
-from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.settings import Settings, load_settings, secret_in
 from packtrain.broker.states import InstanceState
 from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
@@ -117,6 +117,7 @@ def up(
         flower_port=flower_port,
         http_port=(gateway.port if http_port is None else http_port) if http else None,
         http_host=http_host or gateway.host,
+        http_tls=gateway.tls_cert is not None,
         models=tuple(folder.absolute() for folder in settings.models),
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
@@ -151,6 +152,7 @@ def node(
     """
     settings = _settings(home, node, models)
     _need_worker()
+    join = join or _join_of_file(settings)
     if join or code or not settings.known_url():
         settings = settings.model_copy(update={"url": join_fleet(settings, join, code, fleet)})
     env = {
@@ -308,6 +310,27 @@ def _files(settings: Settings, address: str | None, reached_at: str) -> dict[str
     if address is None and reached_at and "files_address" not in settings.model_fields_set:
         address = f"[{reached_at}]:0" if ":" in reached_at else f"{reached_at}:0"
     return {} if address is None else {"PACKTRAIN_FILES_ADDRESS": load_settings(files_address=address).files_address}
+
+
+def _join_of_file(settings: Settings) -> str | None:
+    """What PACKTRAIN_JOIN_FILE says to join by. Its token is good for a while only, and not needed a second time.
+
+    Raises:
+        SetupError: It is needed, and is not there.
+    """
+    if settings.join_file is None:
+        return None
+    is_known = bool(settings.known_url())
+    try:
+        said = secret_in(settings.join_file)
+    except ValueError as error:
+        if is_known:
+            return None
+        raise SetupError(
+            f"no fleet is known here, and {settings.join_file} (PACKTRAIN_JOIN_FILE) {error}; write what "
+            "`packtrain invite` on the head prints there"
+        ) from None
+    return said if "://" in said or not is_known else None
 
 
 def _is_elsewhere(url: str) -> bool:

@@ -1,9 +1,10 @@
-"""`packtrain invite` on the head, and what `packtrain node` does on a machine that knows no fleet yet."""
+"""`packtrain invite` and `pairing` on the head, and what `packtrain node` does on a machine that knows no fleet yet."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,11 +14,11 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from packtrain.broker.connection import connect, trusting, unavailable
-from packtrain.broker.errors import SetupError
+from packtrain.broker.errors import InvalidParameter, SetupError
 from packtrain.broker.invites import Invites
 from packtrain.broker.private_files import private_folder, write_private
 from packtrain.broker.server import check_schema
-from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.settings import Settings, load_settings, split_address
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
 from packtrain.client.joining.messages import Joined
@@ -32,8 +33,9 @@ FLEET = Annotated[str | None, typer.Option("--fleet", metavar="NAME", help="Whic
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the command."""
+    """Register the commands."""
     app.command()(invite)
+    app.command()(pairing)
 
 
 def invite(
@@ -72,6 +74,36 @@ def invite(
         f"or, where it finds nothing:\n\n  packtrain node --join {token}\n",
         soft_wrap=True,
     )
+
+
+def pairing(
+    listen: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen at; 0.0.0.0: at any.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 6391,
+    reached_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS:PORT",
+            help="Where other machines reach the broker, and this service at the same address; for containers. "
+            "Default: as this machine does.",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The fleet's, as they see it; default: this machine's.")] = "",
+) -> None:
+    """Let other machines join a fleet without `packtrain up`.
+
+    `packtrain up --listen` does so by itself; this stands beside a broker of your own, as in containers. It answers
+    machines that have a code or token of `packtrain invite`, and tells them the way to the broker.
+    """
+    need_joining()
+    try:
+        split_address(reached_at or "127.0.0.1:0")
+    except ValueError as error:
+        raise InvalidParameter(f"{reached_at!r} is no address: {error}", field="reached_at") from None
+    words = ["--listen", listen, "--port", str(port)]
+    words += ["--reached-at", reached_at] if reached_at else []
+    words += ["--name", name] if name else []
+    # It becomes this process, so signals and exit code are its own.
+    os.execv(sys.executable, [sys.executable, "-m", "packtrain.client.joining.service_main", *words])  # noqa: S606
 
 
 def join_fleet(settings: Settings, join: str | None, code: str | None, fleet: str | None) -> str:

@@ -16,6 +16,7 @@ from packtrain.client.cli import (
     bulk_commands,
     fleet_commands,
     flower_commands,
+    health_commands,
     job_commands,
     join_commands,
     journal_commands,
@@ -58,6 +59,7 @@ journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)
 logs_commands.add_to(app)
+health_commands.add_to(app)
 upgrade_commands.add_to(app)
 
 

@@ -21,7 +21,7 @@ from packtrain.broker.connection import connect
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.ids import NodeId, default_node_id
 from packtrain.broker.invites import Invites, PairingPlace
-from packtrain.broker.settings import load_settings
+from packtrain.broker.settings import load_settings, split_address
 from packtrain.broker.users import admit
 from packtrain.client.joining.discovery import announced, own_addresses
 from packtrain.client.joining.http_server import PairingServer
@@ -38,15 +38,20 @@ MAX_NAME = 50
 SIGN_S = keys.PAIRING_TTL_MS / 1000 / 4
 
 
-def run(listen: str, port: int, name: str, url: str) -> None:
+def run(listen: str, port: int, name: str, url: str, reached_at: str = "") -> None:
     """Serve until SIGTERM, or the end of who started it.
+
+    Args:
+        reached_at: `address:port` by which other machines reach the broker, and the address by which they reach this
+            service, on its own port: of the host that a container runs on. They cannot find it by mDNS, then. Empty:
+            our own address, and the broker as its URL says.
 
     Raises:
         SetupError: The port is taken.
     """
     redis = connect(url, name="pairing", retries=1)
     invites = Invites(redis)
-    pairing = Pairing(invites, partial(_admitted, redis, place_of(url, name)), time.monotonic)
+    pairing = Pairing(invites, partial(_admitted, redis, place_of(url, name, reached_at)), time.monotonic)
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     lifeline.watch(ending.set)
@@ -63,10 +68,11 @@ def run(listen: str, port: int, name: str, url: str) -> None:
     with ExitStack() as stack:
         while True:
             # A head may get another address while it runs, or its first one long after its start.
-            if (addresses := own_addresses(listen)) != told:
+            addresses = (split_address(reached_at)[0],) if reached_at else own_addresses(listen)
+            if addresses != told:
                 told = addresses
                 stack.close()
-                _be_found(stack, name, addresses, port)
+                _be_found(stack, name, addresses, port, by_mdns=not reached_at)
             try:
                 invites.announce(PairingPlace(name=name, addresses=addresses, port=port, pid=os.getpid()))
             except RedisError as error:
@@ -87,10 +93,10 @@ def _admitted(redis: Redis, place: BrokerPlace, node: NodeId) -> BrokerPlace:
     return place.model_copy(update={"username": user_of(node), "password": password})
 
 
-def _be_found(stack: ExitStack, name: str, addresses: tuple[str, ...], port: int) -> None:
+def _be_found(stack: ExitStack, name: str, addresses: tuple[str, ...], port: int, *, by_mdns: bool) -> None:
     where = ", ".join(addresses) or "no address yet"
     logger.info("Machines may join at %s, port %d", where, port, extra={"event": "join.ready"})
-    if not addresses:
+    if not addresses or not by_mdns:
         return
     try:
         stack.enter_context(announced(name, addresses, port))
@@ -107,11 +113,12 @@ def main() -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default=default_node_id()[:MAX_NAME])
+    parser.add_argument("--reached-at", default="")
     asked = parser.parse_args()
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        run(asked.listen, asked.port, asked.name, settings.broker_url())
+        run(asked.listen, asked.port, asked.name, settings.broker_url(), asked.reached_at)
     except PacktrainError as error:
         sys.stderr.write(f"packtrain pairing: {error}\n")
         return 1

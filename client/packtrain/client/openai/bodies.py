@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 #: What a client may say of a job beyond OpenAI's API, in the body or as a header `X-Packtrain-<Name>`.
-EXTRAS = ("deterministic", "lane", "priority", "idempotency_key", "expires_in", "max_run", "max_wait")
+EXTRAS = ("deterministic", "lane", "priority", "idempotency_key", "expires_in", "max_run", "max_wait", "tag")
 
 _WEEK_S = 7 * 24 * 3600  # what a job's own bounds are
 
@@ -19,6 +19,16 @@ _WEEK_S = 7 * 24 * 3600  # what a job's own bounds are
 def _none_is(default: object) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
+
+_FAST = Field(fail_fast=True)
+#: A text, its tokens, or several of either. Each kind is left at its first item that is of another: of a million tokens
+#: that are tried as texts, each would else make an error.
+Prompts = (
+    str
+    | Annotated[list[str], _FAST]
+    | Annotated[list[int], _FAST]
+    | Annotated[list[Annotated[list[int], _FAST]], _FAST]
+)
 
 Off = Annotated[bool, _none_is(False)]
 
@@ -50,6 +60,7 @@ class Body(BaseModel):
     )
     expires_in: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds until the request is given up")
     max_run: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds that it may run")
+    tag: str | None = Field(None, description="what it is counted under beside its user, see /metrics")
     max_wait: float | None = Field(None, gt=0, description="seconds; what would begin later is refused with a 503")
 
 
@@ -99,7 +110,7 @@ class ChatBody(Generation):
 class CompletionBody(Generation):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: Off = False
     suffix: str | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -110,6 +121,6 @@ class CompletionBody(Generation):
 class EmbeddingBody(Body):
     """POST /v1/embeddings."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Prompts
     encoding_format: Annotated[Literal["float", "base64"], _none_is("float")] = "float"
     dimensions: int | None = None

@@ -14,9 +14,10 @@ from packtrain.broker.outcome import Receipt
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.leased_job import LeasedJob
-from packtrain.workers.remote.engine import RemoteEngine, RemoteJob
+from packtrain.workers.remote.engine import RemoteEngine
 from packtrain.workers.remote.options import RemoteOptions
 from packtrain.workers.remote.requests import request_of
+from packtrain.workers.remote.running import RemoteJob
 from packtrain.workers.remote.turns import Turns
 
 logger = logging.getLogger(__name__)
