@@ -2,8 +2,8 @@
 
 Streams of text decode on an engine; then the same while image after image, each a new one, is looked at and computed.
 The projector is the shipped one, which takes a millisecond, or one with random weights of the size of ViT-B (86 M
-parameters, 576 rows), which takes seconds. Of the gaps between tokens, in ms, the median and the 95th percentile: alone,
-while the projector looks at an image, and of all the time with images, in which their rows are computed, too.
+parameters, 576 rows), which takes seconds. Of the gaps between tokens, in ms, the median and the 95th percentile:
+alone, while the projector looks at an image, and of all the time with images, in which their rows are computed, too.
 
     python benchmarks/vision.py --model ~/.cache/packtrain/models/smollm2.gguf
 """
@@ -142,9 +142,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         large = write_large_projector(Path(folder) / "large-mmproj.gguf")
-        print(
-            "| projector | streams | alone | while looking | with images | looking : alone | all : alone | images | ms |"
-        )
+        print("| projector | streams | alone | looking | with images | looking : alone | all : alone | images | ms |")
         print("|---|---|---|---|---|---|---|---|---|")
         for name, projector in (("shapes, 1.4 M", PROJECTOR), ("ViT-B, 86 M", large)):
             for streams in arguments.streams:

@@ -25,6 +25,7 @@ from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.image_urls import ImageUrls, place_of
 from packtrain.client.gateway.keys import KeyAccess
 from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.protocol import protocol
@@ -76,6 +77,7 @@ async def _serve(
     async with AsyncPacktrain(url) as fleet:
         door = Door(
             fleet, settings, KeyAccess(keys, settings, masked(url)), Counters(redis), files=files, watch=Watch(redis),
+            images=ImageUrls([place_of(host) for host in settings.image_hosts]),
         )  # fmt: skip
         config = uvicorn.Config(
             make_app(door),
