@@ -68,7 +68,7 @@ class Terminal:
         while self._read(deadline - time.monotonic()):
             pass
         if code := self.process.wait(PATIENCE_S):
-            sys.exit(f"{self.process.args} ended with {code}:\n{self.said}")
+            sys.exit(f"{self.process.args!r} ended with {code}:\n{self.said}")
         return self.said
 
     @property
