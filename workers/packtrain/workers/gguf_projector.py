@@ -16,8 +16,8 @@ _PREFIX = {"vision": "clip.vision.", "audio": "clip.audio."}
 #: Bounds of what stands in products here; real ones are far below.
 MAX_SIZE, MAX_SIDE = 2**17, 2**14
 FLOAT_BYTES = 4
-#: Of a picture while it is read: 4 bytes of a decoder's pixel and 3 of ours.
-PIXEL_BYTES = 7
+#: Of a picture while it is read, by the decoder and by llama.cpp: one of 4096 x 4096 took 176 MiB at most.
+PIXEL_BYTES = 11
 
 
 @dataclass(frozen=True, slots=True)
