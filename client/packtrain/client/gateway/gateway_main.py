@@ -26,6 +26,7 @@ from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.image_urls import ImageUrls, place_of
 from packtrain.client.gateway.keys import KeyAccess
 from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.protocol import protocol
@@ -80,6 +81,7 @@ async def _serve(
         door = Door(
             fleet, settings, KeyAccess(keys, settings, masked(url)), Counters(redis), files=files, watch=Watch(redis),
             tracing=tracing,
+            images=ImageUrls([place_of(host) for host in settings.image_hosts]),
         )  # fmt: skip
         config = uvicorn.Config(
             make_app(door),
