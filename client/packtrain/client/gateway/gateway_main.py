@@ -21,10 +21,12 @@ from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.processes import Presence
 from packtrain.broker.settings import load_settings
 from packtrain.broker.tally_store import Counters
+from packtrain.broker.tracing import start_tracing
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.image_urls import ImageUrls, place_of
 from packtrain.client.gateway.keys import KeyAccess
 from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.protocol import protocol
@@ -74,9 +76,12 @@ async def _serve(
         raise unavailable(url, error) from error
     check_tls(settings)
     listener = _listen(settings)
+    tracing = start_tracing("packtrain-gateway")
     async with AsyncPacktrain(url) as fleet:
         door = Door(
             fleet, settings, KeyAccess(keys, settings, masked(url)), Counters(redis), files=files, watch=Watch(redis),
+            tracing=tracing,
+            images=ImageUrls([place_of(host) for host in settings.image_hosts]),
         )  # fmt: skip
         config = uvicorn.Config(
             make_app(door),
@@ -103,6 +108,8 @@ async def _serve(
         with kept_batches(files, url), closing(door.readers):
             await server.serve([listener])
     presence.end()
+    if tracing:
+        tracing.close()
     redis.close()
 
 
