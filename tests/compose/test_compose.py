@@ -73,7 +73,11 @@ def test_jobs_run_on_both_hosts_and_the_second_fetches_the_model(client: Packtra
     client.load(MODEL, replicas=2)
     eventually(lambda: ready_on(client) == {"head", "attic"}, "an instance on each host", 120)
 
-    results = client.map(MODEL, [f"Count to {n}." for n in range(16)], max_tokens=24)
+    results: list[Result] = []
+    for _ in range(5):  # who hears a bell first takes the job: a quick instance may take all of one round
+        results += client.map(MODEL, [f"Count to {n}." for n in range(16)], max_tokens=24)
+        if {result.node for result in results} == {"head", "attic"}:
+            break
 
     assert {result.node for result in results} == {"head", "attic"}
     assert all(result.usage.completion_tokens for result in results)
