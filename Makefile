@@ -22,10 +22,11 @@ STEPS = lint type tiers docs unit contract integration e2e
 # Two processes, each with files of its own: tests wait more than they compute. Not for the real model, which takes all
 # cores, nor while you debug: make integration BY_FILE= ARGS='-k lease -x --pdb'.
 BY_FILE ?= -n 2 --dist loadfile
-TIERS = unit or contract or integration or e2e or clients or faults or chaos
+TIERS = unit or contract or integration or e2e or clients or faults or chaos or compose
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up docs test check lint format type unit contract integration e2e clients faults chaos bench clean tiers install model
+.PHONY: help setup demo up docs test check lint format type unit contract integration e2e clients faults chaos bench clean tiers install model lock audit sbom
+.PHONY: test-compose
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,7 +42,7 @@ setup: ## Make the virtual environment with everything in it; the first time bui
 		echo 'make: $(PYTHON) is missing or older than 3.11; install one and say PYTHON=python3.12, for example' >&2; \
 		exit 1; }
 	@key="$$($(PYTHON) deploy/build_llama.py --print-key)" && \
-	stamp="$(VENV)/.packtrain-$$key-$$({ cat pyproject.toml && pwd; } | cksum | tr ' ' -)" && \
+	stamp="$(VENV)/.packtrain-$$key-$$({ cat pyproject.toml deploy/requirements-dev.lock && pwd; } | cksum | tr ' ' -)" && \
 	if test -e "$$stamp" && $(PY) -c 'import packtrain' 2>/dev/null; then :; else \
 		$(MAKE) --no-print-directory install && touch "$$stamp"; fi
 
@@ -57,7 +58,8 @@ install:
 	@$(PY) -m pip install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
 	@wheel="$$($(PYTHON) deploy/build_llama.py --python $(PY))" && \
 	$(PY) -m pip install --quiet --no-deps --force-reinstall "$$wheel"
-	@$(PY) -m pip install --quiet --group dev --editable '.[all]'
+	@$(PY) -m pip install --quiet --require-hashes --requirement deploy/requirements-dev.lock
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(PY) deploy/build_llama.py --check
 
 model: setup ## Get the demo model, which `demo`, `up`, `bench` and `e2e` do by themselves
@@ -131,6 +133,10 @@ chaos: setup ## 20 rounds of random faults under load; ARGS='--chaos-seed 4 --ch
 	@mkdir -p build
 	@$(PY) -m pytest --quiet --no-header -m chaos --fault-table build/chaos.md tests/faults $(ARGS)
 
+# Not part of `test`: it needs a Docker engine, or root to start one by hand, and the first time a quarter of an hour.
+test-compose: setup ## Two hosts of containers: jobs, faults, an upgrade; on Debian: docker.io iptables iproute2 debootstrap
+	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -s -m compose tests/compose $(ARGS)
+
 docs: setup ## The documentation as a site, into build/site; any broken link fails it
 	@mkdir -p build
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m docs.site.build
@@ -139,6 +145,32 @@ docs: setup ## The documentation as a site, into build/site; any broken link fai
 tiers: setup
 	@$(PY) -m pytest --collect-only --quiet -m 'not ($(TIERS))'; test $$? = 5 || { \
 		echo 'make: the tests above belong to no tier; mark them with one of: $(TIERS)' >&2; exit 1; }
+
+# --- supply chain -------------------------------------------------------------------------------------------------
+
+# Locked by version and hash, for every platform and Python that we support. llama-cpp-python is not in it: it is pinned
+# in pyproject.toml, and its wheel is built here with flags of ours (deploy/build_llama.py).
+LOCK = build/supply/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
+	--custom-compile-command 'make lock' --no-emit-package llama-cpp-python --all-extras pyproject.toml
+
+build/supply/bin/uv: pyproject.toml
+	@$(PYTHON) -m venv build/supply && build/supply/bin/python -m pip install --quiet --upgrade 'pip>=25.1' && \
+	build/supply/bin/python -m pip install --quiet --group supply && touch $@
+
+# UPGRADE=1 takes the newest of everything, PACKAGE=NAME of one; else only what pyproject.toml asks for changes.
+lock: build/supply/bin/uv ## Lock what is installed, after a change of pyproject.toml; UPGRADE=1 takes the newest
+	@$(LOCK) $(if $(UPGRADE),--upgrade) $(if $(PACKAGE),--upgrade-package $(PACKAGE)) --output-file deploy/requirements.lock
+	@$(LOCK) $(if $(UPGRADE),--upgrade) $(if $(PACKAGE),--upgrade-package $(PACKAGE)) --group dev \
+		--constraint deploy/requirements.lock --output-file deploy/requirements-dev.lock
+
+# Not part of `test`: it asks an advisory service, and what that says changes by itself.
+audit: build/supply/bin/uv ## Known vulnerabilities in what is locked, by PyPI's advisories; needs the network
+	@build/supply/bin/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock $(ARGS) || { \
+		echo 'make: "not found on PyPI" of what is there means that the advisories were not reached' >&2; exit 1; }
+
+sbom: build/supply/bin/uv ## Write what an installation consists of to build/sbom.json (CycloneDX)
+	@build/supply/bin/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --validate --output-file build/sbom.json && echo 'build/sbom.json'
 
 # --- clean --------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from packtrain.client.cli.main import app
 from packtrain.client.joining import http_server
 from packtrain.client.joining.guest import join
 from packtrain.client.joining.http_server import PairingServer
-from packtrain.client.joining.messages import place_of
+from packtrain.client.joining.messages import Joined, place_of
 from packtrain.client.joining.service import SESSION_S, Pairing
 from packtrain.client.joining.tokens import parse_code, parse_token
 from tests.conftest import immortal_keys
@@ -38,10 +38,12 @@ class Head:
     def __init__(self, redis: Redis) -> None:
         self.now = 0.0
         self.invites = Invites(redis)
-        self.server = PairingServer("127.0.0.1", 0, Pairing(self.invites, place_of(URL, "home"), lambda: self.now))
+        self.server = PairingServer(
+            "127.0.0.1", 0, Pairing(self.invites, lambda _node: place_of(URL, "home"), lambda: self.now)
+        )
         self.port = self.server.server_address[1]
 
-    def join(self, secret: str, invite: str = "") -> tuple[str, str]:
+    def join(self, secret: str, invite: str = "") -> Joined:
         return join(["127.0.0.1"], self.port, secret=secret, invite=invite, node="laptop")
 
 
@@ -66,7 +68,7 @@ def running(head: Head) -> Iterator[Head]:
 def test_the_code_lets_one_machine_in(head: Head) -> None:
     invite = head.invites.create(uses=1, lives_s=60)
 
-    assert head.join(invite.code) == (URL, "home")
+    assert head.join(invite.code) == Joined(URL, "home", "")
     with pytest.raises(SetupError, match="no invitation is open"):
         head.join(invite.code)
 
@@ -75,7 +77,7 @@ def test_the_token_does_too_and_another_invitation_leaves_it_good(head: Head) ->
     invite = head.invites.create(uses=2, lives_s=60)
     head.invites.create(uses=1, lives_s=60)
 
-    assert head.join(invite.secret, invite.id) == (URL, "home")
+    assert head.join(invite.secret, invite.id) == Joined(URL, "home", "")
     with pytest.raises(SetupError, match="the code is wrong"):
         head.join(invite.code)
 
@@ -107,7 +109,7 @@ def test_an_invitation_ends_with_its_time_and_leaves_no_key(head: Head, redis: R
 def test_a_session_that_took_too_long_is_over(redis: Redis) -> None:
     head = Head(redis)
     ticks = iter([0.0, SESSION_S + 1])
-    head.server.pairing = Pairing(head.invites, place_of(URL, "home"), lambda: next(ticks))
+    head.server.pairing = Pairing(head.invites, lambda _node: place_of(URL, "home"), lambda: next(ticks))
     with running(head):
         invite = head.invites.create(uses=1, lives_s=60)
 
@@ -138,7 +140,7 @@ def test_nonsense_is_refused_and_costs_no_try(head: Head, redis: Redis, request_
 
     assert b" 200 " not in answer
     assert redis.hget(keys.invite(invite.id), "tries") == str(TRIES_PER_USE)
-    assert head.join(invite.code) == (URL, "home")
+    assert head.join(invite.code) == Joined(URL, "home", "")
 
 
 def test_connections_that_say_nothing_keep_nobody_out_for_long(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +151,7 @@ def test_connections_that_say_nothing_keep_nobody_out_for_long(head: Head, monke
         for connection in silent:  # each is hung up on, those beyond the limit at once
             assert connection.recv(1) == b""
 
-        assert head.join(invite.code) == (URL, "home")
+        assert head.join(invite.code) == Joined(URL, "home", "")
 
 
 def test_invite_prints_what_lets_a_machine_in(head: Head, broker: BrokerServer) -> None:
@@ -162,9 +164,11 @@ def test_invite_prints_what_lets_a_machine_in(head: Head, broker: BrokerServer) 
     said = json.loads(invite().stdout)
 
     token = parse_token(said["token"])
-    assert join(token.addresses, token.port, secret=token.secret, invite=token.invite, node="n2") == (URL, "home")
+    assert join(token.addresses, token.port, secret=token.secret, invite=token.invite, node="n2") == Joined(
+        URL, "home", ""
+    )
     said = json.loads(invite().stdout)
-    assert head.join(parse_code(said["code"])) == (URL, "home")
+    assert head.join(parse_code(said["code"])) == Joined(URL, "home", "")
 
 
 def test_where_machines_join_is_known_while_the_service_lives(redis: Redis) -> None:

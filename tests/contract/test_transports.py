@@ -289,6 +289,7 @@ def test_records_and_requests_are_read_as_they_are(client: Packtrain, url: str) 
     assert found == {job_id: transport.status(job_id), JobId("0" * 32): None}
     assert transport.set_desired(ModelId("echo"), replicas=1, unload=False).replicas == 1
     transport.set_desired(ModelId("echo"), replicas=0, unload=False)
+    assert transport.waits() == {}
     transport.close()
 
 

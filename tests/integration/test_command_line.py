@@ -110,9 +110,11 @@ def test_load_and_unload_print_the_instances_as_ps_does(shell: UpShell) -> None:
     assert shell.run("unload", "m").stdout == "m was not loaded\n"
 
 
-def test_a_load_that_has_to_wait_says_why(shell: UpShell) -> None:
+@pytest.mark.parametrize("way", ["broker", "http"])
+def test_a_load_that_has_to_wait_says_why(shell: UpShell, way: str) -> None:
     command = [sys.executable, "-c", PROGRAM, "load", "large", "--replicas", "2"]
-    with subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True) as waits:
+    environment = shell.environment | ({"PACKTRAIN_URL": shell.said["http"]} if way == "http" else {})
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as waits:
         assert waits.stderr is not None
         said = waits.stderr.readline()
         waits.kill()

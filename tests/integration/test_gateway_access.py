@@ -262,12 +262,15 @@ def test_metrics_tell_of_requests_tokens_and_the_fleet(keyed: Keyed) -> None:
     figures = dict(line.rsplit(" ", 1) for line in said.splitlines() if not line.startswith("#"))
     by_model = 'method="POST",model="m2",route="/completions",status="200"'
     assert float(figures[f"packtrain_http_requests_total{{{by_model}}}"]) >= 2
-    assert float(figures['packtrain_generation_tokens_total{model="m2"}']) >= 6
-    assert float(figures['packtrain_time_to_first_token_seconds_count{model="m2"}']) >= 2
+    assert float(figures['packtrain_generation_tokens_total{lane="interactive",model="m2"}']) >= 6
+    assert float(figures['packtrain_time_to_first_token_seconds_count{lane="interactive",model="m2"}']) >= 2
     assert figures['packtrain_num_requests_waiting{lane="bulk",model="m1"}'] == "0.0"
     assert figures['packtrain_instances{model="m2",state="ready"}'] == "1.0"
     assert (figures["packtrain_nodes"], figures["packtrain_streams_open"]) == ("1.0", "0.0")
     assert "made-up" not in said
+    assert "packtrain_user_jobs_total" not in said  # what others used is for administrators
+    used = dict(line.rsplit(" ", 1) for line in keyed.get("/metrics", "root").text.splitlines())
+    assert float(used['packtrain_user_jobs_total{model="m2",user="anna"}']) >= 2
 
 
 def test_a_revoked_key_is_refused_within_seconds(keyed: Keyed) -> None:

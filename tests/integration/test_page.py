@@ -204,13 +204,21 @@ def test_a_job_is_cancelled_by_its_button(site: Site, seen: Watched) -> None:
     expect(row).to_contain_text("cancelled")
 
 
-def test_a_model_is_loaded_and_unloaded_by_keyboard(site: Site, seen: Watched) -> None:
+def test_a_model_is_loaded_unpinned_pinned_and_unloaded(site: Site, seen: Watched) -> None:
     page = seen.page
-    page.get_by_role("button", name="Load spare and keep it").focus()
+    page.get_by_role("button", name="Load spare and pin it").focus()
     page.keyboard.press("Enter")
 
     expect(page.get_by_label("Model spare")).to_contain_text("loaded", timeout=20_000)
     site.fleet.instance("spare")
+    expect(page.get_by_label("Model spare")).to_contain_text("pinned")
+
+    page.get_by_role("button", name="Unpin spare").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Model spare")).not_to_contain_text("pinned")
+    expect(page.get_by_label("Model spare")).to_contain_text("loaded")
+    page.get_by_role("button", name="Pin spare").click()
+    expect(page.get_by_label("Model spare")).to_contain_text("pinned")
 
     page.get_by_role("button", name="Unload spare").focus()
     page.keyboard.press("Enter")

@@ -25,6 +25,7 @@ class Reason(Enum):
     OWN_TEST = "a step of `make` or CI itself, or takes minutes"
     HOSTS = "takes a second host; benchmarks/new_user.py and tests/integration/test_joining.py have one"
     INTERNET = "takes files from the internet; tests/integration/test_pull.py has a hub of its own"
+    CONTAINERS = "takes containers or machines to set up; tests/compose runs the files that these use"
     MODEL = "takes a model that was made for it; tests/integration/test_gateway.py has one"
     PACKAGES = "takes packages that only `make clients` installs, which runs it"
 
@@ -45,6 +46,14 @@ EXCUSED = {
     "packtrain invite": Reason.HOSTS,
     "packtrain node": Reason.HOSTS,
     "packtrain pull": Reason.INTERNET,
+    "docker": Reason.CONTAINERS,
+    "sh deploy/init-secrets.sh": Reason.CONTAINERS,
+    "cp /where/your/models/are/*.gguf models/": Reason.CONTAINERS,
+    'curl http://127.0.0.1:8080/v1/chat/completions -H "Authorization': Reason.CONTAINERS,
+    "echo": Reason.CONTAINERS,
+    "cat > deploy/secrets/join": Reason.CONTAINERS,
+    "git pull": Reason.CONTAINERS,
+    "tailscale": Reason.CONTAINERS,
     'fleet.generate("qwen2.5-coder"': Reason.MODEL,
     "from openai import OpenAI": Reason.PACKAGES,
     "from anthropic import": Reason.PACKAGES,

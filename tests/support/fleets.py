@@ -7,14 +7,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from redis.exceptions import RedisError
 
+from packtrain.broker.access import Role
 from packtrain.broker.beats import InstanceBeat
+from packtrain.broker.connection import connect
 from packtrain.broker.ids import NodeId
 from packtrain.broker.states import InstanceState
 from packtrain.client import Job, Packtrain
@@ -80,7 +83,7 @@ def fleet(
     broker_url: str = "",
     **env: str,
 ) -> Iterator[Fleet]:
-    """A fleet as `packtrain up` runs it, with short leases.
+    """A fleet as `packtrain up` runs it, with short leases; its broker must have refused its parts nothing.
 
     Args:
         broker_url: Of a broker that runs already, as `up --broker` takes it; empty: the fleet's own.
@@ -100,6 +103,15 @@ def fleet(
     )
     with running_fleet(options) as running, Packtrain(running.url) as client:
         yield Fleet(running, client)
+        assert not (refused := own_refusals(running.url)), f"broker/access.py lets parts do too little: {refused}"
+
+
+def own_refusals(url: str) -> set[tuple[str, str]]:
+    """What parts of a fleet were refused by its broker: who, and which command, key or channel."""
+    own = {role.value for role in (Role.COORDINATOR, Role.GATEWAY, Role.NODE, Role.FLOWER)}
+    with suppress(RedisError), connect(url, name="test", retries=0) as admin:  # one that a test has killed says nothing
+        return {(e["username"], e["object"]) for e in admin.acl_log() if e["username"] in own}
+    return set()
 
 
 def eventually(look: Callable[[], T | None], what: str, timeout_s: float = 30) -> T:

@@ -78,6 +78,9 @@ class MemoryTransport:
     def instances(self) -> list[InstanceBeat]:
         return []
 
+    def waits(self) -> dict[Route, str]:
+        return self.registry.waits() or {}
+
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         self.desired[model] = Desired(replicas=replicas, unload_before_ms=int(unload))
         return self.desired[model]

@@ -25,8 +25,12 @@ pytestmark = pytest.mark.unit
 COMMANDS: Any = typer.main.get_command(app)
 SHELL = [(str(block), command) for block in blocks("sh", "console") for command in block.commands]
 SHOWN = SHELL + inline_commands("packtrain") + inline_commands("make")
-#: Variables of tests, benchmarks, set-up scripts and between our own processes.
-OTHER_VARIABLES = {"PACKTRAIN_CACHE"}
+#: Variables of tests, benchmarks, set-up scripts, compose files and between our own processes.
+_COMPOSE = [ROOT / "docker-compose.yml", *(ROOT / "deploy").glob("compose.*.yml")]
+OTHER_VARIABLES = {
+    "PACKTRAIN_CACHE",
+    *(name for file in _COMPOSE for name in re.findall(r"PACKTRAIN_[A-Z_]+", file.read_text())),
+}
 
 
 def faults_of(arguments: list[str]) -> list[str]:

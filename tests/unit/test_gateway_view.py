@@ -12,7 +12,6 @@ import pytest
 
 from packtrain.broker.beats import NodeBeat
 from packtrain.broker.errors import BrokerUnavailable
-from packtrain.broker.ids import Route
 from packtrain.client import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.door import Door
@@ -29,7 +28,6 @@ class Fleet:
     def __init__(self) -> None:
         self.looks = 0
         self.is_away = False
-        self.waits: dict[str, int] = {}
 
     async def nodes(self) -> list[Any]:
         self.looks += 1
@@ -43,9 +41,6 @@ class Fleet:
 
     async def instances(self) -> list[Any]:
         return []
-
-    async def waiting(self) -> dict[str, int]:
-        return self.waits
 
 
 def test_many_who_ask_at_once_cause_one_look_and_the_next_comes_when_it_is_old() -> None:
@@ -76,17 +71,6 @@ def test_a_broker_that_is_away_is_not_asked_by_everybody_either() -> None:
 
     assert [str(error) for error in errors] == [str(BrokerUnavailable(url="redis://x", reason="gone"))] * 5
     assert fleet.looks == 1
-
-
-def test_what_waits_is_told_apart_by_lane_where_somebody_can() -> None:
-    fleet = Fleet()
-    fleet.waits = {"a": 5}
-
-    async def look(*depths: Any) -> Any:
-        return (await FleetView(fleet, *depths).look()).waiting  # type: ignore[arg-type]
-
-    assert asyncio.run(look(lambda routes: (2, 3))) == {(Route("a"), "interactive"): 2, (Route("a"), "bulk"): 3}
-    assert asyncio.run(look()) == {(Route("a"), "interactive"): 5, (Route("a"), "bulk"): 0}
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from packtrain.client.cli.main import app
 
 pytestmark = pytest.mark.unit
 
-#: Processes in the foreground; `embed` prints JSON anyway; `bulk` and `keys` alone show their help.
-WITHOUT_JSON = {"node", "coordinator", "demo", "embed", "bulk", "keys"}
+#: Processes in the foreground; `embed` prints JSON anyway, `broker acl` a file; groups show their help.
+WITHOUT_JSON = {"node", "coordinator", "demo", "embed", "bulk", "broker", "broker acl", "keys", "pairing"}
 
 
 def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:

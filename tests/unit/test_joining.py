@@ -100,3 +100,9 @@ def test_a_machine_that_joined_knows_its_fleet(tmp_path: Path) -> None:
     settings.fleet_file.write_text('{"url": "redis://:y@127.0.0.1:6390/0"}')  # `up` runs here now
 
     assert settings.broker_url() == "redis://:y@127.0.0.1:6390/0"
+
+
+def test_a_broker_in_a_container_is_told_of_by_the_address_of_its_host() -> None:
+    place = place_of("redis://:pw@broker:6379/0", "home", "192.168.1.5:6390")
+
+    assert (place.host, place.port, place.password) == ("192.168.1.5", 6390, "pw")

@@ -16,6 +16,7 @@ from packtrain.broker.jobs import EmitReply
 from packtrain.broker.memory_jobs import MemoryJobs
 from packtrain.broker.outcome import JobStatus, Outcome
 from packtrain.broker.states import JobState
+from packtrain.broker.tally import NO_PACE, Pace
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.publisher import Publisher
@@ -42,9 +43,11 @@ class UnsteadyJobs(MemoryJobs):
         with self._link("emit", [chunk for _, _, chunk in chunks]):
             return super().emit(chunks)
 
-    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
+    def finish(
+        self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None, *, pace: Pace = NO_PACE
+    ) -> bool:
         with self._link("finish", last):
-            return super().finish(job_id, epoch, outcome, last)
+            return super().finish(job_id, epoch, outcome, last, pace=pace)
 
     def release(self, job_id: JobId, epoch: int) -> bool:
         with self._link("release", None):

@@ -16,7 +16,7 @@ def test_a_script_has_the_shared_functions_that_it_calls_each_once_and_no_others
     assert re.findall(r"(?m)^local function (\w+)", source("renew")) == ["now_ms", "is_owner"]
     assert re.findall(r"(?m)^local function (\w+)", source("release")) == [
         "now_ms", "is_owner", "ready_key", "place_of", "queued_key", "count_in", "note_movable", "unlease", "requeue",
-        "settle",
+        "tally_key", "note", "count_end", "conclude", "settle",
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ What a key uses is counted in the broker, for all gateways together:
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from packtrain.broker.ids import is_safe_id
 from packtrain.broker.scripts import Call, Scripts
 
 PREFIX = "pt-"
+#: Of a secret that somebody else made.
+LEAST_SECRET = 32
 #: A request whose gateway says nothing of it for this long counts no more.
 LEASE_MS = 30_000
 
@@ -95,21 +98,28 @@ class ApiKeys:
         tokens_per_minute: int | None = None,
         is_admin: bool = False,
         replace: bool = False,
+        secret: str = "",
     ) -> tuple[ApiKey, str]:
         """A new key and its secret, which is kept nowhere.
 
         Args:
             replace: A key of this name ends; else that it is there is an error.
+            secret: To take instead of one of ours: at least `LEAST_SECRET` characters that go into a header.
 
         Raises:
-            InvalidParameter: There is one, or name or models are none.
+            InvalidParameter: There is one, or name or models are none, or the secret is too short.
         """
         for text in (name, *models):
             if not is_safe_id(text):
                 raise InvalidParameter(
                     f"{text!r} is no name; use lower-case letters, digits, '-', '_' and '.', at most 80", field="name"
                 )
-        secret = PREFIX + secrets.token_urlsafe(32)
+        if secret and (len(secret) < LEAST_SECRET or not re.fullmatch(r"[!-~]+", secret)):
+            raise InvalidParameter(
+                f"an API key of {len(secret)} characters can be guessed, or has others than a header may; take at "
+                f"least {LEAST_SECRET} letters, digits, '-' and '_', `openssl rand -hex 24` makes one", field="secret",
+            )  # fmt: skip
+        secret = secret or PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(
             name=name, digest=digest_of(secret), models=tuple(models), concurrent=concurrent,
             tokens_per_minute=tokens_per_minute, is_admin=is_admin, created_ms=int(time.time() * 1000),

@@ -82,10 +82,19 @@ class InstanceBeat(Report):
     numerics_class: str = Field("", description="equal where a begun job may go on; empty: not loaded yet")
     reserved_bytes: int = 0
     resident_bytes: int = 0
+    estimated_bytes: dict[str, int] = Field(
+        default_factory=dict, description="by device, ram first, as it was expected before any was loaded"
+    )
     slots_used: int = 0
     steps: int = Field(0, description="decode calls so far")
     batch_peak: int = Field(0, description="most sequences in one step so far")
+    batches: tuple[int, ...] = Field((), description="decode calls by the sequences in them: 1, up to 2, up to 4, ...")
+    batched: int = Field(0, description="sequences of all decode calls")
     tokens_out: int = 0
+    tokens_reused: int = Field(0, description="tokens of prompts that were in a cache")
+    kv_tokens: int = Field(0, description="tokens in the caches of jobs in slots")
+    parked: int = Field(0, description="jobs that left their slots to others for a while")
+    parkings: int = Field(0, description="times that one did so far")
     tokens_per_s: float = 0
     job_s: float = Field(0, description="smoothed, that a job holds a slot; before the first ended, how long so far")
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")

@@ -10,13 +10,13 @@ short jobs, see `workers/runner.py`.
 from __future__ import annotations
 
 import logging
-import ssl
 from typing import Any, Final
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from packtrain.broker import keys
+from packtrain.broker.connection import tls_options
 from packtrain.broker.ids import NodeId, Route
 from packtrain.broker.orders import NodeCommand
 from packtrain.broker.pulls import PullRequest
@@ -43,9 +43,9 @@ def make_app(url: str, *, name: str, events: bool = False) -> Celery:
         name: Shown by Redis' CLIENT LIST.
         events: Send task events; Flower needs them, they cost about a third of the no-op rate.
     """
-    app = Celery("packtrain", broker=url, set_as_current=False)
-    if url.startswith("rediss://") and "ssl_" not in url:  # kombu alone would not look at the certificate
-        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    app = Celery("packtrain", broker=url.partition("?")[0], set_as_current=False)
+    if tls := tls_options(url):  # kombu alone would not look at the certificate, and Flower looks here only
+        app.conf.broker_use_ssl = tls
     app.conf.update(
         broker_transport="packtrain.broker.lasting_transport:LastingTransport",
         result_backend=None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from redis import Redis
 from redis import asyncio as aioredis
@@ -13,6 +15,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ConnectionError,
+    NoPermissionError,
     OutOfMemoryError,
     RedisError,
     TimeoutError,
@@ -70,6 +73,28 @@ def connect_async(url: str, *, name: str, retries: int = RETRIES) -> aioredis.Re
     )
 
 
+def trusting(url: str, ca: Path | None) -> str:
+    """The URL with the certificates that the broker's must be signed by, if it speaks TLS and names none itself."""
+    parts = urlsplit(url)
+    if ca is None or parts.scheme != "rediss" or "ssl_ca_certs=" in parts.query:
+        return url
+    return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, f"ssl_ca_certs={quote(str(ca))}")))))
+
+
+def tls_options(url: str) -> dict[str, Any] | None:
+    """What the URL says of TLS, as arguments of a connection; None: it speaks none."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        return None
+    said = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
+    options: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED, **said}
+    if "ssl_check_hostname" in said:
+        options["ssl_check_hostname"] = said["ssl_check_hostname"].lower() in ("true", "1", "yes")
+    if said.get("ssl_cert_reqs") in ("none", "optional", "required"):
+        options["ssl_cert_reqs"] = ssl.VerifyMode[f"CERT_{said['ssl_cert_reqs'].upper()}"]
+    return options
+
+
 def unavailable(url: str, error: RedisError) -> BrokerUnavailable | SetupError:
     """The error a user should see for a client that could not talk to the broker."""
     if isinstance(error, OutOfMemoryError):
@@ -77,10 +102,20 @@ def unavailable(url: str, error: RedisError) -> BrokerUnavailable | SetupError:
             f"the memory of the broker at {masked(url)} is full; wait until old jobs expire (24 h after their end), or "
             "give it more with `packtrain up --broker-memory 2gb` (maxmemory in redis.conf)"
         )
+    if isinstance(error, NoPermissionError):
+        return SetupError(
+            f"the broker's user at {masked(url)} may not do that ({error}); do it on the head, where `packtrain up` "
+            "runs, or as another user: `packtrain broker url` there shows them"
+        )
     if isinstance(error, AuthenticationError):
         return SetupError(
             f"the broker at {masked(url)} refused the password; correct it in PACKTRAIN_URL, "
             "or join anew with what `packtrain invite` prints: `packtrain node --join TOKEN`"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return SetupError(
+            f"the certificate of the broker at {masked(url)} is not one that we trust ({str(error).rstrip('.')}); name "
+            "those that sign it with PACKTRAIN_CA (a PEM file; `ca.pem` of the head), or join anew"
         )
     return BrokerUnavailable(url=masked(url), reason=str(error).rstrip(".") or type(error).__name__)
 

@@ -16,6 +16,8 @@ from typing import Protocol
 from packtrain.broker import placement
 from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.celery_app import MAX_BELLS
+from packtrain.broker.deeds import of_instances, of_unloads
+from packtrain.broker.deeds_store import DeedBook
 from packtrain.broker.diverting import Diverter
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, new_instance_id
 from packtrain.broker.jobs import JobStore
@@ -58,6 +60,7 @@ class Coordinator:
         max_wait_ms: How long jobs wait for a place that models with work of their own hold.
         min_residency_ms: How long an instance stays at least.
         journal: Where decisions are kept; None: nowhere.
+        deeds: Where it is counted what becomes of instances; None: nowhere.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Coordinator:
         max_wait_ms: int = placement.MAX_WAIT_MS,
         min_residency_ms: int = placement.MIN_RESIDENCY_MS,
         journal: Journal | None = None,
+        deeds: DeedBook | None = None,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
@@ -81,6 +85,7 @@ class Coordinator:
         self._max_wait_ms = max_wait_ms
         self._min_residency_ms = min_residency_ms
         self._journal = journal
+        self._deeds = deeds
         self._diverter = Diverter(jobs, bells)
         self._models: list[ModelInfo] = []
         self._short_before: dict[Route, int] = {}
@@ -109,6 +114,9 @@ class Coordinator:
         plan = placement.plan(snapshot)
         self._diverter.note_plan(plan.waits)
         self._carry_out(plan, snapshot, term)
+        if self._deeds:
+            unloads = of_unloads(plan.unloads, snapshot.instances, snapshot.waiting)
+            self._deeds.note([*of_instances(snapshot.instances), *unloads])
         self._registry.put_waits(plan.waits)
         return plan
 
@@ -193,6 +201,8 @@ class Coordinator:
                 if lost:
                     logger.info("Ringing %d lost bells for %s", lost, route, extra={"event": "bell.rerung"})
                     self._bells.ring(route, lost)
+                    if self._deeds:
+                        self._deeds.rerung(lost)
         self._short_before = short
 
     def _carry_out(self, plan: Plan, snapshot: Snapshot, term: int) -> None:

@@ -16,6 +16,7 @@ from packtrain.broker import keys, lifeline, logs
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.connection import connect, masked
 from packtrain.broker.coordinator import Coordinator
+from packtrain.broker.deeds_store import RedisDeeds
 from packtrain.broker.election import Election
 from packtrain.broker.errors import PacktrainError
 from packtrain.broker.history_store import Recorder
@@ -53,6 +54,7 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
         max_wait_ms=int(settings.max_wait_s * 1000),
         min_residency_ms=int(settings.min_residency_s * 1000),
         journal=RedisJournal(redis),
+        deeds=RedisDeeds(redis),
     )
     logger.info("Coordinator %s stands for election at %s", me, masked(url), extra={"event": "coordinator.start"})
 

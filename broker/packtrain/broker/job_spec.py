@@ -75,6 +75,7 @@ class JobSpec(Input):
     params: SamplingParams = SamplingParams()
     lane: Lane = "interactive"
     user: SafeId = "default"
+    tag: SafeId | None = Field(None, description="what it is counted under beside its user: a project, a nightly run")
     deterministic: bool = Field(False, description="only where company, chunks and restarts change no bit of it")
     via: tuple[SafeId, ...] = Field(
         (), max_length=MAX_VIA, description="fleets that the job has come through, each by its id: see hops.py"
@@ -205,7 +206,7 @@ class JobSpec(Input):
 
 
 #: Of `JobSpec`, those that the first requests did not have.
-_LATER_FIELDS = {"max_run_ms", "via", "prompt_tokens", "list_tokens", "add_special", "parse_special"}
+_LATER_FIELDS = {"max_run_ms", "via", "prompt_tokens", "list_tokens", "add_special", "parse_special", "tag"}
 
 
 def _at_default(message: BaseModel) -> set[str]:

@@ -24,6 +24,7 @@ from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.scripts import Call
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
+from packtrain.broker.tally import NO_PACE, Pace, figures_of, to_words
 
 #: Jobs that one reap or reject handles, so that no script holds the server for more than some milliseconds.
 SCRIPT_BATCH = 200
@@ -178,8 +179,11 @@ class JobStore(Protocol):
         """Renew (job, epoch) leases; returns only jobs that were lost or should be cancelled."""
         ...
 
-    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
-        """End a job. False when this epoch no longer owned it: nothing was written."""
+    def finish(
+        self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None, *, pace: Pace = NO_PACE
+    ) -> bool:
+        """End a job, and count it with the pace of its tokens. False when this epoch no longer owned it: nothing was
+        written."""
         ...
 
     def release(self, job_id: JobId, epoch: int) -> bool:
@@ -304,12 +308,12 @@ def submit(
     keep = "" if keep_ms == keys.ENDED_TTL_MS else keep_ms
     return Call(
         "submit",
-        (keys.job(job_id), keys.model(ModelId(spec.model))),
+        (keys.job(job_id),),
         (
             job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
             suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),
             repr(HAIR), "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
-            int(may_move and can_move(spec)),
+            int(may_move and can_move(spec)), spec.tag or "",
         ),
         parse,
     )  # fmt: skip
@@ -380,13 +384,16 @@ def renew(held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> Call[dict[JobI
     return Call("renew", (keys.LEASES,), flat, parse)
 
 
-def finish(job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> Call[bool]:
+def finish(
+    job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None, *, pace: Pace = NO_PACE
+) -> Call[bool]:
     """Call of finish.lua."""
     chunk = (last.next_index, *to_entry(last)) if last else ()
+    figures = to_words(figures_of(outcome, pace))
     return Call(
         "finish",
         (keys.job(job_id), keys.out(job_id)),
-        (job_id, epoch, outcome.state, outcome.model_dump_json(exclude_defaults=True), *chunk),
+        (job_id, epoch, outcome.state, outcome.model_dump_json(exclude_defaults=True), figures, *chunk),
         lambda reply: reply == 1,
     )
 

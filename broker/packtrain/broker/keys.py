@@ -17,6 +17,11 @@
 | pt:fair:<model>:i / b  | zset   | 7 d from the last submit                   | user → finish tag, '' → clock |
 | pt:queued:<model>:i / b| hash   | 7 d from the last submit                   | user → jobs that wait |
 | pt:rate:<route>        | hash   | 24 h from the last end                     | how fast jobs are served: rates.py |
+| pt:tally:<model>:i / b | hash   | 30 d from the last end                     | counters of its jobs: tally.py |
+| pt:ends                | list   | until they are counted, 30 d               | ends of jobs: tally.py |
+| pt:used:<kind>         | hash   | 30 d from the last end                     | who used what: tally.py |
+| pt:deeds               | hash   | 30 d from the last of them                 | counters of the fleet: deeds.py |
+| pt:deeds:told          | zset   | 7 d from the last of them                  | those of instances that are counted |
 | pt:waits               | hash   | 10 s from the last plan                    | route → why it must wait, '' |
 | pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
@@ -52,7 +57,7 @@ Celery's own keys stand beside them under their usual names: a list per queue, `
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, Route
 
@@ -68,6 +73,9 @@ HELD_PREFIX: Final = "pt:held:"
 FAIR_PREFIX: Final = "pt:fair:"
 QUEUED_PREFIX: Final = "pt:queued:"
 RATE_PREFIX: Final = "pt:rate:"
+TALLY_PREFIX: Final = "pt:tally:"
+ENDS: Final = "pt:ends"
+USED_PREFIX: Final = "pt:used:"
 MODEL_PREFIX: Final = "pt:model:"
 WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
@@ -86,6 +94,8 @@ NODE_WISHES: Final = "pt:nodes:wishes"
 INVITE: Final = "pt:invite"
 PAIRING: Final = "pt:pairing"
 API_KEYS: Final = "pt:apikeys"
+DEEDS: Final = "pt:deeds"
+DEEDS_TOLD: Final = "pt:deeds:told"
 WAITS: Final = "pt:waits"
 JOURNAL: Final = "pt:journal"
 SNAPSHOTS: Final = "pt:snapshots"
@@ -102,6 +112,8 @@ ENDED_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_TTL_MS: Final = 24 * 3600 * 1000
 STREAM_ENDED_TTL_MS: Final = 3600 * 1000
 RATE_TTL_MS: Final = 24 * 3600 * 1000
+TALLY_TTL_MS: Final = 30 * 24 * 3600 * 1000
+DEEDS_TOLD_TTL_MS: Final = 7 * 24 * 3600 * 1000
 MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
@@ -121,6 +133,14 @@ PROCESSES_TTL_MS: Final = 60_000
 LEADER_TTL_MS: Final = 5_000
 PAIRING_TTL_MS: Final = 15_000
 RECENT_MAX: Final = 10_000
+#: Ends of jobs that are added to the counters together.
+TALLY_FOLD: Final = 64
+#: The same, at most: a script must not hold the server for long.
+TALLY_MOST: Final = 500
+#: Of each kind of `used`: rows of (name, model) that are told apart. All further ones are one, of a name that neither a
+#: user nor a tag can have.
+USED_MAX: Final = 1000
+USED_OTHERS: Final = "(other)"
 
 #: Keys that may stand without a TTL. Tests check that nothing else does.
 PERMANENT: Final = frozenset({RECENT, ORDER, MODELS, NODES, INSTANCES, DESIRED, NODE_WISHES, API_KEYS, TERM, SCHEMA})
@@ -149,6 +169,16 @@ def movable(route: Route, lane: str) -> str:
 def rate(route: Route) -> str:
     """How fast the jobs of a route are served."""
     return RATE_PREFIX + route
+
+
+def tally(model_id: ModelId, lane: str) -> str:
+    """Counters of the jobs of a model in a lane."""
+    return f"{TALLY_PREFIX}{model_id}:{lane[0]}"
+
+
+def used(kind: Literal["user", "tag"]) -> str:
+    """What users, or tags, have used."""
+    return USED_PREFIX + kind
 
 
 def held(instance: InstanceId) -> str:

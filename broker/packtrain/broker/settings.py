@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from packtrain.broker.connection import trusting
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId, default_node_id, is_safe_id
 from packtrain.broker.node_wishes import parse_label
@@ -31,13 +32,24 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PACKTRAIN_", frozen=True, extra="ignore")
 
+    url_file: Path | None = Field(None, description="file that holds the URL, where PACKTRAIN_URL is not set")
+    password_file: Path | None = Field(None, description="file that holds the broker's password, for a URL without one")
+    api_key_file: Path | None = Field(None, description="file that holds the key, where PACKTRAIN_API_KEY is not set")
+    join_file: Path | None = Field(
+        None,
+        description="file that holds what `packtrain node --join` takes, for a machine that nobody sits at: a token is "
+        "used while it knows no fleet, a URL always",
+    )
     url: str = Field(
         "",
+        validate_default=True,
         description="broker of the fleet, redis:// or rediss://, or for clients a gateway, http:// or https://; "
         "empty: the fleet of this home",
     )
-    api_key: str = Field("", repr=False, description="for a gateway that asks for one")
-    ca: Path | None = Field(None, description="PEM file of the certificates that a gateway's must be signed by")
+    api_key: str = Field("", repr=False, validate_default=True, description="for a gateway that asks for one")
+    ca: Path | None = Field(
+        None, description="PEM file of the certificates that those of the broker or gateway must be signed by"
+    )
     home: Path = Field(default_factory=_default_home, description="folder for data, logs, sockets and models")
     models: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="model folders besides <home>/models, separated by ':'"
@@ -81,6 +93,11 @@ class Settings(BaseSettings):
         description="address:port where other nodes may read this one's model files, port 0 is a free one; "
         "empty: nowhere",
     )
+    files_reached_at: str = Field(
+        "",
+        description="address:port by which other nodes reach that, where it is another: of a container's host; "
+        "empty: the same",
+    )
     files: Path | None = Field(
         None, description="folder of files that clients upload, and of batches; unset: <home>/files"
     )
@@ -90,6 +107,25 @@ class Settings(BaseSettings):
     )
     scripted: bool = Field(False, description="offer scripted models instead of GGUF files; for tests and benchmarks")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @field_validator("url_file", "password_file", "api_key_file")
+    @classmethod
+    def _holds_something(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            secret_in(value)
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url_of_files(cls, value: str, info: ValidationInfo) -> str:
+        if not value and (file := info.data.get("url_file")):
+            value = secret_in(file)
+        return with_password(value, secret_in(file)) if (file := info.data.get("password_file")) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_of_file(cls, value: str, info: ValidationInfo) -> str:
+        return secret_in(file) if not value and (file := info.data.get("api_key_file")) else value
 
     @field_validator("models", mode="before")
     @classmethod
@@ -117,7 +153,7 @@ class Settings(BaseSettings):
             raise ValueError("use lower-case letters, digits, '-', '_' and '.', at most 80")
         return value
 
-    @field_validator("files_address")
+    @field_validator("files_address", "files_reached_at")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         if value:
@@ -159,12 +195,13 @@ class Settings(BaseSettings):
             return url
         raise SetupError(
             f"no fleet is known here: PACKTRAIN_URL is not set, nothing runs from {self.home}, and it joined none; "
-            "start one with `packtrain up`, join one with `packtrain node`, or set PACKTRAIN_URL"
+            "start one with `packtrain up`, join one with `packtrain node`, or set PACKTRAIN_URL or PACKTRAIN_URL_FILE"
         )
 
     def known_url(self) -> str:
         """The same; empty when there is none."""
-        return self.url or _url_in(self.fleet_file) or _url_in(self.joined_file)
+        url = self.url or _url_in(self.fleet_file) or _url_in(self.joined_file)
+        return trusting(url, self.ca and self.ca.expanduser().absolute()) if url.startswith("rediss://") else url
 
 
 def _url_in(file: Path) -> str:
@@ -172,6 +209,37 @@ def _url_in(file: Path) -> str:
         return str(json.loads(file.read_text())["url"])
     except (OSError, ValueError, KeyError):
         return ""
+
+
+def secret_in(file: Path) -> str:
+    """The one line of text in a file: secrets come so into containers and services.
+
+    Raises:
+        ValueError: It cannot be read, or is empty.
+    """
+    try:
+        text = file.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read ({getattr(error, 'strerror', None) or 'no text'})") from None
+    if not text:
+        raise ValueError("holds nothing")
+    return text
+
+
+def with_password(url: str, password: str) -> str:
+    """`url` with this password, if it is one of a broker and has none.
+
+    >>> with_password("redis://gateway@head:6379/0", "a b")
+    'redis://gateway:a%20b@head:6379/0'
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss") or parts.password is not None:
+            return url
+    except ValueError:  # it is refused where it is used, without showing it
+        return url
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -85,6 +85,7 @@ class AsyncPacktrain(Twin[Packtrain]):
     nodes = in_thread(Packtrain.nodes)
     instances = in_thread(Packtrain.instances)
     waiting = in_thread(Packtrain.waiting)
+    waits = in_thread(Packtrain.waits)
     load = in_thread(Packtrain.load)
     unload = in_thread(Packtrain.unload)
     pull = in_thread(Packtrain.pull)

@@ -99,7 +99,8 @@ class Packtrain:
             idempotency_key: The same key again gives the same job, however often and from wherever it is sent.
             expires_in: Seconds after which the job ends as EXPIRED.
             max_run: Seconds from its first start, all attempts together, after which it ends as EXPIRED.
-            options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`; for a text, `suffix`: what
+            options: Sampling parameters by name; `lane` ("interactive" or "bulk"), `user`, `tag` (what the job is
+                counted under beside its user); for a text, `suffix`: what
                 stands behind the gap that is to be filled; with `raw`, `echo`: the answer begins with the prompt; for a
                 chat, `tools` and `tool_choice` in OpenAI's shape,
                 `parallel_tool_calls`, `reasoning` ("auto", "off", "on", "low", "medium", "high", as far as the model
@@ -227,7 +228,7 @@ class Packtrain:
         Args:
             text: Or its `Tokens`, which are taken exactly as they are, with nothing around them.
             dimensions: Keep only the first so many, stretched to length 1 again, for models trained for that.
-            options: `lane`, `user`, `deterministic`.
+            options: `lane`, `user`, `tag`, `deterministic`.
 
         Other arguments and errors as of `submit`.
         """
@@ -335,6 +336,10 @@ class Packtrain:
     def waiting(self) -> dict[Route, int]:
         """Jobs that wait, by model."""
         return self._transport.waiting()
+
+    def waits(self) -> dict[Route, str]:
+        """Why models have to wait for a place, those that no job waits for among them."""
+        return self._transport.waits()
 
     def load(self, model: str, *, replicas: int = 1) -> None:
         """Ask the fleet to load a model and keep it loaded.

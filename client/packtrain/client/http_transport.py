@@ -122,6 +122,10 @@ class HttpTransport:
     def instances(self) -> list[InstanceBeat]:
         return self._ask(wire.Instances, "GET", "/instances").instances
 
+    def waits(self) -> dict[Route, str]:
+        found = self._ask(wire.Waiting, "GET", "/waiting").reasons
+        return {Route(route): reason for route, reason in found.items()}
+
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         body = wire.DesiredBody(replicas=replicas, unload=unload)
         return self._ask(Desired, "PUT", f"/models/{_part(model)}/desired", body)

@@ -142,6 +142,9 @@ class Waiting(BaseModel):
     """Jobs that wait, by model; those that need a deterministic instance by `model@deterministic`."""
 
     waiting: dict[str, int]
+    reasons: dict[str, str] = Field(
+        default_factory=dict, description="why models cannot be loaded now, those that nobody waits for yet among them"
+    )
 
 
 SUBMITTED: Final[TypeAdapter[Submitted]] = TypeAdapter(Submitted)

@@ -135,6 +135,10 @@ class RedisTransport:
         with self._reachable():
             return self._registry.instances()
 
+    def waits(self) -> dict[Route, str]:
+        with self._reachable():
+            return self._registry.waits() or {}
+
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         with self._reachable():
             known = {info.id: info for info in self._registry.models()}

@@ -42,7 +42,7 @@ Prompt = str | Tokens | Sequence[Mapping[str, Any] | Message]
 #: Answers to one prompt at once.
 MAX_CHOICES = 128
 #: Options of every job.
-_ANY_KIND_FIELDS = frozenset({"lane", "user", "deterministic", "meant_for"})
+_ANY_KIND_FIELDS = frozenset({"lane", "user", "tag", "deterministic", "meant_for"})
 #: Options that are no sampling parameters.
 _SPEC_FIELDS = _ANY_KIND_FIELDS | {
     *("suffix", "echo", "tools", "tool_choice", "parallel_tool_calls", "reasoning", "template_args", "adapters")
@@ -132,7 +132,7 @@ def build_embed_spec(
     Args:
         dimensions: Keep only the first so many, stretched to length 1 again; None: all.
         expires_in, max_run: As of `build_spec`.
-        options: `lane`, `user`, `deterministic`, `meant_for`.
+        options: `lane`, `user`, `tag`, `deterministic`, `meant_for`.
 
     Raises:
         InvalidParameter, PromptEmpty

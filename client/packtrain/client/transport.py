@@ -75,6 +75,10 @@ class Transport(Protocol):
         """Instances that live or ended lately."""
         ...
 
+    def waits(self) -> dict[Route, str]:
+        """Why models have to wait for a place, by route; nothing where nobody plans, or the gateway does not tell."""
+        ...
+
     def set_desired(self, model: ModelId, *, replicas: int, unload: bool) -> Desired:
         """Keep `replicas` of a model loaded; `unload`: those that are loaded now shall go."""
         ...

@@ -237,7 +237,8 @@ class Agent:
         )
         if not config.remote:  # else it computes nothing
             self._dealer.add(instance, process, config.n_threads)
-        beat = beat.model_copy(update={"pid": process.pid, "reserved_slots": reserved})
+        told = {"pid": process.pid, "reserved_slots": reserved, "estimated_bytes": info.memory.by_device}
+        beat = beat.model_copy(update=told)
         self._instances[instance] = Managed(beat, process, config, index, state_since=time.monotonic())
 
     def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def _run(
         # After a cut lifeline a new agent may already run under this node's name: then say nothing any more.
         agent.drain(keep_beating=lambda: not is_orphaned.is_set())
         if not is_orphaned.is_set():
-            registry.drop_node(settings.node_id)
+            with suppress(RedisError):  # of a broker that is away, or refuses us since we were thrown out
+                registry.drop_node(settings.node_id)
         if is_deaf.is_set() and not stopping.is_set():
             catalog.close()
             _begin_anew(settings.node)

@@ -61,6 +61,12 @@ class InstanceReport(BaseModel):
     steps: int = 0
     batch_peak: int = 0
     tokens_out: int = 0
+    tokens_reused: int = 0
+    batches: tuple[int, ...] = ()  # steps by their size, see engine/meter.py
+    batched: int = 0
+    kv_tokens: int = 0
+    parked: int = 0
+    parkings: int = 0
     job_s: float = 0  # smoothed, that a job holds a slot
     is_busy: bool = False
     threads: int = 0  # that a step computes with

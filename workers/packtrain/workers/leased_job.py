@@ -23,10 +23,12 @@ from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.outcome import Outcome, Timings, Usage
 from packtrain.broker.pieces import Piece, TokenLogprob
 from packtrain.broker.states import JobState
+from packtrain.broker.tally import Pace
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.chat.output import Parser, PlainParser
 from packtrain.workers.engine.sequence import End, Ended, Tokens
+from packtrain.workers.pace import PaceMeter
 from packtrain.workers.receipts import Prover
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class LeasedJob:
         self._clock = clock
         self._on_news = on_news
         self._claimed_at = clock()
-        self._first_token_at: float | None = None
+        self._pace = PaceMeter()
         self._ended_at = self._claimed_at
         self._lock = threading.Lock()
         self._tokens: list[int] = []
@@ -90,20 +92,20 @@ class LeasedJob:
 
     def resume(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
         """Output of an earlier lease: the engine's text, whose parts readers have. Before the engine has the job."""
+        self._pace.is_resumed = bool(tokens)
         self._parts.append(self._read(text))
         self._tokens += tokens
         self._logprobs += logprobs
 
     def resume_parts(self, told: Delta, logprobs: Sequence[TokenLogprob]) -> None:
         """The same of an answer that another server took apart."""
+        self._pace.is_resumed = True
         self._parts.append(told)
         self._logprobs += logprobs
 
     def on_tokens(self, tokens: Tokens) -> None:
         """From the engine thread."""
-        is_first = self._first_token_at is None
-        if is_first:
-            self._first_token_at = self._clock()
+        is_first = self._pace.note(self._clock())
         with self._lock:
             self._tokens += tokens.tokens
             self._logprobs += tokens.logprobs
@@ -164,6 +166,11 @@ class LeasedJob:
         return ended.end is End.FAILED and is_named and not is_wrong and not self._parts and not self._unpublished
 
     @property
+    def pace(self) -> Pace:
+        """How its tokens came."""
+        return self._pace.pace
+
+    @property
     def seconds(self) -> float:
         """From claim to end."""
         return self._ended_at - self._claimed_at
@@ -175,7 +182,7 @@ class LeasedJob:
         """
         state = _STATES[ended.end]
         error = {End.CANCELLED: jobs.CANCELLED, End.EXPIRED: self._expired()}.get(ended.end, ended.error)
-        first = self._first_token_at
+        first = self._pace.first_at
         calls = join_calls(call for part in self._parts for call in part.calls)
         return Outcome(
             state=state,

@@ -96,6 +96,12 @@ class Managed:
             "steps": report.steps,
             "batch_peak": report.batch_peak,
             "tokens_out": report.tokens_out,
+            "tokens_reused": report.tokens_reused,
+            "batches": report.batches,
+            "batched": report.batched,
+            "kv_tokens": report.kv_tokens,
+            "parked": report.parked,
+            "parkings": report.parkings,
             "job_s": report.job_s,
             "threads": report.threads,
         }

@@ -143,7 +143,7 @@ class Publisher:
             is_ours = True
         else:
             outcome = job.outcome(ended, self._instance, self._node, self._computer, threads=self._threads())
-            is_ours = self._insist(lambda: self._store.finish(job.job_id, job.epoch, outcome, last))
+            is_ours = self._insist(lambda: self._store.finish(job.job_id, job.epoch, outcome, last, pace=job.pace))
         if not is_ours:
             logger.info(
                 "Job %s was lost to epoch %d; its %s was refused", job.job_id, job.epoch, ended.end,

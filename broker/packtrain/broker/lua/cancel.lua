@@ -7,10 +7,12 @@ local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return false end
 if state == 'QUEUED' then
   withdraw(ARGV[1])
-  settle(ARGV[1], 'CANCELLED', ARGV[2])
+  conclude(ARGV[1], 'CANCELLED', ARGV[2])  -- no instance has it, and clients may not touch leases
   if ARGV[3] == '1' and not redis.call('HGET', KEYS[1], 'epoch') then
     redis.call('DEL', KEYS[1], OUT_PREFIX .. ARGV[1])
     redis.call('ZREM', RECENT, ARGV[1])
+  else
+    count_end(ARGV[1], 'CANCELLED')
   end
   return 'CANCELLED'
 end

@@ -3,8 +3,9 @@
 -- KEYS[1] job record   hash
 -- KEYS[2] job stream   stream
 -- ARGV[1] job id   ARGV[2] epoch   ARGV[3] state   ARGV[4] outcome (JSON)
--- ARGV[5] index after the last token, as emit.lua has it, and the last chunk; all absent: none
--- ARGV[6] index, ARGV[7] text, ARGV[8] tokens, ARGV[9] reasoning, ARGV[10] calls, ARGV[11] logprobs
+-- ARGV[5] what it adds to the counters, see tally.py
+-- ARGV[6] index after the last token, as emit.lua has it, and the last chunk; all absent: none
+-- ARGV[7] index, ARGV[8] text, ARGV[9] tokens, ARGV[10] reasoning, ARGV[11] calls, ARGV[12] logprobs
 -- Returns 1 when this epoch ended the job, 0 when the job was lost to it
 -- How fast the route serves, see rates.py.
 local function measure(started)
@@ -24,11 +25,12 @@ local f = redis.call('HMGET', KEYS[1], 'epoch', 'state', 'started_ms')
 if f[1] ~= ARGV[2] then return 0 end
 if f[2] == ARGV[3] then return 1 end
 if f[2] ~= 'RUNNING' then return 0 end
-if ARGV[5] then
-  append(KEYS[2], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11])
-  redis.call('HSET', KEYS[1], 'tokens', ARGV[5])
+if ARGV[6] then
+  append(KEYS[2], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12])
+  redis.call('HSET', KEYS[1], 'tokens', ARGV[6])
   note_first(KEYS[1])
 end
 if ARGV[3] == 'SUCCEEDED' then measure(tonumber(f[3])) end
-settle(ARGV[1], ARGV[3], ARGV[4])
+-- Each end by itself would take twenty increments; together they are mostly those of the same fields.
+if settle(ARGV[1], ARGV[3], ARGV[4], ARGV[5]) >= TALLY_FOLD then fold() end
 return 1

@@ -141,10 +141,84 @@ local function requeue(id)
   end
 end
 
--- End a job for good: state, outcome, the last event of its stream, and a lifetime for what is left.
-local function settle(id, state, outcome)
+-- The counters of a model and lane, see tally.py.
+local function tally_key(model, lane)
+  return TALLY_PREFIX .. model .. ':' .. string.sub(lane, 1, 1)
+end
+
+-- Count something that befell a job on its way.
+local function note(id, what)
+  local f = redis.call('HMGET', JOB_PREFIX .. id, 'model', 'lane')
+  redis.call('HINCRBY', tally_key(f[1], f[2]), what, 1)
+  redis.call('PEXPIRE', tally_key(f[1], f[2]), TALLY_TTL_MS)
+end
+
+-- Add what jobs of a user, or of a tag, have used. So many rows are told apart, and all further ones are one.
+local function add_use(kind, row, sums)
+  local used = USED_PREFIX .. kind
+  if redis.call('HINCRBY', used, row .. ' jobs', sums.jobs) == sums.jobs and redis.call('HLEN', used) > 3 * USED_MAX then
+    redis.call('HDEL', used, row .. ' jobs')
+    row = USED_OTHERS .. string.match(row, ' .*')
+    redis.call('HINCRBY', used, row .. ' jobs', sums.jobs)
+  end
+  for _, what in ipairs({'prompt', 'output'}) do
+    if sums[what] > 0 then redis.pcall('HINCRBY', used, row .. ' ' .. what, string.format('%.0f', sums[what])) end
+  end
+end
+
+-- Add the ends that were noted since the last time to the counters, see tally.py.
+local function fold()
+  local tallies, uses = {}, {user = {}, tag = {}}
+  local function use(kind, row, prompt, output)
+    local sums = uses[kind][row] or {jobs = 0, prompt = 0, output = 0}
+    uses[kind][row] = sums
+    sums.jobs, sums.prompt, sums.output = sums.jobs + 1, sums.prompt + prompt, sums.output + output
+  end
+  local entries = redis.call('LRANGE', ENDS, 0, TALLY_MOST - 1)
+  redis.call('LTRIM', ENDS, #entries, -1)
+  for _, entry in ipairs(entries) do
+    -- Clients may write here: what makes no sense is passed over.
+    local model, lane, user, tag, figures = string.match(entry, '^(%S+) (%S+) (%S+) (%S+) (.*)')
+    if model then
+      local key = tally_key(model, lane)
+      local sums = tallies[key] or {prompt = 0, output = 0}
+      tallies[key] = sums
+      local prompt, output = sums.prompt, sums.output
+      for field, number in string.gmatch(figures, '(%S+) (%d+)') do
+        if #number < 15 then sums[field] = (sums[field] or 0) + number end
+      end
+      prompt, output = sums.prompt - prompt, sums.output - output
+      use('user', user .. ' ' .. model, prompt, output)
+      if tag ~= '-' then use('tag', tag .. ' ' .. model, prompt, output) end
+    end
+  end
+  for key, sums in pairs(tallies) do
+    for field, number in pairs(sums) do
+      if number > 0 then redis.pcall('HINCRBY', key, field, string.format('%.0f', number)) end
+    end
+    redis.call('PEXPIRE', key, TALLY_TTL_MS)
+  end
+  for kind, rows in pairs(uses) do
+    for row, sums in pairs(rows) do add_use(kind, row, sums) end
+    redis.call('PEXPIRE', USED_PREFIX .. kind, TALLY_TTL_MS)
+  end
+end
+
+-- Note a job that ends, with what its instance says of it: 'field number field number ...', see tally.py. Where none
+-- says anything, with the tokens that its readers have. Clients cancel jobs, and may do no more with counters than this;
+-- returns how many ends wait to be added.
+local function count_end(id, state, figures)
+  local f = redis.call('HMGET', JOB_PREFIX .. id, 'model', 'lane', 'user', 'tag', 'tokens')
+  figures = figures or f[5] and 'output ' .. f[5] or ''
+  local entry = table.concat({f[1], f[2], f[3], f[4] or '-', 'end:' .. state, '1', figures}, ' ')
+  local noted = redis.call('RPUSH', ENDS, entry)
+  if noted == 1 then redis.call('PEXPIRE', ENDS, TALLY_TTL_MS) end
+  return noted
+end
+
+-- End a job that no instance has for good: state, outcome, the last event of its stream, and a lifetime for what is left.
+local function conclude(id, state, outcome)
   local job, out = JOB_PREFIX .. id, OUT_PREFIX .. id
-  unlease(id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('HDEL', MEANT, id)
   redis.call('HDEL', PREFIXES, id)
@@ -153,4 +227,12 @@ local function settle(id, state, outcome)
   redis.call('PEXPIRE', job, redis.call('HGET', job, 'keep_ms') or ENDED_TTL_MS)
   redis.call('XADD', out, '*', 'end', state)
   redis.call('PEXPIRE', out, STREAM_ENDED_TTL_MS)
+end
+
+-- The same of a job that an instance may have. It is counted, by the figures of who has run it; how many ends wait to be
+-- added to the counters.
+local function settle(id, state, outcome, figures)
+  unlease(id)
+  conclude(id, state, outcome)
+  return count_end(id, state, figures)
 end

@@ -9,7 +9,7 @@
 -- Returns {id, route, new state, id, route, new state ...}
 local now, limit = now_ms(), tonumber(ARGV[2])
 local changed = {}
-local function note(id, state)
+local function tell(id, state)
   changed[#changed + 1] = id
   changed[#changed + 1] = place_of(id)
   changed[#changed + 1] = state
@@ -35,15 +35,17 @@ for _, id in ipairs(lapsed) do
   elseif ARGV[3] == '' or f[2] == ARGV[3] then
     local attempts = redis.call('HINCRBY', job, 'attempts', 1)
     redis.call('HSET', job, 'cause', by_name(ARGV[7], f[2]))
+    note(id, ARGV[3] == '' and 'lapsed' or 'gone')
     if redis.call('HEXISTS', job, 'cancel') == 1 then
       settle(id, 'CANCELLED', ARGV[5])
-      note(id, 'CANCELLED')
+      tell(id, 'CANCELLED')
     elseif attempts >= tonumber(ARGV[1]) then
       settle(id, 'DEAD', by_name(ARGV[4], f[2]))
-      note(id, 'DEAD')
+      tell(id, 'DEAD')
     else
+      note(id, 'retried')
       requeue(id)
-      note(id, 'QUEUED')
+      tell(id, 'QUEUED')
     end
   end
 end
@@ -53,7 +55,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0
   if state == 'QUEUED' then
     withdraw(id)
     settle(id, 'EXPIRED', deadline and tonumber(deadline) <= now and ARGV[6] or ARGV[9])
-    note(id, 'EXPIRED')
+    tell(id, 'EXPIRED')
   elseif state ~= 'RUNNING' then
     redis.call('ZREM', KEYS[2], id)
   end

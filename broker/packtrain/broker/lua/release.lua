@@ -6,6 +6,7 @@ if not is_owner(KEYS[1], ARGV[2]) then return 0 end
 if redis.call('HEXISTS', KEYS[1], 'cancel') == 1 then
   settle(ARGV[1], 'CANCELLED', ARGV[3])
 else
+  note(ARGV[1], 'released')
   requeue(ARGV[1])
 end
 return 1

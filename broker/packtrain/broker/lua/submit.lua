@@ -1,6 +1,6 @@
 -- Write a job record and put it into the ready set of its model. The same id twice is the same job.
 -- KEYS[1] job record   hash
--- KEYS[2] model facts  hash; its field alias_of may name the real model
+-- What the catalog says of the model is read only, so its key is not declared: that would take the right to write it.
 -- ARGV[1] job id       ARGV[2] spec (JSON)     ARGV[3] digest of the spec
 -- ARGV[4] model        ARGV[5] lane            ARGV[6] user
 -- ARGV[7] ms until the deadline, '' for none   ARGV[8] jobs that may wait for one model
@@ -9,6 +9,7 @@
 -- ARGV[13] what it is taken to cost, tokens        ARGV[14] see fairness.py: what the clock moves on by
 -- ARGV[15] jobs of one user that may wait for one model, '' for any
 -- ARGV[16] ms that it may run, '' for any         ARGV[17] 1: it may go to another target of its model's name
+-- ARGV[18] tag that it is counted under, '' for none
 -- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'unknown'
 --   | 'full' and jobs ready, then ms from one served to the next or ''
 --   | 'full of one user' and his jobs that wait, then the same for one of his own
@@ -18,8 +19,9 @@ if seen then
   if seen == ARGV[3] then return {'old', 0, redis.call('HGET', KEYS[1], 'model')} end
   return {'conflict', 0, model}
 end
-if redis.call('EXISTS', KEYS[2]) == 0 then return {'unknown', 0, model} end
-local alias, targets, spill_s = unpack(redis.call('HMGET', KEYS[2], 'alias_of', 'targets', 'spill_after_s'))
+local facts = MODEL_PREFIX .. model
+if redis.call('EXISTS', facts) == 0 then return {'unknown', 0, model} end
+local alias, targets, spill_s = unpack(redis.call('HMGET', facts, 'alias_of', 'targets', 'spill_after_s'))
 if alias then
   alias = cjson.decode(alias)
   if alias ~= '' then model = alias end
@@ -62,6 +64,7 @@ if ARGV[11] ~= '' then
   redis.call('HSET', MEANT, id, ARGV[11])
   redis.call('PEXPIRE', MEANT, QUEUED_TTL_MS)
 end
+if ARGV[18] ~= '' then redis.call('HSET', KEYS[1], 'tag', ARGV[18]) end
 if ARGV[16] ~= '' then redis.call('HSET', KEYS[1], 'max_run_ms', ARGV[16]) end
 if #targets > 1 then
   redis.call('HSET', KEYS[1], 'targets', table.concat(targets, ' '), 'cost', ARGV[13])

@@ -7,8 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +17,9 @@ import typer
 from rich.console import Console
 
 from packtrain.broker import coordinator_main
-from packtrain.broker.connection import connect
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
 from packtrain.broker.ids import ModelId, route_of
-from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.settings import Settings, load_settings, secret_in
 from packtrain.broker.states import InstanceState
 from packtrain.client import InstanceBeat, ModelInfo, Packtrain
 from packtrain.client.cli import demo as demo_
@@ -34,7 +31,6 @@ from packtrain.client.cli.node_commands import labels_of
 from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 from packtrain.client.gateway.settings import load_gateway_settings
-from packtrain.client.opening import HTTP_SCHEMES
 
 #: `load` and `unload` look this often, seconds.
 POLL_S = 0.3
@@ -59,6 +55,16 @@ def up(
             help="Let other machines join at this address of ours; 0.0.0.0: at any. Default: only this machine.",
         ),
     ] = "",
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="Encrypt all connections to our broker; machines that join trust its certificate."),
+    ] = False,
+    tls_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Name or address by which others reach it, where it is none of ours; several times."
+        ),
+    ] = None,
     join_port: Annotated[int, typer.Option(min=0, max=65535, help="Port at which they join; 0: a free one.")] = 6391,
     flower: Annotated[bool, typer.Option("--flower", help="Run Flower, too.")] = False,
     flower_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of Flower; 0: a free one.")] = 5555,
@@ -104,6 +110,8 @@ def up(
         broker_url=broker or settings.url,
         port=port,
         listen=listen,
+        tls=tls,
+        tls_names=tuple(tls_name or ()),
         join_port=join_port,
         flower=flower,
         flower_port=flower_port,
@@ -143,6 +151,7 @@ def node(
     """
     settings = _settings(home, node, models)
     _need_worker()
+    join = join or _join_of_file(settings)
     if join or code or not settings.known_url():
         settings = settings.model_copy(update={"url": join_fleet(settings, join, code, fleet)})
     env = {
@@ -219,8 +228,8 @@ def load(
             return sum(i.state is InstanceState.READY for i in mine) >= replicas
 
         if wait:
-            with _reason(info) as why:
-                _wait(fleet, info.id, f"loading {model}", is_ready, why)
+            route = route_of(ModelId(info.id))
+            _wait(fleet, info.id, f"loading {model}", is_ready, lambda: fleet.waits().get(route, ""))
         loaded = [i for i in fleet.instances() if i.model == info.id and not i.state.is_terminal]
     views.show(loaded, views.instances_table, empty=f"{model} is to be loaded", as_json=as_json)
 
@@ -302,6 +311,27 @@ def _files(settings: Settings, address: str | None, reached_at: str) -> dict[str
     return {} if address is None else {"PACKTRAIN_FILES_ADDRESS": load_settings(files_address=address).files_address}
 
 
+def _join_of_file(settings: Settings) -> str | None:
+    """What PACKTRAIN_JOIN_FILE says to join by. Its token is good for a while only, and not needed a second time.
+
+    Raises:
+        SetupError: It is needed, and is not there.
+    """
+    if settings.join_file is None:
+        return None
+    is_known = bool(settings.known_url())
+    try:
+        said = secret_in(settings.join_file)
+    except ValueError as error:
+        if is_known:
+            return None
+        raise SetupError(
+            f"no fleet is known here, and {settings.join_file} (PACKTRAIN_JOIN_FILE) {error}; write what "
+            "`packtrain invite` on the head prints there"
+        ) from None
+    return said if "://" in said or not is_known else None
+
+
 def _is_elsewhere(url: str) -> bool:
     """True when the broker is on another machine, as far as its address tells."""
     host = urlsplit(url).hostname or "localhost"
@@ -341,18 +371,3 @@ def _wait(
                     console.print(f"{what}: {reason}", soft_wrap=True, highlight=False)
                     told = True
             time.sleep(POLL_S)
-
-
-@contextmanager
-def _reason(info: ModelInfo) -> Iterator[Callable[[], str]]:
-    """What the planner says of a model whose instances it cannot load now. A gateway does not tell: then ""."""
-    url = load_settings().broker_url()
-    if url.startswith(HTTP_SCHEMES):
-        yield lambda: ""
-        return
-    redis = connect(url, name="load")
-    registry, route = RedisRegistry(redis), route_of(ModelId(info.id))
-    try:
-        yield lambda: (registry.waits() or {}).get(route, "")
-    finally:
-        redis.close()

@@ -84,6 +84,7 @@ def run(
         str | None, typer.Option(help="interactive (default), or bulk: after all interactive jobs.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Whose turn it takes; users of a model take turns.")] = None,
+    tag: Annotated[str | None, typer.Option(help="What it is counted under, beside its user.")] = None,
     key: Annotated[str | None, typer.Option("--idempotency-key", help="The same key again is the same job.")] = None,
     as_json: JSON = False,
 ) -> None:
@@ -111,6 +112,7 @@ def run(
             "deterministic": deterministic or None,
             "lane": lane,
             "user": user,
+            "tag": tag,
         }.items()
         if value is not None
     }

@@ -1,9 +1,10 @@
-"""`packtrain invite` on the head, and what `packtrain node` does on a machine that knows no fleet yet."""
+"""`packtrain invite` and `pairing` on the head, and what `packtrain node` does on a machine that knows no fleet yet."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,14 +13,15 @@ import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from packtrain.broker.connection import connect, unavailable
-from packtrain.broker.errors import SetupError
+from packtrain.broker.connection import connect, trusting, unavailable
+from packtrain.broker.errors import InvalidParameter, SetupError
 from packtrain.broker.invites import Invites
 from packtrain.broker.private_files import private_folder, write_private
 from packtrain.broker.server import check_schema
-from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.settings import Settings, load_settings, split_address
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
+from packtrain.client.joining.messages import Joined
 from packtrain.client.joining.tokens import Token, parse_code, parse_token, spaced
 
 JOIN = Annotated[
@@ -31,8 +33,9 @@ FLEET = Annotated[str | None, typer.Option("--fleet", metavar="NAME", help="Whic
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the command."""
+    """Register the commands."""
     app.command()(invite)
+    app.command()(pairing)
 
 
 def invite(
@@ -73,6 +76,36 @@ def invite(
     )
 
 
+def pairing(
+    listen: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen at; 0.0.0.0: at any.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 6391,
+    reached_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS:PORT",
+            help="Where other machines reach the broker, and this service at the same address; for containers. "
+            "Default: as this machine does.",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The fleet's, as they see it; default: this machine's.")] = "",
+) -> None:
+    """Let other machines join a fleet without `packtrain up`.
+
+    `packtrain up --listen` does so by itself; this stands beside a broker of your own, as in containers. It answers
+    machines that have a code or token of `packtrain invite`, and tells them the way to the broker.
+    """
+    need_joining()
+    try:
+        split_address(reached_at or "127.0.0.1:0")
+    except ValueError as error:
+        raise InvalidParameter(f"{reached_at!r} is no address: {error}", field="reached_at") from None
+    words = ["--listen", listen, "--port", str(port)]
+    words += ["--reached-at", reached_at] if reached_at else []
+    words += ["--name", name] if name else []
+    # It becomes this process, so signals and exit code are its own.
+    os.execv(sys.executable, [sys.executable, "-m", "packtrain.client.joining.service_main", *words])  # noqa: S606
+
+
 def join_fleet(settings: Settings, join: str | None, code: str | None, fleet: str | None) -> str:
     """Become a member of a fleet, and remember it in the home. The broker's URL.
 
@@ -87,14 +120,21 @@ def join_fleet(settings: Settings, join: str | None, code: str | None, fleet: st
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if join and "://" in join:
-        url, name = join, "that URL"
+        joined = Joined(trusting(join, settings.ca), "that URL", "")
     else:
         need_joining()
-        url, name = _by_token(join, settings.node) if join else _by_code(console, code, fleet, settings.node)
-    check_schema(url)
+        joined = _by_token(join, settings.node) if join else _by_code(console, code, fleet, settings.node)
+    url, name = joined.url, joined.fleet
     private_folder(settings.home)
-    joined = {"url": url, "fleet": name, "joined": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_private(settings.joined_file, json.dumps(joined, indent=2) + "\n")
+    if (
+        joined.ca
+    ):  # it came through the exchange, so it is the fleet's own: nobody between us can put another in its place
+        ca = settings.home / "broker-ca.pem"
+        write_private(ca, joined.ca)
+        url = trusting(url, ca)
+    check_schema(url)
+    kept = {"url": url, "fleet": name, "joined": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_private(settings.joined_file, json.dumps(kept, indent=2) + "\n")
     console.print(f"Joined {name}; from now on `packtrain node` does so by itself.", markup=False)
     return url
 
@@ -113,14 +153,14 @@ def need_joining() -> None:
         )
 
 
-def _by_token(text: str, node: str) -> tuple[str, str]:
+def _by_token(text: str, node: str) -> Joined:
     from packtrain.client.joining.guest import join
 
     token = parse_token(text)
     return join(token.addresses, token.port, secret=token.secret, invite=token.invite, node=node)
 
 
-def _by_code(console: Console, code: str | None, fleet: str | None, node: str) -> tuple[str, str]:
+def _by_code(console: Console, code: str | None, fleet: str | None, node: str) -> Joined:
     from packtrain.client.joining.discovery import find_fleets
     from packtrain.client.joining.guest import join
 

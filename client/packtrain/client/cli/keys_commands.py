@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,11 +14,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from packtrain.broker.api_keys import ApiKey, ApiKeys
+from packtrain.broker.api_keys import ApiKey, ApiKeys, digest_of
 from packtrain.broker.connection import connect, unavailable
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.registry import RedisRegistry
-from packtrain.broker.settings import load_settings
+from packtrain.broker.settings import load_settings, secret_in
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
 
@@ -46,6 +47,10 @@ def create(
         bool, typer.Option("--admin", help="It may load and unload, change nodes, and see jobs of others.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="End the key that has this name.")] = False,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the secret to take; a key that has it already stays as it is."),
+    ] = None,
     as_json: JSON = False,
 ) -> None:
     """Make an API key and print its secret, this once.
@@ -53,19 +58,31 @@ def create(
     From the first key on, every gateway of the fleet asks for one. Programs send it as their OpenAI API key.
     """
     allowed = [model.strip() for model in models.split(",") if model.strip()] if models else []
+    chosen = _secret_in(secret_file) if secret_file else ""
     with _broker() as redis:
+        if same := [
+            key for key in ApiKeys(redis).all() if chosen and (key.name, key.digest) == (name, digest_of(chosen))
+        ]:
+            views.print_json(_facts(same[0])) if as_json else _say(f"The key {name!r} has this secret already.")
+            return
         offered = {info.id for info in RedisRegistry(redis).models()}
         key, secret = ApiKeys(redis).create(
             name, models=allowed, concurrent=concurrent, tokens_per_minute=tokens_per_minute, is_admin=admin,
-            replace=replace,
+            replace=replace, secret=chosen,
         )  # fmt: skip
     if as_json:
-        views.print_json({**_facts(key), "secret": secret})
+        views.print_json(_facts(key) if chosen else {**_facts(key), "secret": secret})
         return
-    sys.stdout.write(secret + "\n")
+    if not chosen:
+        sys.stdout.write(secret + "\n")
     if unknown := sorted(set(allowed) - offered):
         _say(f"No node offers {', '.join(unknown)} now; see `packtrain models`.")
-    _say(f"This is the secret of {name!r}, which nothing shows again. From now on requests need a key.")
+    which = (
+        f"The key {name!r} has the secret in {secret_file}."
+        if chosen
+        else (f"This is the secret of {name!r}, which nothing shows again.")
+    )
+    _say(f"{which} From now on requests need a key.")
 
 
 def list_keys(as_json: JSON = False) -> None:
@@ -96,6 +113,13 @@ def revoke(name: NAME, as_json: JSON = False) -> None:
         return
     last = "" if left else ". It was the last: gateways on loopback let this machine in without one, others nobody"
     views.console().print(f"{name} is revoked{last}", soft_wrap=True)
+
+
+def _secret_in(file: Path) -> str:
+    try:
+        return secret_in(file)
+    except ValueError as error:
+        raise InvalidParameter(f"{file}: {error}; write the secret there, in one line", field="secret") from None
 
 
 def _say(text: str) -> None:

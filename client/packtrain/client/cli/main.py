@@ -12,9 +12,11 @@ import typer
 
 from packtrain.broker.errors import InvalidRequest, JobError, PacktrainError, TryLater
 from packtrain.client.cli import (
+    broker_commands,
     bulk_commands,
     fleet_commands,
     flower_commands,
+    health_commands,
     job_commands,
     join_commands,
     journal_commands,
@@ -52,10 +54,12 @@ model_commands.add_to(app)
 pull_commands.add_to(app)
 job_commands.add_to(app)
 bulk_commands.add_to(app)
+broker_commands.add_to(app)
 journal_commands.add_to(app)
 simulation_commands.add_to(app)
 top_commands.add_to(app)
 logs_commands.add_to(app)
+health_commands.add_to(app)
 upgrade_commands.add_to(app)
 
 

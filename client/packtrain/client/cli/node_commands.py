@@ -6,9 +6,15 @@ import sys
 from typing import Annotated
 
 import typer
+from redis.exceptions import RedisError
 
-from packtrain.broker.errors import InvalidParameter
+from packtrain.broker import users
+from packtrain.broker.connection import connect, unavailable
+from packtrain.broker.errors import InvalidParameter, SetupError
+from packtrain.broker.ids import NodeId
 from packtrain.broker.node_wishes import NodeWish, parse_label
+from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.settings import load_settings
 from packtrain.client import Packtrain
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON, parse_size
@@ -21,11 +27,12 @@ NODE_ID = Annotated[str, typer.Argument(metavar="NODE", help="Id of a node, see 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    nodes = typer.Typer(help="List the nodes of the fleet; `set`, `drain`, `resume` one.", invoke_without_command=True)
+    nodes = typer.Typer(help="The nodes of the fleet; `set`, `drain`, `resume`, `revoke`.", invoke_without_command=True)
     nodes.callback()(list_nodes)
     nodes.command("set")(set_node)
     nodes.command("drain")(drain)
     nodes.command("resume")(resume)
+    nodes.command("revoke")(revoke)
     app.add_typer(nodes, name="nodes")
 
 
@@ -87,6 +94,32 @@ def resume(node: NODE_ID, as_json: JSON = False) -> None:
     """End the drain or quarantine of a node."""
     with Packtrain() as fleet:
         _show(node, fleet.resume_node(node), as_json=as_json)
+
+
+def revoke(node: NODE_ID, as_json: JSON = False) -> None:
+    """Throw out a machine that joined.
+
+    Its password is refused and its connections end, at once. Its jobs go on elsewhere. It may come back by a new
+    invitation only. To be run on the head.
+    """
+    url = load_settings().broker_url()
+    redis = connect(url, name="revoke")
+    try:
+        if not users.revoke(redis, NodeId(node)):
+            known = ", ".join(users.machines(redis)) or "no machine"
+            raise SetupError(
+                f"{node} has no password of its own ({known} has one); where it joined by a common one, change that: "
+                "delete `broker/password` in the home of the head, start the head anew, and let all others join again"
+            )
+        RedisRegistry(redis).drop_node(NodeId(node))
+    except RedisError as error:
+        raise unavailable(url, error) from error
+    finally:
+        redis.close()
+    if as_json:
+        views.print_json({"node": node, "revoked": True})
+    else:
+        views.console().print(f"{node} is out: its password is refused from now on", soft_wrap=True)
 
 
 def labels_of(texts: list[str] | None) -> dict[str, str]:

@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from packtrain.broker.access import Role
 from packtrain.broker.connection import masked
 from packtrain.broker.errors import BrokerUnavailable, PacktrainError, SetupError
 from packtrain.broker.ids import NodeId, default_node_id
-from packtrain.broker.server import BrokerServer, ServerBinary, check_schema, is_ready
+from packtrain.broker.server import HOST, BrokerServer, ServerBinary, check_schema, is_ready
 from packtrain.client.cli.flower_page import APP, FlowerPage, prepare_flower
 from packtrain.client.cli.gateway_page import GatewayPage, prepare_gateway
 from packtrain.client.cli.home import announce_fleet, held_home, holder_pid, is_held, withdraw_fleet
@@ -54,6 +57,8 @@ class UpOptions:
     maxmemory: str = "512mb"  # of our broker, as in redis.conf
     binary: ServerBinary | None = None  # None: find_server()
     listen: str = ""  # address for other machines, besides loopback; empty: none may join
+    tls: bool = False  # our broker speaks TLS, and nothing else
+    tls_names: tuple[str, ...] = ()  # by which others reach it, besides the addresses of this machine
     join_port: int = 6391  # of the pairing service; 0: a free one
     flower: bool = False
     flower_port: int = 5555  # 0: a free one
@@ -115,27 +120,30 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
         # Withdrawn after the stop: who waits for a draining job must still find the fleet.
         stack.callback(withdraw_fleet, options.home)
         stack.callback(supervisor.stop, options.drain_s + STOP_MARGIN_S)
-        url, broker = _broker(options, supervisor)
+        url_of, broker = _broker(options, supervisor)
+        url = url_of(Role.ADMIN)
         announce_fleet(options.home, _announcement(url, flower, gateway))
         probe = stack.enter_context(closing(FleetProbe(url, options.node, is_shared=bool(options.broker_url))))
-        env = _child_env(options, url)
+        env_of = partial(_child_env, options, url_of)
         if flower:
-            supervisor.start(flower.child(options.flower_app, env))
+            supervisor.start(flower.child(options.flower_app, env_of(Role.FLOWER)))
         if options.listen:
             supervisor.start(
                 Child(
                     "pairing",
                     [*options.pairing, "--listen", options.listen, "--port", str(options.join_port)],
-                    env,
+                    env_of(Role.ADMIN),  # it makes users
                     ready=lambda: probe.machines_may_join(supervisor.pids().get("pairing")),
                 )
             )
-        supervisor.start(Child("coordinator", options.coordinator, env, ready=probe.coordinator_leads))
+        supervisor.start(
+            Child("coordinator", options.coordinator, env_of(Role.COORDINATOR), ready=probe.coordinator_leads)
+        )
         if gateway:
             check_reach(gateway.host, has_keys=probe.has_api_keys())
             links = {"PACKTRAIN_HTTP_FLOWER_URL": flower.url} if flower else {}
-            supervisor.start(gateway.child(options.gateway, {**links, **env}))
-        supervisor.start(Child("agent", options.agent, env, ready=probe.agent_beats))
+            supervisor.start(gateway.child(options.gateway, {**links, **env_of(Role.GATEWAY)}))
+        supervisor.start(Child("agent", options.agent, env_of(Role.NODE), ready=probe.agent_beats))
         supervisor.wait_ready(options.ready_timeout_s)
         yield RunningFleet(
             url, options.home, options.node, broker, probe.num_models(), options.listen, flower, gateway, supervisor
@@ -227,8 +235,8 @@ def _new_supervisor(options: UpOptions, console: Console) -> Supervisor:
     return Supervisor(options.home / "logs", console=console if options.print_logs and not options.quiet else None)
 
 
-def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[str, str]:
-    """Start our broker, or look for the one that was named. Its URL, and what it is."""
+def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[Callable[[Role], str], str]:
+    """Start our broker, or look for the one that was named. Its URL for each user, and what it is."""
     if options.broker_url:
         if not is_ready(options.broker_url):
             raise BrokerUnavailable(url=masked(options.broker_url), reason="it does not answer PING")
@@ -238,13 +246,14 @@ def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[str, str]:
                 f"the broker at {masked(options.broker_url)} asks for no password, so no machine may join by it; "
                 "set one (requirepass in redis.conf), and name it in the URL"
             )
-        return options.broker_url, "external"
+        return lambda _role: options.broker_url, "external"  # for all: what other users it has, we do not know
     server = BrokerServer(
         options.home / "broker",
         options.port,
         binary=options.binary,
         maxmemory=options.maxmemory,
         listen=options.listen,
+        tls_names=_reached_by(options) if options.tls else (),
     )
     server.prepare()
     # If this process is killed, the agent drains by its lifeline, and needs the broker for as long as that takes.
@@ -252,7 +261,18 @@ def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[str, str]:
     supervisor.start(Child("broker", [*guard, *server.command()], ready=server.is_ready))
     supervisor.wait_ready(options.ready_timeout_s)
     check_schema(server.url)
-    return server.url, f"{server.binary.kind} {server.binary.version}"
+    return server.url_of, f"{server.binary.kind} {server.binary.version}"
+
+
+def _reached_by(options: UpOptions) -> list[str]:
+    """Names and addresses of our broker, for its certificate."""
+    host = socket.gethostname()
+    names = [HOST, "::1", "localhost", host, f"{host}.local", *options.tls_names]
+    if options.listen:
+        from packtrain.client.joining.discovery import own_addresses  # of the [join] extra
+
+        names += own_addresses(options.listen)
+    return names
 
 
 def _announcement(url: str, flower: FlowerPage | None, gateway: GatewayPage | None) -> dict[str, object]:
@@ -268,9 +288,9 @@ def _announcement(url: str, flower: FlowerPage | None, gateway: GatewayPage | No
     return fleet
 
 
-def _child_env(options: UpOptions, url: str) -> dict[str, str]:
+def _child_env(options: UpOptions, url_of: Callable[[Role], str], role: Role) -> dict[str, str]:
     env = {
-        "PACKTRAIN_URL": url,
+        "PACKTRAIN_URL": url_of(role),
         "PACKTRAIN_HOME": str(options.home),
         "PACKTRAIN_NODE": options.node,
         "PACKTRAIN_DRAIN_S": f"{options.drain_s:g}",

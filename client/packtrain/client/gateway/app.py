@@ -37,9 +37,9 @@ def make_app(door: Door) -> FastAPI:
         redirect_slashes=False,
     )
     handle_failures(app)
-    view = FleetView(door.fleet, door.depths)
+    view = FleetView(door.fleet)
     add_health(app, view)
-    add_metrics(app, door.metrics, view, door.access)
+    add_metrics(app, door.metrics, view, door.counters, door.access)
     add_page(app)
     if door.watch:
         add_feed(app, door, door.watch)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packtrain.broker.tally_store import Counters
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
-from packtrain.client.gateway.fleet_view import Depths
 from packtrain.client.gateway.metrics import Metrics
 from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.settings import GatewaySettings
@@ -23,7 +23,7 @@ class Door:
     fleet: AsyncPacktrain
     settings: GatewaySettings = field(default_factory=GatewaySettings)
     access: Access = field(default_factory=OpenAccess)
-    depths: Depths | None = None  # jobs that wait, by lane
+    counters: Counters | None = None  # of the fleet, for `/metrics`; None: there is no broker to ask
     metrics: Metrics = field(default_factory=Metrics)
     files: Path | None = None  # folder of uploads and batches; None: there are none
     watch: Watch | None = None  # looks at the fleet for its page; None: there is no page

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.errors import BrokerUnavailable
-from packtrain.broker.ids import Route
 from packtrain.broker.model_info import ModelInfo
 from packtrain.client.aio import AsyncPacktrain
 
@@ -17,9 +16,6 @@ from packtrain.client.aio import AsyncPacktrain
 FRESH_S = 1.0
 #: A look that takes longer has failed. The client itself would try again for half a minute.
 LOOK_TIMEOUT_S = 3.0
-
-#: Jobs that wait on these routes together: interactive ones, bulk ones.
-Depths = Callable[[Sequence[Route]], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +25,6 @@ class View:
     nodes: Sequence[NodeBeat] = ()
     models: Sequence[ModelInfo] = ()
     instances: Sequence[InstanceBeat] = ()
-    waiting: Mapping[tuple[Route, str], int] = field(default_factory=dict)  # by route and lane
 
     @property
     def offered(self) -> set[str]:
@@ -38,17 +33,10 @@ class View:
 
 
 class FleetView:
-    """The view of one gateway. Many may ask at once; one of them looks.
+    """The view of one gateway. Many may ask at once; one of them looks."""
 
-    Args:
-        depths: Splits what waits by lanes; None: all of it counts as interactive.
-    """
-
-    def __init__(
-        self, fleet: AsyncPacktrain, depths: Depths | None = None, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, fleet: AsyncPacktrain, now: Callable[[], float] = time.monotonic) -> None:
         self._fleet = fleet
-        self._depths = depths
         self._now = now
         self._turn = asyncio.Lock()
         self._seen: View | BrokerUnavailable | None = None
@@ -76,12 +64,4 @@ class FleetView:
         return self._seen
 
     async def _look(self) -> View:
-        nodes, models, instances, waiting = await asyncio.gather(
-            self._fleet.nodes(), self._fleet.models(), self._fleet.instances(), self._fleet.waiting()
-        )
-        depths: dict[tuple[Route, str], int] = {}
-        for name, count in waiting.items():
-            route = Route(name)
-            both = await asyncio.to_thread(self._depths, [route]) if self._depths else (count, 0)
-            depths |= {(route, lane): jobs for lane, jobs in zip(("interactive", "bulk"), both, strict=True)}
-        return View(nodes, models, instances, depths)
+        return View(*await asyncio.gather(self._fleet.nodes(), self._fleet.models(), self._fleet.instances()))

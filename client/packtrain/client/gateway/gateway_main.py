@@ -18,8 +18,8 @@ from packtrain.broker.api_keys import ApiKeys
 from packtrain.broker.connection import connect, masked, unavailable
 from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.processes import Presence
-from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.settings import load_settings
+from packtrain.broker.tally_store import Counters
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
@@ -73,8 +73,7 @@ async def _serve(
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
         door = Door(
-            fleet, settings, KeyAccess(keys, settings, masked(url)), RedisJobs(redis).ready, files=files,
-            watch=Watch(redis),
+            fleet, settings, KeyAccess(keys, settings, masked(url)), Counters(redis), files=files, watch=Watch(redis),
         )  # fmt: skip
         config = uvicorn.Config(
             make_app(door),

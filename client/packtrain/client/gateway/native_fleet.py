@@ -46,11 +46,17 @@ def add_fleet(router: APIRouter, door: Door) -> None:
         names = await names_of(door, await door.access.caller(request))
         return written(Instances(instances=names.instances(await asyncio.to_thread(transport.instances))))
 
-    @router.get("/waiting", summary="How many jobs wait, by model")
+    @router.get("/waiting", summary="How many jobs wait, by model, and why models cannot be loaded")
     async def waiting(request: Request) -> Response:
         names = await names_of(door, await door.access.caller(request))
-        found = await asyncio.to_thread(transport.waiting)
-        return written(Waiting(waiting={str(route): count for route, count in found.items() if names.shows(route)}))
+        counts = await asyncio.to_thread(transport.waiting)
+        reasons = await asyncio.to_thread(transport.waits)
+        return written(
+            Waiting(
+                waiting={str(route): count for route, count in counts.items() if names.shows(route)},
+                reasons={str(route): why for route, why in reasons.items() if names.shows(route)},
+            )
+        )
 
     async def desire(model: str, replicas: int, *, unload: bool) -> Response:
         change = partial(transport.set_desired, ModelId(model), replicas=replicas, unload=unload)

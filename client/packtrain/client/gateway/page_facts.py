@@ -121,6 +121,7 @@ class ModelFacts(Report):
     loaded: int = Field(0, description="instances that are READY")
     coming: int = Field(0, description="instances that come up")
     wanted: int = Field(0, description="that operators want kept loaded")
+    pinned: bool = Field(False, description="packtrain.toml says that it is never evicted, once it is loaded")
 
 
 class EventFacts(Report):
@@ -238,6 +239,7 @@ def model_facts(
             chats=real.has_chat_template or bool(real.remote), needs=real.required_bytes,
             loaded=sum(each.state is InstanceState.READY for each in mine),
             coming=sum(each.state.is_coming_up for each in mine), wanted=wish.replicas if wish else 0,
+            pinned=real.pinned,
         )  # fmt: skip
 
     return tuple(facts(info) for info in models)

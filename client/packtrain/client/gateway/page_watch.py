@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from redis import Redis
@@ -14,10 +14,10 @@ from packtrain.broker.explain import explain
 from packtrain.broker.history import Series, faults_of
 from packtrain.broker.history_store import History
 from packtrain.broker.ids import JobId, Route, model_of
-from packtrain.broker.job_spec import Lane
 from packtrain.broker.jobs import parse_status
 from packtrain.broker.journal import RedisJournal
 from packtrain.broker.outcome import JobStatus
+from packtrain.broker.queues import Queue, look_at_queues
 from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import JobState
@@ -35,8 +35,8 @@ from packtrain.client.gateway.page_facts import (
 
 #: Jobs that are looked at: the newest, those that run, the next of all queues together.
 NEWEST, RUNNING, NEXT = 100, 100, 80
-#: Of these, how many of one queue; and of how many of it the oldest is looked for.
-NEXT_OF_ONE, OLDEST_OF = 10, 32
+#: Of these, how many of one queue.
+NEXT_OF_ONE = 10
 #: Waiting jobs that are told their place and reason; each takes a script call.
 MAX_PLACES = 60
 #: Spans of the curves, and what one point stands for, seconds.
@@ -46,8 +46,6 @@ _FIELDS = (
     "state", "model", "route", "user", "lane", "attempts", "epoch", "submitted_ms", "started_ms", "first_token_ms",
     "finished_ms", "instance", "node", "meant_for", "tokens", "cancel",
 )  # fmt: skip
-
-LANES: tuple[Lane, Lane] = ("interactive", "bulk")
 
 
 class Watch:
@@ -66,15 +64,16 @@ class Watch:
         nodes, models, instances = self._registry.nodes(), self._registry.models(), self._registry.instances()
         by_id = {info.id: info for info in models}
         waits = self._registry.waits()
-        queues, heads = self._queues(now_ms, waits or {})
+        queues = look_at_queues(self._redis, self._jobs.waiting(), now_ms)
+        nexts = [queue.head[n] for n in range(NEXT_OF_ONE) for queue in queues if n < len(queue.head)]
         return Facts(
             at_ms=now_ms,
             is_led=waits is not None,
             tokens_per_s=sum(each.tokens_per_s for each in instances if not each.state.is_terminal),
             nodes=tuple(node_facts(node, instances, by_id) for node in nodes),
             instances=tuple(instance_facts(each) for each in instances if not each.state.is_terminal),
-            queues=tuple(queues),
-            jobs=in_order(self._look_at_jobs(now_ms, heads, instances, waits)),
+            queues=tuple(_queue_facts(queue, waits or {}) for queue in queues),
+            jobs=in_order(self._look_at_jobs(now_ms, nexts[:NEXT], instances, waits)),
             models=model_facts(models, instances, {str(k): v for k, v in self._registry.desired().items()}),
             events=events_of(
                 self._journal.read(MAX_EVENTS),
@@ -85,29 +84,6 @@ class Watch:
     def history(self, span_s: int) -> Series:
         """Curves over one of `SPANS`."""
         return self._history.series(now_ms=self._registry.now_ms(), span_ms=span_s * 1000, step_ms=SPANS[span_s] * 1000)
-
-    def _queues(self, now_ms: int, waits: dict[Route, str]) -> tuple[list[QueueFacts], list[JobId]]:
-        places = [(route, lane) for route in self._jobs.waiting() for lane in LANES]
-        pipe = self._redis.pipeline(transaction=False)
-        for route, lane in places:
-            pipe.zcard(keys.ready(route, lane))
-            pipe.zrange(keys.ready(route, lane), 0, OLDEST_OF - 1)
-        sizes = pipe.execute()
-        heads = dict(zip(places, sizes[1::2], strict=True))
-        ids = [job_id for head in heads.values() for job_id in head]
-        for job_id in ids:
-            pipe.hget(keys.job(job_id), "submitted_ms")
-        since = {job_id: int(at) for job_id, at in zip(ids, pipe.execute(), strict=True) if at}
-        found = [
-            QueueFacts(
-                route=route, model=model_of(route), lane=lane, waiting=size, reason=waits.get(route, ""),
-                oldest_ms=now_ms - min((since[each] for each in heads[route, lane] if each in since), default=now_ms),
-            )
-            for (route, lane), size in zip(places, sizes[::2], strict=True)
-            if size
-        ]  # fmt: skip
-        nexts = [head[n] for n in range(NEXT_OF_ONE) for head in heads.values() if n < len(head)]
-        return found, nexts[:NEXT]
 
     def _look_at_jobs(
         self,
@@ -165,6 +141,13 @@ class Watch:
         for job_id in failed:
             pipe.hget(keys.job(JobId(job_id)), "outcome")
         return {job_id: _code(cast("str | None", text)) for job_id, text in zip(failed, pipe.execute(), strict=True)}
+
+
+def _queue_facts(queue: Queue, waits: Mapping[Route, str]) -> QueueFacts:
+    return QueueFacts(
+        route=queue.route, model=model_of(queue.route), lane=queue.lane, waiting=queue.waiting,
+        oldest_ms=queue.oldest_ms, reason=waits.get(queue.route, ""),
+    )  # fmt: skip
 
 
 def _code(outcome: str | None) -> str:

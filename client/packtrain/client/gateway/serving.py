@@ -11,7 +11,6 @@ it has given them a key to come back with.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -117,7 +116,6 @@ async def _begin(door: Door, request: Request, caller: Caller, call: Call) -> An
     request.state.model = call.model
 
     async def over(results: Sequence[Result] | None) -> None:
-        door.metrics.over(call.model, time.monotonic() - request.state.began_s, results)
         if results is not None:
             await admission.end(call.form.used(results)["total_tokens"])
         else:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from packtrain.broker.errors import SetupError
 from packtrain.client.joining.exchange import Exchange, WrongSecret
-from packtrain.client.joining.messages import MAX_BODY, Admitted, BrokerPlace, Confirm, Guest, Hello, Welcome
+from packtrain.client.joining.messages import MAX_BODY, Admitted, BrokerPlace, Confirm, Guest, Hello, Joined, Welcome
 
 #: For one address to answer. One that swallows packets must not hide the next.
 CONNECT_S = 4.0
@@ -21,8 +21,8 @@ CONNECT_S = 4.0
 _M = TypeVar("_M", bound=BaseModel)
 
 
-def join(addresses: Sequence[str], port: int, *, secret: str, invite: str, node: str) -> tuple[str, str]:
-    """URL of the broker with its password, and the name of the fleet.
+def join(addresses: Sequence[str], port: int, *, secret: str, invite: str, node: str) -> Joined:
+    """The way to the broker.
 
     Args:
         addresses: Of the pairing service; the first that answers is taken.
@@ -45,7 +45,7 @@ def join(addresses: Sequence[str], port: int, *, secret: str, invite: str, node:
         raise SetupError(
             f"what answers at {address} port {port} does not know the code; is another fleet meant?"
         ) from None
-    return _url(place, address), place.fleet
+    return Joined(_url(place, address), place.fleet, place.ca)
 
 
 def _answering(addresses: Sequence[str], port: int) -> str:

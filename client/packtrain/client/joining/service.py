@@ -19,6 +19,7 @@ from http import HTTPStatus
 
 from pydantic import ValidationError
 
+from packtrain.broker.ids import NodeId
 from packtrain.broker.invites import Invite, Invites
 from packtrain.client.joining.exchange import Exchange, Key, WrongSecret
 from packtrain.client.joining.messages import Admitted, BrokerPlace, Confirm, Guest, Hello, Welcome
@@ -48,13 +49,15 @@ class Pairing:
     """What the service decides, without the network. Safe to call from several threads.
 
     Args:
-        place: What to tell those who know the secret.
+        place_for: What to tell a node that knows the secret. May raise `redis.RedisError`.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, invites: Invites, place: BrokerPlace, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, invites: Invites, place_for: Callable[[NodeId], BrokerPlace], clock: Callable[[], float]
+    ) -> None:
         self._invites = invites
-        self._place = place
+        self._place_for = place_for
         self._clock = clock
         self._sessions: dict[str, _Session] = {}
         self._lock = threading.Lock()
@@ -103,4 +106,5 @@ class Pairing:
         if not self._invites.take_use(session.invite):
             raise Refused(HTTPStatus.GONE, "the invitation is used up or over; run `packtrain invite` on the head")
         logger.info("Node %s may join", guest.node, extra={"event": "join.admitted", "node": guest.node})
-        return Admitted(sealed=session.key.seal("head", self._place.model_dump_json().encode()).hex())
+        place = self._place_for(NodeId(guest.node))
+        return Admitted(sealed=session.key.seal("head", place.model_dump_json().encode()).hex())

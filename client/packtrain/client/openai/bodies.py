@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 #: What a client may say of a job beyond OpenAI's API, in the body or as a header `X-Packtrain-<Name>`.
-EXTRAS = ("deterministic", "lane", "priority", "idempotency_key", "expires_in", "max_run", "max_wait")
+EXTRAS = ("deterministic", "lane", "priority", "idempotency_key", "expires_in", "max_run", "max_wait", "tag")
 
 _WEEK_S = 7 * 24 * 3600  # what a job's own bounds are
 
@@ -50,6 +50,7 @@ class Body(BaseModel):
     )
     expires_in: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds until the request is given up")
     max_run: float | None = Field(None, gt=0, le=_WEEK_S, description="seconds that it may run")
+    tag: str | None = Field(None, description="what it is counted under beside its user, see /metrics")
     max_wait: float | None = Field(None, gt=0, description="seconds; what would begin later is refused with a 503")
 
 

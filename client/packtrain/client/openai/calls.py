@@ -189,7 +189,7 @@ def _common(body: Body, user: str | None, lane: str | None, known: Sequence[str]
     }
     times = {"expires_in_ms": body.expires_in, "max_run_ms": body.max_run}
     fields |= {name: int(seconds * 1000) for name, seconds in times.items() if seconds is not None}
-    return fields | _given(deterministic=body.deterministic)
+    return fields | _given(deterministic=body.deterministic, tag=body.tag)
 
 
 def user_of(name: str | None) -> str:

@@ -32,6 +32,7 @@ from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
 from packtrain.workers.engine.inbox import MAX_GATHER_S, Inbox
 from packtrain.workers.engine.logprobs import Describer
 from packtrain.workers.engine.lookup import Guesser
+from packtrain.workers.engine.meter import StepMeter
 from packtrain.workers.engine.places import Places
 from packtrain.workers.engine.scheduler import Rows, add_guesses, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
@@ -67,6 +68,9 @@ class EngineStats:
     parked: int = 0  # sequences that are parked now
     parkings: int = 0
     parkable: int = 0  # more interactive sequences than slots are taken up by so many, at once
+    batches: tuple[int, ...] = ()  # steps by the sequences in them, see meter.py
+    batched: int = 0  # sequences of all steps
+    kv_tokens: int = 0  # tokens in the cache of sequences in slots
 
 
 class Engine:
@@ -105,6 +109,7 @@ class Engine:
         self._standing_back = StandingBack(can_break_off=backend.shape.can_share)
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
         self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
+        self._meter = StepMeter()
         self._num_ended = 0  # in the last step
         self._stepped_at = self._beat = clock()
         self._inbox = Inbox(clock)  # all that other threads touch
@@ -144,6 +149,9 @@ class Engine:
             len(self._places.parked),
             self._places.num_parkings,
             max(0, self._places.num_parkable - self._inbox.num_interactive),
+            self._meter.sizes,
+            self._meter.batched,
+            self._meter.kv_tokens,
         )
 
     @property
@@ -198,6 +206,7 @@ class Engine:
         self._tokens_reused += self._places.caches.begin(list(self._places.live.values()))
         if rows := self._plan():
             self._compute(rows)
+        self._meter.look_at(self._places.live.values())
         if self._embeds:
             self._embeds.step(self._prefill_budget if self._places.live else None, self._stop_for)
             if self._embeds.is_broken:
@@ -314,6 +323,7 @@ class Engine:
         self._failures_in_a_row = 0
         self._standing_back.computed([row.sequence for row in rows], whole=True)
         self._steps += 1
+        self._meter.step(len(rows))
         self._batch_peak = max(self._batch_peak, len(rows))
         for row, request in zip(rows, requests, strict=True):
             sequence = row.sequence

@@ -106,8 +106,11 @@ class Exchange:
                 host, port, node=settings.node, parts=lambda model: _parts(catalog, model), secret=self._secret,
                 clock_s=self._clock_s, hashes=self._hashes, rate=settings.files_rate,
             )  # fmt: skip
-            self._host = host
-            self.url = files_url(host, self._server.port, settings.broker_url())
+            if settings.files_reached_at:
+                self.url = f"http://{settings.files_reached_at}"
+            else:
+                self._host = host
+                self.url = files_url(host, self._server.port, settings.broker_url())
         self._is_serving = False
         self._closing = threading.Event()
         remove_abandoned(self._folder)

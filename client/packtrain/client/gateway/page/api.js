@@ -43,6 +43,7 @@ export async function* stream(method, path, body, signal) {
 const model = (id) => `${NATIVE}/models/${id.split("/").map(encodeURIComponent).join("/")}`;
 
 export const load = (id) => ask("POST", `${model(id)}/load`, {});
+export const unpin = (id) => ask("PUT", `${model(id)}/desired`, { replicas: 0 });
 export const unload = (id) => ask("POST", `${model(id)}/unload`, {});
 export const change = (node, wish) => ask("PATCH", `${NATIVE}/nodes/${encodeURIComponent(node)}`, wish);
 export const cancelJob = (id) => ask("POST", `${NATIVE}/jobs/${id}/cancel`);

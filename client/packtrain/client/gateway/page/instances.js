@@ -1,6 +1,6 @@
 // Instances: what is loaded where, and how busy it is; and the models that could be.
 
-import { load, unload } from "./api.js";
+import { load, unload, unpin } from "./api.js";
 import { bytes, duration, rate } from "./format.js";
 import { Empty, Once, Panel, Twice, html } from "./ui.js";
 
@@ -31,6 +31,11 @@ function Slots({ used, slots }) {
   return html`<span class="figure"><span class="dots slots" role="img" aria-label=${said}>${dots}</span> ${used}/${slots}</span>`;
 }
 
+const PINNED = {
+  wanted: "An operator wants it kept loaded: it is never evicted",
+  pinned: "By packtrain.toml: once loaded it is never evicted",
+};
+
 export function Models({ facts, run }) {
   const models = facts.models.filter((model) => !model.alias_of);
   return html`<${Panel} id="models" title="Models" count=${models.length}>
@@ -44,10 +49,12 @@ function Model({ model, isAdmin, run }) {
   return html`<li class="model" aria-label=${`Model ${model.id}`}>
     <div class="who"><strong>${model.id}</strong><span class="quiet">${[model.about, bytes(model.needs)].filter(Boolean).join(" · ")}</span></div>
     ${state ? html`<span class=${model.loaded ? "pill good" : "pill"}>${state}</span>` : ""}
-    ${model.wanted ? html`<span class="pill" title="An operator wants it kept loaded">kept</span>` : ""}
+    ${model.wanted || model.pinned ? html`<span class="pill" title=${PINNED[model.wanted ? "wanted" : "pinned"]}>pinned</span>` : ""}
     ${isAdmin
       ? html`<span class="acts">
-          ${model.wanted ? "" : html`<${Once} label=${model.loaded ? "keep" : "load"} name=${`Load ${model.id} and keep it`} act=${() => run(`${model.id} will be loaded and kept`, () => load(model.id))} />`}
+          ${model.wanted
+            ? html`<${Once} label="unpin" name=${`Unpin ${model.id}`} act=${() => run(`${model.id} stays for as long as it is used`, () => unpin(model.id))} />`
+            : html`<${Once} label=${model.loaded ? "pin" : "load"} name=${model.loaded ? `Pin ${model.id}` : `Load ${model.id} and pin it`} act=${() => run(`${model.id} will be loaded and kept`, () => load(model.id))} />`}
           ${model.loaded || model.coming || model.wanted ? html`<${Twice} label="unload" name=${`Unload ${model.id}`} act=${() => run(`${model.id} will be unloaded`, () => unload(model.id))} />` : ""}
         </span>`
       : ""}

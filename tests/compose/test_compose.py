@@ -1,0 +1,194 @@
+"""Head and node in containers, as users run them: `make test-compose`. In the order of the file, on one fleet.
+
+A real engine, our image as deploy/Dockerfile builds it, the compose files as they are, the real model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from packtrain.broker.errors import TryLater
+from packtrain.broker.states import JobState
+from packtrain.client import Job, Packtrain, Result
+from tests.compose import images
+from tests.compose.conftest import ATTIC_MEMORY, HEAD_MEMORY, TwoHosts, tell
+from tests.compose.engine import Engine
+from tests.support.fleets import eventually
+
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
+
+MODEL = "smollm2"
+#: So long that a container can be ended meanwhile.
+TOKENS = 64
+
+
+def test_the_image_is_small_and_runs_as_nobody(engine: Engine) -> None:
+    image, base = json.loads(engine.run("image", "inspect", images.IMAGE, images.BASE).stdout)
+    ours = image["Size"] - base["Size"]
+    tell(f"the image has {ours / 1e6:.0f} MB more than its base of {base['Size'] / 1e6:.0f} MB")
+
+    assert ours < 300e6
+    assert image["Config"]["User"] == "packtrain"
+    assert engine.run("run", "--rm", images.IMAGE, "version").stdout.startswith("packtrain ")
+
+
+def test_every_part_says_that_it_is_well(fleet: TwoHosts) -> None:
+    found = fleet.until_healthy()
+
+    assert {"broker", "coordinator", "gateway", "pairing", "flower", "node", "attic"} <= found.keys()
+
+
+def test_the_limits_of_a_container_are_the_budget_of_its_node(client: Packtrain) -> None:
+    nodes = {node.node: node for node in client.nodes()}
+
+    assert nodes["head"].memory_total == HEAD_MEMORY
+    assert nodes["attic"].memory_total == ATTIC_MEMORY
+    for node in nodes.values():
+        assert node.cores == 1
+        assert node.memory_budget == int(node.memory_total * 0.8)
+
+
+def test_jobs_run_on_both_hosts_and_the_second_fetches_the_model(client: Packtrain) -> None:
+    """Its folder of models is empty: the file comes from the head's container, over published ports."""
+    client.set_node("head", memory=256 * 2**20)  # too little for it, so the second host must have it
+    client.load(MODEL, replicas=2)
+    eventually(lambda: ready_on(client) == {"attic"}, "an instance on the second host", 120)
+    client.set_node("head", memory=0)  # as it was started
+    eventually(lambda: ready_on(client) == {"head", "attic"}, "an instance on each host", 120)
+
+    results = client.map(MODEL, [f"Count to {n}." for n in range(16)], max_tokens=24)
+
+    assert {result.node for result in results} == {"head", "attic"}
+    assert all(result.usage.completion_tokens for result in results)
+
+
+def test_http_asks_for_the_key_that_was_made_before_the_fleet(fleet: TwoHosts) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 8}
+    request = urllib.request.Request(f"{fleet.gateway}/v1/chat/completions", json.dumps(body).encode())
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=30)
+    request.add_header("Authorization", f"Bearer {fleet.secrets['api_key']}")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert json.load(answer)["choices"][0]["message"]["content"]
+
+
+def test_no_secret_is_in_what_the_engine_tells_or_a_part_logs(fleet: TwoHosts) -> None:
+    seen = {}
+    for name, container in fleet.containers.items():
+        seen[f"inspect {name}"] = json.dumps(container.facts)
+        seen[f"log {name}"] = fleet.logs(container)
+        if container.facts["State"]["Running"]:
+            seen[f"processes of {name}"] = fleet.engine.run("top", container.id, "-eo", "pid,args").stdout
+    seen["history"] = fleet.engine.run("history", "--no-trunc", images.IMAGE).stdout
+
+    assert all(seen.values())
+    for secret, value in fleet.secrets.items():
+        assert [where for where, text in seen.items() if value in text] == [], secret
+
+
+def test_containers_may_do_little(fleet: TwoHosts) -> None:
+    for name, container in fleet.containers.items():
+        host = container.facts["HostConfig"]
+        assert host["ReadonlyRootfs"], name
+        assert host["CapDrop"] == ["ALL"], name
+        assert "no-new-privileges:true" in host["SecurityOpt"], name
+        assert container.facts["Config"]["User"] not in ("", "root", "0"), name
+    node = fleet.containers["node"].id
+    for path in ("/opt/packtrain/x", "/models/x"):
+        refused = fleet.engine.run("exec", node, "touch", path, check=False)
+        assert "Read-only file system" in refused.stderr
+
+
+def test_a_host_dies_and_its_jobs_go_on(fleet: TwoHosts, client: Packtrain) -> None:
+    """SIGKILL to the container's first process, as when memory runs out. The engine starts it again."""
+    eventually(lambda: ready_on(client) == {"head", "attic"}, "an instance on each host", 120)
+    attic = fleet.containers["attic"]
+    jobs = [client.submit(MODEL, f"Tell me about {n}.", max_tokens=TOKENS, ignore_eos=True) for n in range(12)]
+    eventually(lambda: any(runs_on(job, "attic") for job in jobs), "a job on the second host", 60)
+
+    os.kill(attic.pid, signal.SIGKILL)
+    died = time.monotonic()
+    results = [job.result(timeout=240) for job in jobs]
+    tell(f"12 jobs were done {time.monotonic() - died:.1f} s after the second host died")
+
+    assert [result.usage.completion_tokens for result in results] == [TOKENS] * 12
+    eventually(lambda: fleet.containers["attic"].facts["RestartCount"] == 1, "the engine's restart", 60)
+    eventually(lambda: {node.node for node in client.nodes()} == {"head", "attic"}, "the second host's return", 60)
+
+
+def test_a_rolling_upgrade_loses_no_job(fleet: TwoHosts, client: Packtrain) -> None:
+    """Each container is made anew from another image, one after the other, broker last, while jobs keep coming."""
+    before = fleet.until_healthy()
+    ending = threading.Event()
+    jobs: list[Job] = []
+    refused: list[str] = []
+
+    def keep_asking() -> None:
+        with Packtrain(fleet.url) as asking:
+            while not ending.wait(0.5):
+                try:
+                    jobs.append(asking.submit(MODEL, f"Job {len(jobs)}", max_tokens=16, ignore_eos=True))
+                except TryLater as error:  # the broker was away for longer than the client tries
+                    refused.append(str(error))
+
+    asker = threading.Thread(target=keep_asking)
+    asker.start()
+    try:
+        for project, services in (
+            (fleet.attic, ["node"]),
+            (fleet.head, ["node", "coordinator", "gateway", "pairing", "flower"]),
+        ):
+            project.env["PACKTRAIN_IMAGE"] = images.NEXT
+            for service in services:
+                project.run("up", "--detach", "--no-build", "--no-deps", service)
+                eventually(lambda: project.containers()[service].health == "healthy", f"health of {service}", 120)  # noqa: B023
+        fleet.head.run("up", "--detach", "--no-build", "--no-deps", "--force-recreate", "broker")
+        eventually(lambda: fleet.head.containers()["broker"].health == "healthy", "health of the broker", 60)
+    finally:
+        ending.set()
+        asker.join(60)
+    results = [result_of(fleet, job) for job in jobs]
+    after = fleet.until_healthy()
+    tell(f"{len(jobs)} jobs during the upgrade, all answered; {len(refused)} were refused and not taken")
+
+    assert len(jobs) > 10
+    assert [result.usage.completion_tokens for result in results] == [16] * len(jobs)
+    for name in ("attic", "node", "coordinator", "gateway", "pairing", "flower", "broker"):
+        assert before[name].id != after[name].id, name
+    # Those that ran models drained: nobody had to be killed.
+    assert {after[name].facts["Config"]["Image"] for name in ("attic", "node", "coordinator")} == {images.NEXT}
+
+
+def test_a_stop_drains(fleet: TwoHosts, client: Packtrain) -> None:
+    """SIGTERM ends a node by itself, in time, and what it ran goes on elsewhere."""
+    jobs = [client.submit(MODEL, f"Tell me about {n}.", max_tokens=TOKENS, ignore_eos=True) for n in range(8)]
+    eventually(lambda: any(runs_on(job, "attic") for job in jobs), "a job on the second host", 90)
+
+    fleet.attic.run("stop", "node")
+
+    state = fleet.containers["attic"].facts["State"]
+    assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
+    assert [job.result(timeout=120).usage.completion_tokens for job in jobs] == [TOKENS] * 8
+
+
+def ready_on(client: Packtrain) -> set[str]:
+    return {instance.node for instance in client.instances() if instance.state.value == "READY"}
+
+
+def runs_on(job: Job, node: str) -> bool:
+    status = job.status()
+    return status.state is JobState.RUNNING and status.node == node
+
+
+def result_of(fleet: TwoHosts, job: Job) -> Result:
+    with Packtrain(fleet.url) as client:
+        return client.job(job.id).result(timeout=120)
