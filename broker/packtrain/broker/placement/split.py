@@ -1,6 +1,6 @@
 """The plan of a split: which nodes hold a model together that none holds alone, and how many layers each. Pure.
 
-One node is the head: it has the model's file, computes the first layers, input and output, and every byte of a step goes
+One node is the head: it has the model's file and computes the first layers, input and output. Every byte of a step goes
 through it, so only its links count. Shards have the other layers in order. Chosen are, in this order,
 
     fewest nodes              each more costs a round trip for each token
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, pairwise
 
 from packtrain.broker.ids import NodeId
 from packtrain.broker.placement.snapshot import MIB
@@ -153,9 +153,7 @@ def _best_around(
     return None
 
 
-def _linked(
-    head: Member, model: SplitModel, members: Sequence[Member], links: Links
-) -> Iterator[tuple[Member, Link]]:
+def _linked(head: Member, model: SplitModel, members: Sequence[Member], links: Links) -> Iterator[tuple[Member, Link]]:
     for member in members:
         link = link_between(links, head.node, member.node)
         is_able = member.build == head.build and member.usable > model.shard_bytes
@@ -170,7 +168,7 @@ def _dealt(model: SplitModel, head: Member, shards: Sequence[tuple[Member, Link]
     if counts is None or not all(counts[1:]):
         return None
     starts = [0, *accumulate(counts)]
-    sizes = [sum(model.layers[start:stop]) for start, stop in zip(starts, starts[1:], strict=False)]
+    sizes = [sum(model.layers[start:stop]) for start, stop in pairwise(starts)]
     shares = [Share(head.node, 0, counts[0], sizes[0] + model.head_bytes, head.usable)]
     for (member, link), start, count, size in zip(shards, starts[1:], counts[1:], sizes[1:], strict=False):
         shares.append(Share(member.node, start, count, size + model.shard_bytes, member.usable, link))
