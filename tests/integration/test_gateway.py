@@ -119,6 +119,25 @@ def test_prompts_may_be_token_ids(door: Door) -> None:
     assert by_ids["data"] == by_text["data"]
 
 
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+def test_a_stream_with_echo_has_the_logprobs_of_the_prompt_before_those_of_the_answer(
+    door: Door, max_tokens: int
+) -> None:
+    asked = {"model": "echo", "prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": max_tokens, "n": 2, "seed": 1}
+
+    whole = door.gateway.answer(COMPLETIONS, asked)["choices"]
+    chunks = door.gateway.chunks(COMPLETIONS, asked)
+
+    for choice in whole:
+        parts = [part for chunk in chunks for part in chunk["choices"] if part["index"] == choice["index"]]
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        told = {name: [one for part in parts if part["logprobs"] for one in part["logprobs"][name]] for name in names}
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        assert told == choice["logprobs"]
+        assert "".join(told["tokens"]) == choice["text"]
+        assert [part["finish_reason"] for part in parts] == [None, choice["finish_reason"]]
+
+
 def test_bare_paths_work_for_who_forgets_the_v1(door: Door) -> None:
     assert choice(door.gateway.answer("/chat/completions", chat("abc")))["message"]["content"] == "cba"
     assert door.gateway.http.get("/models").json() == door.gateway.http.get("/v1/models").json()

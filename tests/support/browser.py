@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -49,6 +50,12 @@ class Watched:
     def goto(self, url: str) -> None:
         """Open a URL, and wait for its scripts; a stream that never ends is not waited for."""
         self.page.goto(url, wait_until="load")
+
+    def broken_rules(self) -> list[str]:
+        """What axe-core has against the page as it is: rules of WCAG 2.2, A and AA, and where they are broken."""
+        options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"], "resultTypes": ["violations"]}
+        found = Axe().run(self.page, options=options).response["violations"]
+        return [f"{rule['id']}: {node['target']}: {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
     def first_paint_ms(self) -> float:
         """From the beginning of the navigation to the first text or picture."""

@@ -17,7 +17,7 @@ import httpx2
 
 from tests.support.fleets import eventually
 
-_SERVING = re.compile(r"Serving at (http://\S+)")
+_SERVING = re.compile(r"Serving at (https?://\S+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ def write_tiny_model(
     special: tuple[str, ...] = (),
     pooling: gguf.PoolingType | None = None,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    architecture: str = "llama",
     n_layer: int = N_LAYER,
     n_ff: int = N_FF,
 ) -> Path:
@@ -37,11 +38,14 @@ def write_tiny_model(
         special: Further control tokens, from id 261 on.
         pooling: Makes it a model for embedding.
         kind: Type of its matrices.
+        architecture: `llama`, or `qwen2vl`, whose positions have several dimensions.
         n_ff: 45,056 make its three largest matrices of F32 11 MiB each.
     """
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "<|im_end|>", *special]
     kinds = [_UNKNOWN, _CONTROL, _CONTROL, *[_BYTE] * 256, _NORMAL, _CONTROL, *[_CONTROL] * len(special)]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
+    if architecture == "qwen2vl":
+        writer.add_rope_dimension_sections([2, 3, 3, 0])
     writer.add_name("Tiny")
     writer.add_context_length(N_CTX)
     writer.add_embedding_length(N_EMBD)

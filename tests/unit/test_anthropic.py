@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from packtrain.client.dialects.anthropic import form
 from packtrain.client.dialects.anthropic.calls import parse_count, parse_messages
 from packtrain.client.openai import Fault, Stamp, fault_of
 from packtrain.client.result import AnswerDelta, Result
+from tests.support.pictures import png
 
 pytestmark = pytest.mark.unit
 
@@ -162,8 +164,17 @@ def test_what_cannot_be_taken_is_named(fields: dict[str, Any], named: str) -> No
 def test_an_image_is_refused_as_one() -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
 
-    with pytest.raises(InvalidParameter, match="image_url"):
+    with pytest.raises(InvalidParameter, match="image cannot be read"):
         spec_of(messages=[{"role": "user", "content": [image]}])
+
+
+def test_an_image_stands_where_its_block_stood() -> None:
+    data = base64.b64encode(png(8, 8)).decode()
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+
+    (turn,) = spec_of(messages=[{"role": "user", "content": [image, {"type": "text", "text": "Hi"}]}]).messages
+
+    assert (turn.content, [each.at for each in turn.images]) == ("\nHi", [0])
 
 
 def test_an_unknown_model_is_not_taken_for_a_key() -> None:

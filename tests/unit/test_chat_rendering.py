@@ -209,7 +209,7 @@ def test_a_chat_without_special_tokens_is_one_part() -> None:
     st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "<s>", "<", "<|", "a", "\ue0f0", "\ue0f1", "0", " "])),
 )
 def test_masking_loses_nothing_and_leaves_nothing(pieces: list[str]) -> None:
-    content, found = "".join(pieces), list[str]()
+    content, found = "".join(pieces), list[Part]()
     masked = CHATML_SPECIAL.mask(content, found)
     parts = unmask(masked, found)
 

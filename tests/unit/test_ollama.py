@@ -107,9 +107,9 @@ def test_an_answer_to_no_call_is_a_turn_all_the_same() -> None:
 
 @pytest.mark.parametrize("image", ["aGk=", "iVBORw0K", "data:image/png;base64,aGk="])
 def test_an_image_is_refused_as_one(image: str) -> None:
-    with pytest.raises(InvalidParameter, match="image_url"):
+    with pytest.raises(InvalidParameter, match="image"):
         chat({"role": "user", "content": "?", "images": [image]})
-    with pytest.raises(InvalidParameter, match="image_url"):
+    with pytest.raises(InvalidParameter, match="image"):
         generate(images=[image])
     with pytest.raises(InvalidParameter, match="images"):
         generate(images=[image], raw=True)

@@ -10,6 +10,8 @@ from packtrain.broker.chat import NamedTool
 from packtrain.broker.errors import InvalidParameter, PromptEmpty
 from packtrain.broker.job_spec import JobSpec
 from packtrain.client.openai import parse_call
+from tests.support.pictures import hostile
+from tests.support.pictures import part as picture_part
 
 pytestmark = pytest.mark.unit
 
@@ -86,19 +88,47 @@ def test_every_kind_of_text_part_is_text(part: Any) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
-        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest/meta-data"}},
-        {"type": "image_url", "image_url": "https://example.org/cat.png"},
-        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
         {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
         {"type": "file", "file": {"file_id": "file-1"}},
     ],
 )
-def test_parts_other_than_text_are_refused_and_nothing_is_fetched(part: dict[str, Any]) -> None:
+def test_parts_other_than_texts_and_images_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter, match=f"a content part of type '{part['type']}' is not supported") as error:
         chat({"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]})
 
     assert error.value.data["field"] == "messages.0.content"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://169.254.169.254/latest/meta-data", "scheme 'http' is not fetched"),
+        ("https://example.org/cat.png", "scheme 'https' is not fetched"),
+        ("file:///etc/passwd", "scheme 'file' is not fetched"),
+        ("/etc/passwd", "scheme '/etc/passwd' is not fetched"),
+        ("data:image/png;base64,!!!", "is no base64"),
+        ("data:image/png,plain", "has to be of base64"),
+        (None, "an image is like"),
+        (5, "an image is like"),
+    ],
+)
+def test_images_are_sent_and_nothing_is_fetched(url: object, said: str) -> None:
+    for given in ({"url": url}, url):
+        with pytest.raises(InvalidParameter, match=said) as error:
+            chat({"role": "user", "content": [{"type": "image_url", "image_url": given}]})
+
+        assert error.value.data["field"] == "messages.0.content"
+
+
+@pytest.mark.parametrize(("what", "data"), list(hostile()), ids=lambda value: value if isinstance(value, str) else "")
+def test_what_no_model_is_shown_is_refused_at_the_door_or_left_to_the_decoder(what: str, data: bytes) -> None:
+    content = [picture_part(data), {"type": "text", "text": "?"}]
+    if what in ("truncated", "damaged pixels", "a header alone"):
+        assert chat({"role": "user", "content": content})
+    else:
+        with pytest.raises(InvalidParameter, match=r"messages\.0\.content.* the image ") as error:
+            chat({"role": "user", "content": content})
+        assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("content", [None, 5, {"type": "text", "text": "x"}, [{"type": "text"}], [5], "\ud800"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 import time
@@ -24,10 +25,11 @@ from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.engine.sequence import End, Ended, Tokens
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.remote.api import RemoteApi
-from packtrain.workers.remote.engine import RemoteEngine, RemoteJob
+from packtrain.workers.remote.engine import RemoteEngine
 from packtrain.workers.remote.jobs import RemoteJobs, RemoteServer
 from packtrain.workers.remote.options import RemoteOptions
 from packtrain.workers.remote.requests import RemoteRequest
+from packtrain.workers.remote.running import RemoteJob
 from packtrain.workers.remote.turns import Turns
 from tests.support.factories import INSTANCE, MODEL, NODE, spec
 
@@ -70,15 +72,15 @@ def streamed(stream: Stream) -> httpx2.Response:
 class Engine:
     """An engine in its thread, whose server is `handler`."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: RemoteOptions = OPTIONS) -> None:
         self.handler: Handler = lambda request: httpx2.Response(200, json={})
         self.requests: list[httpx2.Request] = []
         self.faults: list[str] = []
         self.activity: list[bool] = []
         self.turns = Turns(None, time.monotonic)
-        api = RemoteApi(OPTIONS, "sk-1", transport=httpx2.MockTransport(self._meet))
+        api = RemoteApi(options, "sk-1", transport=httpx2.MockTransport(self._meet))
         self.engine = RemoteEngine(
-            OPTIONS, model="far", api=api, turns=self.turns, clock=time.monotonic, on_fault=self.faults.append,
+            options, model="far", api=api, turns=self.turns, clock=time.monotonic, on_fault=self.faults.append,
             on_activity=lambda: self.activity.append(self.engine.is_busy),
         )  # fmt: skip
         self.thread = threading.Thread(target=self.engine.run, daemon=True)
@@ -118,6 +120,13 @@ class Engine:
 @pytest.fixture
 def remote() -> Iterator[Engine]:
     engine = Engine()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def bounded() -> Iterator[Engine]:
+    engine = Engine(OPTIONS.model_copy(update={"max_answer_mib": 1}))
     yield engine
     engine.close()
 
@@ -180,6 +189,40 @@ def test_what_breaks_off_after_a_piece_is_not_asked_again(remote: Engine, broken
     assert "broke off" in ended.error.message
 
 
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_answer_that_never_ends_fails_and_is_not_asked_again(bounded: Engine, streams: bool) -> None:
+    endless = Stream(*[event(content="x" * 1000)] * 5000)
+    bounded.handler = lambda _: streamed(endless)
+    ended = bounded.run(streams=streams)
+
+    assert (ended.end, len(bounded.requests)) == (End.FAILED, 1)
+    assert isinstance(ended.error, RemoteFailed)
+    assert "max_answer_mib in [models.far.remote] allows (1 MiB)" in ended.error.message
+    assert 0.9 * 2**20 < len(bounded.text) < 2**20
+    assert endless.is_closed.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: streamed(Stream(*[b": ping\n\n" * 1000] * 1000)),
+        lambda: streamed(Stream(*[b"data:\n\n" * 1000] * 1000)),
+        lambda: httpx2.Response(200, json={"choices": [{"message": {"content": "x" * 2**21}}]}),
+        lambda: httpx2.Response(
+            200,
+            headers={"content-type": "text/event-stream", "content-encoding": "gzip"},
+            stream=Stream(gzip.compress(event(content="x" * 1000) * 5000)),
+        ),
+    ],
+)
+def test_whatever_it_is_that_a_server_sends_too_much_of(bounded: Engine, answer: Callable[[], httpx2.Response]) -> None:
+    bounded.handler = lambda _: answer()
+    ended = bounded.run()
+
+    assert (ended.end, len(bounded.requests)) == (End.FAILED, 1)
+    assert "max_answer_mib" in str(ended.error)
+
+
 def test_a_filtered_answer_fails_and_says_so(remote: Engine) -> None:
     remote.handler = lambda _: streamed(Stream(event(content="a"), event(finish="content_filter")))
     ended = remote.run()
@@ -220,7 +263,7 @@ def test_a_job_that_is_left_before_its_first_step_ends_too(remote: Engine) -> No
 
 
 def test_a_deadline_ends_a_job_even_between_two_tries(remote: Engine) -> None:
-    remote.engine._options = OPTIONS.model_copy(update={"retry_s": 60})
+    remote.engine._asker._options = OPTIONS.model_copy(update={"retry_s": 60})
     remote.handler = lambda _: httpx2.Response(503, headers={"retry-after": "30"})
 
     assert remote.run(deadline_s=0.1).end is End.EXPIRED
@@ -247,7 +290,7 @@ def test_stopping_gives_back_what_has_not_begun_and_fails_what_has(remote: Engin
 
 
 def test_a_server_that_asks_for_peace_gets_it_from_all(remote: Engine) -> None:
-    remote.engine._options = OPTIONS.model_copy(update={"retry_s": 20})
+    remote.engine._asker._options = OPTIONS.model_copy(update={"retry_s": 20})
     remote.handler = lambda _: httpx2.Response(429, headers={"retry-after": "15"})
     remote.submit(deadline_s=0.2)
     remote.ends.get(timeout=PATIENCE_S)

@@ -210,7 +210,7 @@ def test_what_cannot_be_taken_is_named(fields: dict[str, Any], named: str) -> No
 def test_an_image_is_refused_as_one() -> None:
     part = {"type": "input_image", "image_url": "data:image/png;base64,aGk="}
 
-    with pytest.raises(InvalidParameter, match="image_url"):
+    with pytest.raises(InvalidParameter, match="image cannot be read"):
         asked(input=[{"role": "user", "content": [part]}])
 
 

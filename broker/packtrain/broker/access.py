@@ -50,6 +50,7 @@ def _queue(name: str) -> tuple[str, ...]:
 
 GROUPS: Final[Mapping[str, KeyGroup]] = {
     "jobs": KeyGroup("prompts, options, answers", ("pt:job:*", "pt:out:*")),
+    "images": KeyGroup("images of jobs, by their hashes", ("pt:blob:*", "pt:blobs", "pt:blobs:bytes")),
     "queue": KeyGroup(
         "which jobs wait, in which order",
         (
@@ -120,7 +121,9 @@ _LOOKING: Final[Mapping[str, Reach]] = {
     "queue": "r", "leases": "r", "rates": "r", "models": "r", "nodes": "r", "beats": "r", "pulls": "r", "wanted": "r",
     "wishes": "r", "plans": "r", "lead": "r", "processes": "r", "schema": "r",
 }  # fmt: skip
-_ASKING: Final[Mapping[str, Reach]] = {**_LOOKING, "jobs": "rw", "queue": "rw", "bells": "rw", "ends": "w"}
+_ASKING: Final[Mapping[str, Reach]] = {
+    **_LOOKING, "jobs": "rw", "images": "rw", "queue": "rw", "bells": "rw", "ends": "w",
+}  # fmt: skip
 
 RIGHTS: Final[Mapping[Role, Rights]] = {
     Role.COORDINATOR: Rights(

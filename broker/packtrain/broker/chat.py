@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from packtrain.broker.fields import Input, Report, Text, check_json
+from packtrain.broker.images import MAX_IMAGES, ImageRef, joined
 
 #: Bounds of one tool's description as JSON: real ones have some 1,000 characters and 6 levels.
 MAX_TOOL_CHARS, MAX_TOOL_DEPTH = 64 * 1024, 32
@@ -103,26 +104,22 @@ def _known_choice(choice: object) -> object:
 ToolChoice = Annotated[Literal["auto", "none", "required"] | NamedTool, BeforeValidator(_known_choice)]
 
 
-def _joined(content: object) -> object:
-    """Content parts as one text, a line each, as llama-server joins them."""
-    if not isinstance(content, list | tuple):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text":
-            raise ValueError(f"a content part of type {kind!r} is not supported; send text parts only")
-        texts.append(part.get("text"))
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError('a text part is like {"type": "text", "text": "Hi"}')
-    return "\n".join(texts)
+def _parts(content: object) -> tuple[object, list[dict[str, Any]]]:
+    try:
+        return joined(content)
+    except ValueError as error:
+        # A complaint about `content`, as if its own validator had made it.
+        raise ValidationError.from_exception_data(
+            "Message", [{"type": "value_error", "loc": ("content",), "input": content, "ctx": {"error": error}}]
+        ) from None
 
 
 class Message(Input):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[Text, BeforeValidator(_joined)] = Field("", validate_default=False)
+    content: Text = Field("", description="a text, or a list of parts: text and image_url")
+    images: tuple[ImageRef, ...] = Field((), max_length=MAX_IMAGES, description="of a user or tool, at their places")
     name: Annotated[Text, StringConstraints(max_length=256)] | None = None
     tool_calls: tuple[ToolCall, ...] = Field((), max_length=128, description="of an assistant: what it asked for")
     tool_call_id: Annotated[Text, StringConstraints(max_length=256)] | None = Field(
@@ -132,8 +129,8 @@ class Message(Input):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, fields: Any) -> Any:
-        """OpenAI's clients send null for what a turn does not have, and no content beside tool calls."""
+    def _as_one_text(cls, fields: Any) -> Any:
+        """Parts become one text with images in it. And OpenAI's clients send null for what a turn does not have."""
         if not isinstance(fields, Mapping):
             return fields
         calls = fields.get("tool_calls")
@@ -141,6 +138,11 @@ class Message(Input):
         given = {key: value for key, value in fields.items() if value is not None or key not in optional}
         if "content" not in given and not calls:
             given["content"] = None
+        text, images = _parts(given.get("content"))
+        if images:
+            given["images"] = images
+        if text is not given.get("content"):
+            given["content"] = text
         return given
 
     @model_validator(mode="after")
@@ -149,6 +151,15 @@ class Message(Input):
             raise ValueError("a turn of role 'tool' needs tool_call_id, the id of the call it answers")
         if self.role != "assistant" and (self.tool_calls or self.reasoning_content):
             raise ValueError("only turns of role 'assistant' have tool_calls or reasoning_content")
+        return self
+
+    @model_validator(mode="after")
+    def _images_fit(self) -> Self:
+        if self.images and self.role not in ("user", "tool"):
+            raise ValueError(f"a turn of role {self.role!r} shows no images; put them into a turn of role 'user'")
+        places = [image.at for image in self.images]
+        if places != sorted(places) or any(at > len(self.content) for at in places):
+            raise ValueError("images stand in the order of their places, and within the content")
         return self
 
     @property

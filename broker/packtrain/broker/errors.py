@@ -7,11 +7,15 @@
     │   ├── PromptTooLong         more tokens than the context of the model holds
     │   ├── UnknownModel          no node offers this model
     │   ├── AdapterUnavailable    the model has no such LoRA adapter, or cannot use it
+    │   ├── ImagesUnsupported     the model cannot see
+    │   ├── ImageUnreadable       an image cannot be decoded, or is too much for the model
+    │   ├── ImageGone             an image that the job names is not kept any more
     │   ├── UnknownJob            no such job, or its record has expired
     │   ├── FleetLoop             fleets that are each other's remote would send it round for ever
     │   └── IdempotencyConflict   the key was used before with another request
     ├── TryLater                  send the same request again later
     │   ├── QueueFull             too many jobs wait for this model, or of this user for it
+    │   ├── BlobsFull             the broker keeps as many bytes of images as it may
     │   ├── BrokerUnavailable     Redis cannot be reached, or the gateway before it
     │   ├── ResultTimeout         the job goes on; only this wait has ended
     │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
@@ -141,6 +145,41 @@ class AdapterUnavailable(InvalidRequest):
         )
 
 
+class ImagesUnsupported(InvalidRequest):
+    """The model cannot see."""
+
+    code = "images_unsupported"
+
+    def __init__(self, *, model: str, able: list[str] | None = None) -> None:
+        others = ", ".join(sorted(able or [])[:12])
+        remedy = f"ask one that can see: {others}" if others else "leave the images out"
+        super().__init__(
+            f"{model!r} takes text alone, and the chat has images; {remedy}, or put its projector (an mmproj "
+            "GGUF file) beside it",
+            model=model,
+            able=sorted(able or []),
+        )
+
+
+class ImageGone(InvalidRequest):
+    """An image that a job names is not in the broker any more."""
+
+    code = "image_gone"
+
+    def __init__(self, *, sha256: str) -> None:
+        super().__init__(
+            f"the image {sha256[:12]}... is not kept any more: images stay for a day after they were last sent; send "
+            "the job again, with its images",
+            sha256=sha256,
+        )
+
+
+class ImageUnreadable(InvalidRequest):
+    """An image of a job cannot be decoded, or takes more tokens than the model computes at once."""
+
+    code = "image_unreadable"
+
+
 class UnknownJob(InvalidRequest):
     """No such job, or its record has expired."""
 
@@ -201,6 +240,20 @@ class QueueFull(TryLater):
             limit=limit,
             retry_after_s=retry_after_s,
             user=user,
+        )
+
+
+class BlobsFull(TryLater):
+    """The broker keeps as many bytes of images as it may."""
+
+    code = "blobs_full"
+
+    def __init__(self, *, size: int, limit: int) -> None:
+        super().__init__(
+            f"the fleet keeps at most {limit // 2**20} MiB of images, and there is no room for {size} bytes more; each "
+            "goes a day after it was last sent: try again later, or send smaller ones",
+            size=size,
+            limit=limit,
         )
 
 

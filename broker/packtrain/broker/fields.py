@@ -32,6 +32,8 @@ Numerics = Literal["fast", "deterministic"]
 Recipe = Literal["fast", "batched", "serial"]
 
 _M = TypeVar("_M", bound=BaseModel)
+#: Of what was wrong with a field, so much is looked at: it is cut to 60 characters.
+_SHOWN = 60
 
 
 class Input(BaseModel):
@@ -66,7 +68,10 @@ def invalid(error: ValidationError) -> InvalidParameter:
     """pydantic's first complaint as one sentence for a person."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "request"
-    shown = repr(first.get("input"))
+    value = first.get("input")
+    if isinstance(value, str | bytes | list | tuple):
+        value = value[:_SHOWN]  # a million of them would take seconds
+    shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return InvalidParameter(f"{where} = {shown}: {first['msg']}; correct this field", field=where)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, field
 from packtrain.broker.chat import MAX_TOOL_DEPTH, Message, NamedTool, Tool, ToolChoice
 from packtrain.broker.errors import PromptEmpty
 from packtrain.broker.fields import Input, SafeId, Text, check_json, invalid
+from packtrain.broker.images import MAX_IMAGES, MAX_IMAGES_BYTES, ImageRef
 from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import FreeText
 
@@ -117,6 +118,12 @@ class JobSpec(Input):
             raise ValueError(f"kind {self.kind!r} has no `dimensions`, they are of kind 'embed'; leave them out")
         if self.echo and (self.kind != "complete" or self.suffix):
             raise ValueError("`echo` is of kind 'complete' without `suffix`; leave it out")
+        if self.images and self.params.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs are of texts; leave them out, or the images")
+        if (count := len(self.images)) > MAX_IMAGES:
+            raise ValueError(f"the chat has {count} images, at most {MAX_IMAGES} are taken in one job")
+        if (total := sum(len(image.data or b"") for image in self.images)) > MAX_IMAGES_BYTES:
+            raise ValueError(f"the images have {total} bytes together, at most {MAX_IMAGES_BYTES} are taken in one job")
         if self.kind in ("embed", "count") and self.params.prompt_logprobs is not None:
             raise ValueError(f"kind {self.kind!r} computes no logprobs; leave prompt_logprobs out")
         return self
@@ -171,6 +178,11 @@ class JobSpec(Input):
         return len(self.prompt) + len(self.suffix) + sum(message.size for message in self.messages)
 
     @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """Of all turns, in order."""
+        return tuple(image for message in self.messages for image in message.images)
+
+    @property
     def is_chat(self) -> bool:
         """True when the prompt is made by the model's chat template."""
         return self.kind == "chat" or bool(self.messages)
@@ -181,12 +193,15 @@ class JobSpec(Input):
         if not self.is_chat:
             return not (self.prompt or self.suffix or self.prompt_tokens)
         last = self.messages[-1] if self.messages else None
-        return last is None or (last.role != "tool" and not last.content.strip() and not last.tool_calls)
+        return last is None or (
+            last.role != "tool" and not last.content.strip() and not last.tool_calls and not last.images
+        )
 
-    def to_json(self) -> str:
+    def to_json(self, *, with_images: bool = False) -> str:
         """The request without what says nothing, so that it weighs little while it waits.
 
-        Not pydantic's `exclude_defaults`: it drops the `type` that tells one form or tool from another, too.
+        Only `with_images` has it the bytes of its images, as far as they are known here. Not pydantic's
+        `exclude_defaults`: it drops the `type` that tells one form or tool from another, too.
         """
         fields = self.model_dump(mode="json", exclude=_at_default(self) | {"params"})
         if params := self.params.model_dump(mode="json", exclude=_at_default(self.params)):
@@ -196,13 +211,19 @@ class JobSpec(Input):
                 {name: value for name, value in turn.items() if value or name == "content"}
                 for turn in fields["messages"]
             ]
+            for turn, message in zip(fields["messages"], self.messages, strict=True):
+                if with_images and message.images:
+                    turn["images"] = [image.with_data() for image in message.images]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     def digest(self) -> str:
         """A hash of the request, to tell a repeated request from another one under the same idempotency key."""
         # A field that came later counts only when it says something: or no repeated request would survive an update.
         silent = _LATER_FIELDS & _at_default(self)
-        return hashlib.sha256(self.model_dump_json(exclude={"stream", *silent}).encode()).hexdigest()[:32]
+        exclude: dict[str, Any] = {"stream": True, **dict.fromkeys(silent, True)}
+        if not self.images:
+            exclude["messages"] = {"__all__": {"images"}}
+        return hashlib.sha256(self.model_dump_json(exclude=exclude).encode()).hexdigest()[:32]
 
 
 #: Of `JobSpec`, those that the first requests did not have.

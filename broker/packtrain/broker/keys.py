@@ -24,6 +24,9 @@
 | pt:deeds:told          | zset   | 7 d from the last of them                  | those of instances that are counted |
 | pt:waits               | hash   | 10 s from the last plan                    | route → why it must wait, '' |
 | pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
+| pt:blob:<sha256>       | string | 24 h from the last job that names it       | bytes of an image: blobs.py |
+| pt:blobs               | zset   | 24 h from the last image                   | hash and size of each → when it goes |
+| pt:blobs:bytes         | string | 24 h from the last image                   | bytes of all of them |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
 | pt:node:<id>           | hash   | 10 s from the last beat                    | `NodeBeat` |
@@ -77,6 +80,7 @@ TALLY_PREFIX: Final = "pt:tally:"
 ENDS: Final = "pt:ends"
 USED_PREFIX: Final = "pt:used:"
 MODEL_PREFIX: Final = "pt:model:"
+BLOB_PREFIX: Final = "pt:blob:"
 WAITING: Final = "pt:waiting"
 LEASES: Final = "pt:leases"
 DEADLINES: Final = "pt:deadlines"
@@ -86,6 +90,8 @@ BEGUN: Final = "pt:begun"
 RECENT: Final = "pt:recent"
 ORDER: Final = "pt:order"
 MODELS: Final = "pt:models"
+BLOBS: Final = "pt:blobs"
+BLOBS_BYTES: Final = "pt:blobs:bytes"
 NODES: Final = "pt:nodes"
 INSTANCES: Final = "pt:instances"
 DESIRED: Final = "pt:desired"
@@ -114,6 +120,7 @@ STREAM_ENDED_TTL_MS: Final = 3600 * 1000
 RATE_TTL_MS: Final = 24 * 3600 * 1000
 TALLY_TTL_MS: Final = 30 * 24 * 3600 * 1000
 DEEDS_TOLD_TTL_MS: Final = 7 * 24 * 3600 * 1000
+BLOB_TTL_MS: Final = 24 * 3600 * 1000
 MODEL_TTL_MS: Final = 24 * 3600 * 1000
 NODE_TTL_MS: Final = 10_000
 INSTANCE_TTL_MS: Final = 15_000
@@ -189,6 +196,11 @@ def held(instance: InstanceId) -> str:
 def model(model_id: ModelId) -> str:
     """What a catalog says of a model."""
     return MODEL_PREFIX + model_id
+
+
+def blob(sha256: str) -> str:
+    """The bytes of an image, by their hash."""
+    return BLOB_PREFIX + sha256
 
 
 def node(node_id: NodeId) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from packtrain.broker.fields import Numerics, Report, SafeId
+from packtrain.broker.images import Modality
 
 
 class BufferMemory(Report):
@@ -27,6 +28,7 @@ class ModelMemory(Report):
     logits_bytes: int = Field(0, description="of as many rows as one step may ask for")
     work_bytes: int = Field(0, description="inputs of one matrix product in the format of its weights")
     adapter_bytes: int = Field(0, description="weights of all its LoRA adapters")
+    image_bytes: int = Field(0, description="of its projector: weights, scratch space, and a picture while it is read")
     buffers: tuple[BufferMemory, ...] = ()
     measured_bytes: int = Field(0, description="most that an instance like this took on this node; 0: none was loaded")
     factor: float = Field(1, description="measured by estimated, of the same model with other slots or context")
@@ -44,7 +46,7 @@ class ModelMemory(Report):
     def estimated_bytes(self) -> int:
         """In the machine's own memory, before any correction."""
         loaded = self.process_bytes + self.host("weights") + self.host("cache")
-        return loaded + self.adapter_bytes + self.scratch_bytes
+        return loaded + self.adapter_bytes + self.image_bytes + self.scratch_bytes
 
     @property
     def by_device(self) -> dict[str, int]:
@@ -97,6 +99,8 @@ class ModelInfo(Report):
     output_bytes: int = Field(0, description="of the matrix that makes logits")
     has_chat_template: bool = False
     embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
+    modalities: tuple[Modality, ...] = Field(("text",), description="what may stand in a prompt")
+    projector: str = Field("", description="file name of what turns images into its input; empty: it has none")
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
     reserved_slots: int = Field(0, description="that bulk jobs leave to interactive ones")

@@ -12,6 +12,8 @@ import hashlib
 import sys
 from array import array
 
+from packtrain.broker.chat import Message
+from packtrain.broker.images import split_at
 from packtrain.broker.job_spec import JobSpec
 
 #: Characters, or bytes of ids, of the shortest prefix: some 60 tokens, which take longer to compute than to copy.
@@ -39,7 +41,13 @@ def _text(spec: JobSpec) -> str:
     if spec.kind == "complete":
         return spec.prompt
     tools = [tool.model_dump_json() for tool in spec.tools]  # templates put them before the turns
-    return "\0".join((*tools, *(f"{m.role}\0{m.content}" for m in spec.messages)))
+    return "\0".join((*tools, *(f"{m.role}\0{_content(m)}" for m in spec.messages)))
+
+
+def _content(message: Message) -> str:
+    return "".join(
+        piece if isinstance(piece, str) else f"\0{piece.sha256}" for piece in split_at(message.content, message.images)
+    )
 
 
 def _ids(tokens: tuple[int, ...]) -> bytes:

@@ -73,6 +73,10 @@ class Processes:
 
     def all(self) -> list[ProcessBeat]:
         """Those that live, and those of 0.1 as far as they show."""
+        return [*self.seen_by_keys(), *self._by_connection()]
+
+    def seen_by_keys(self) -> list[ProcessBeat]:
+        """The same but for gateways of 0.1, which show by the broker's connections only: few users may list those."""
         told = self.told()
         return [*told, *self._silent(told)]
 
@@ -94,7 +98,7 @@ class Processes:
         leader = cast("str | None", self._redis.get(keys.LEADER))
         if leader and leader not in ids:
             found.append(_before("coordinator", leader, leader.rsplit("-", 2)[0]))
-        return [*found, *self._by_connection()]
+        return found
 
     def _by_connection(self) -> list[ProcessBeat]:
         try:
@@ -142,7 +146,7 @@ class Presence:
             SetupError: One is there with which this one cannot share a fleet. Nothing was written.
         """
         try:
-            there = self._processes.all()
+            there = self._processes.seen_by_keys()
         except RedisError as error:
             logger.warning("Cannot ask who is there: %s", error, extra={"event": "broker.away"})
             there = []

@@ -105,12 +105,14 @@ class Packtrain:
                 chat, `tools` and `tool_choice` in OpenAI's shape,
                 `parallel_tool_calls`, `reasoning` ("auto", "off", "on", "low", "medium", "high", as far as the model
                 can), `template_args` (further variables for its chat template); `adapters`: names of the model's LoRA
-                adapters, or a mapping of names to scales; `deterministic`; and what form the answer has: `schema` (JSON
+                adapters, or a mapping of names to scales; `images` (paths, bytes, data: URLs or Pillow's), shown before
+                the text of the last turn; `deterministic`; and what form the answer has: `schema` (JSON
                 of a JSON schema or of a pydantic model), `json=True` (some JSON object), `grammar` (GBNF), or OpenAI's
                 `response_format`.
 
         Raises:
-            InvalidParameter, PromptEmpty, UnknownModel, AdapterUnavailable, QueueFull, IdempotencyConflict,
+            InvalidParameter, PromptEmpty, UnknownModel, AdapterUnavailable, ImagesUnsupported, ImageGone, BlobsFull,
+                QueueFull, IdempotencyConflict,
                 BrokerUnavailable
         """
         spec = build_spec(

@@ -12,12 +12,14 @@ from redis.exceptions import RedisError
 from packtrain.broker import hops, keys
 from packtrain.broker.adapters import check_adapters
 from packtrain.broker.beats import InstanceBeat, NodeBeat
+from packtrain.broker.blobs import RedisBlobs
 from packtrain.broker.celery_app import MAX_BELLS, Doorbell, make_app
 from packtrain.broker.chunks import Event
 from packtrain.broker.connection import BLOCK_MS, connect, connect_async, masked, unavailable
 from packtrain.broker.errors import (
     AdapterUnavailable,
     BrokerUnavailable,
+    InvalidRequest,
     UnknownModel,
     UnknownNode,
 )
@@ -33,6 +35,7 @@ from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import refuse_schema
+from packtrain.broker.sight import check_sight
 from packtrain.broker.states import JobState
 from packtrain.client.shared_reads import SharedReads
 
@@ -55,6 +58,7 @@ class RedisTransport:
         self._keep_ms = keep_ms
         self._redis = connect(url, name="client")
         self._jobs = RedisJobs(self._redis)
+        self._blobs = RedisBlobs(self._redis)
         self._registry = RedisRegistry(self._redis)
         self._bell = Doorbell(make_app(url, name="client"))
         self._is_of_our_schema = False  # once seen, for the data of a broker that runs
@@ -66,6 +70,8 @@ class RedisTransport:
             except AdapterUnavailable:
                 if self.status(job_id) is None:  # else the same request again, from when the adapter was there
                     raise
+        if spec.images:
+            self._keep_images(job_id, spec)
         with self._reachable():
             submitted = self._jobs.submit(
                 job_id, spec, max_waiting=self._max_waiting, max_waiting_user=self._max_waiting_user,
@@ -74,6 +80,20 @@ class RedisTransport:
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.route)
         return submitted
+
+    def _keep_images(self, job_id: JobId, spec: JobSpec) -> None:
+        """See that the model sees, and that its images are in the broker before the job is.
+
+        Raises:
+            ImagesUnsupported, ImageGone, BlobsFull
+        """
+        try:
+            check_sight(spec, self.models())
+            with self._reachable():
+                self._blobs.keep(spec.images)
+        except InvalidRequest:
+            if self.status(job_id) is None:  # else the same request again, and the job has had its images
+                raise
 
     def _is_back(self, spec: JobSpec) -> bool:
         """Whether this fleet has sent the job out before; then no other server may answer here.

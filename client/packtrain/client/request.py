@@ -15,6 +15,7 @@ from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
 from packtrain.broker.job_spec import JobSpec, parse_spec
 from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import JsonObject, json_format
+from packtrain.client.images import read_parts, with_images
 
 
 class Tokens(tuple[int, ...]):
@@ -72,7 +73,7 @@ def build_spec(
         max_run: Seconds that it may run.
         options: Sampling parameters by name, the other fields of `JobSpec` that `submit` names, and one of `schema` (a
             JSON schema or a pydantic model), `json` (True: some JSON object) and `grammar` (GBNF), which are short for
-            `response_format`.
+            `response_format`; `images`, shown before the text of the last turn.
         count: Only count the prompt's tokens, with these fields of `JobSpec` that are for that kind alone.
 
     Raises:
@@ -92,8 +93,12 @@ def build_spec(
         )
     else:
         fields["messages"] = _turns(prompt)
+    if (images := options.get("images")) not in (None, [], ()):
+        if "messages" not in fields:
+            raise InvalidParameter("images are shown in chats; leave them out, or raw and suffix", field="images")
+        fields["messages"] = with_images(fields["messages"], images)
     fields |= _milliseconds("expires_in", expires_in) | _milliseconds("max_run", max_run)
-    _check_known(options, _SPEC_FIELDS | _FORMS | SamplingParams.model_fields.keys())
+    _check_known(options, _SPEC_FIELDS | _FORMS | {"images"} | SamplingParams.model_fields.keys())
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
     if "adapters" in fields:
         fields["adapters"] = _adapters(fields["adapters"])
@@ -203,7 +208,14 @@ def _turns(prompt: object) -> list[dict[str, Any]]:
             'a message is like {"role": "user", "content": "Hi"}, and tokens are Tokens([1, 2, 3])',
             field="prompt",
         )
-    return [turn.model_dump() if isinstance(turn, Message) else dict(turn) for turn in turns]
+    return [_of_message(turn) if isinstance(turn, Message) else read_parts(turn) for turn in turns]
+
+
+def _of_message(turn: Message) -> dict[str, Any]:
+    fields = turn.model_dump()
+    if turn.images:
+        fields["images"] = [image.model_dump() | {"data": image.data} for image in turn.images]
+    return fields
 
 
 def choice_seeds(n: int, seed: int | None) -> list[int]:

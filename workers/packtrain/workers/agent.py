@@ -230,6 +230,7 @@ class Agent:
             n_ctx=command.n_ctx, n_threads=1 if remote else self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)), remote=remote,
+            projector=str(self._catalog.projector(ModelId(info.id)) or ""),
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(

@@ -4,8 +4,8 @@ Models are what the model folders hold. The id of a model is the slug of its fil
 another; jobs name ids, never paths, so no message can make a node open a file of the sender's choice.
 
 One bad file never hides the good ones: whatever is wrong with it becomes a fault with a reason, shown beside the
-models. Files that belong to other models (vision projectors, LoRA adapters, importance matrices) are passed over; an
-adapter is one of a model when `packtrain.toml` says so.
+models. Files that belong to other models (projectors, LoRA adapters, importance matrices) are passed over; an adapter
+is one of a model when `packtrain.toml` says so, a projector also when its name does (`catalog_projectors.py`).
 When two files claim one id, the one that `packtrain.toml` names has it, else the one in the earlier folder.
 """
 
@@ -18,11 +18,15 @@ from pathlib import Path
 from packtrain.broker.claims import reserved_slots
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.broker.ids import ModelId, slug
+from packtrain.broker.images import Modality
 from packtrain.broker.model_info import AdapterInfo, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_adapters import AdapterFinder, FoundAdapter, fingerprint_with
 from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
+from packtrain.workers.catalog_projectors import FoundProjector, ProjectorFinder
+from packtrain.workers.catalog_projectors import fingerprint_with as fingerprint_with_projector
 from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
+from packtrain.workers.gguf_projector import image_bytes
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_memory, estimate_slot_bytes
 from packtrain.workers.model_files import ModelFile, ModelFiles, find_model_files, group_parts, printable
@@ -40,11 +44,17 @@ class CatalogEntry:
     fingerprint: str  # of the files
     options: LoadOptions
     adapters: tuple[AdapterFile, ...] = ()  # those that can be used
+    projector: Path | None = None
 
     @property
     def adapter_bytes(self) -> int:
         """Weights of all adapters that are loaded with the model."""
         return sum(adapter.weights_bytes for adapter in self.info.adapters if not adapter.fault)
+
+    @property
+    def image_bytes(self) -> int:
+        """What its projector takes."""
+        return self.info.memory.image_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,8 @@ class CatalogScanner:
 
     def _build(self, groups: Sequence[ModelFiles], faults: Sequence[ModelFault]) -> Catalog:
         adapters = AdapterFinder(self._folders, self._headers)
-        building = _Building(self._config, self._granted_bytes, adapters, list(faults))
+        projectors = ProjectorFinder(self._folders, self._headers)
+        building = _Building(self._config, self._granted_bytes, adapters, projectors, list(faults))
         ids = {options.file: ModelId(model) for model, options in self._config.models.items() if options.file}
         # Files that the operator named come first and so have their ids for sure. The sort keeps the folders' order.
         for files in sorted(groups, key=lambda files: files.first.path.name not in ids):
@@ -139,6 +150,7 @@ class _Building:
     config: CatalogConfig
     granted_bytes: int
     adapters: AdapterFinder
+    projectors: ProjectorFinder
     faults: list[ModelFault]
     models: dict[ModelId, CatalogEntry] = field(default_factory=dict)
     files: dict[ModelId, ModelFile] = field(default_factory=dict)
@@ -151,14 +163,16 @@ class _Building:
         elif holder is None:
             self.files[model] = files.first
             found = self._find_adapters(model, header)
-            info = self._info(model, files, header, options, tuple(adapter.info for adapter in found))
+            projector = self._find_projector(model, files.first, header)
+            info = self._info(model, files, header, options, tuple(adapter.info for adapter in found), projector)
             self.models[model] = CatalogEntry(
                 info,
                 files.first.path,
                 header,
-                fingerprint_with(files.fingerprint, found),
+                fingerprint_with_projector(fingerprint_with(files.fingerprint, found), projector),
                 options,
                 tuple(adapter.file for adapter in found if adapter.file),
+                projector.file.path if projector else None,
             )
         elif holder.identity != files.first.identity:  # else two ways to one file, which is nobody's fault
             both = f"{printable(str(holder.path))} and {printable(str(files.first.path))}"
@@ -199,6 +213,14 @@ class _Building:
                 self.faults.append(ModelFault(file=adapter.info.file, reason=reason))
         return found
 
+    def _find_projector(self, model: ModelId, file: ModelFile, header: GgufHeader) -> FoundProjector | None:
+        options = self.config.models.get(model) or ModelOptions()
+        found = None if header.embeds_only else self.projectors.find(options.mmproj, file, header)
+        if isinstance(found, str):
+            self.faults.append(ModelFault(file=FILE_NAME, reason=f"[models.{model}] mmproj has no effect: {found}"))
+            return None
+        return found
+
     def _info(
         self,
         model: ModelId,
@@ -206,6 +228,7 @@ class _Building:
         header: GgufHeader,
         load: LoadOptions,
         adapters: tuple[AdapterInfo, ...],
+        projector: FoundProjector | None,
     ) -> ModelInfo:
         defaults = self.config.defaults
         options = self.config.models.get(model) or ModelOptions()
@@ -215,7 +238,7 @@ class _Building:
 
         def memory(n_slots: int) -> ModelMemory:
             estimate = estimate_memory(header, load, n_ctx=n_ctx, n_slots=n_slots)
-            return estimate.model_copy(update={"adapter_bytes": adapter_bytes})
+            return estimate.model_copy(update={"adapter_bytes": adapter_bytes, "image_bytes": _image_bytes(projector)})
 
         n_slots = options.slots or defaults.slots
         if n_slots is None:
@@ -237,6 +260,8 @@ class _Building:
             n_head_kv=max(header.kv_heads),
             has_chat_template=header.has_chat_template,
             embeds_only=header.embeds_only,
+            modalities=_modalities(projector),
+            projector=printable(projector.file.path.name) if projector else "",
             n_ctx=n_ctx,
             n_slots=n_slots,
             reserved_slots=reserved_slots(
@@ -254,10 +279,20 @@ class _Building:
             min_replicas=options.replicas.min,
             max_replicas=options.replicas.max or 0,
             nodes=options.nodes,
-            file_bytes=sum(part.size for part in files.parts),
+            file_bytes=sum(part.size for part in files.parts) + (projector.file.size if projector else 0),
             # A node that fetches the model has not its adapters, and would fail the jobs that name one.
             fetchable=not adapters,
         )
+
+
+def _modalities(projector: FoundProjector | None) -> tuple[Modality, ...]:
+    header = projector.header.projector if projector else None
+    return header.modalities if header else ("text",)
+
+
+def _image_bytes(projector: FoundProjector | None) -> int:
+    header = projector.header if projector else None
+    return image_bytes(header.projector, header.tensor_bytes) if header and header.projector else 0
 
 
 def _read(file: ModelFile) -> GgufHeader | ModelFault:

@@ -22,6 +22,7 @@
     tensor_split = [3, 1]       # shares of the GPUs
     flash_attention = true      # left out: where the backend has it
     moe_on_cpu = 10             # layers whose experts stay on the CPU; true: all
+    mmproj = "vision/mmproj.gguf"   # its projector, as seen from a model folder; left out: found by name; false: none
     speculation = "prompt-lookup"  # guess what stood in the prompt or the answer before; else "off"
 
     [models.smollm2.adapters]   # LoRA adapters of this model, which jobs may name
@@ -51,7 +52,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -128,6 +129,13 @@ def _path_alone(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _below_a_folder(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or not value.lower().endswith(".gguf"):
+        raise ValueError("give the path of a .gguf file below a model folder, such as lora/pirate.gguf")
+    return value
+
+
 class AdapterOptions(_Section):
     """For one LoRA adapter of a model."""
 
@@ -137,10 +145,7 @@ class AdapterOptions(_Section):
     @field_validator("path")
     @classmethod
     def _is_below_a_folder(cls, value: str) -> str:
-        path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or not value.lower().endswith(".gguf"):
-            raise ValueError("give the path of a .gguf file below a model folder, such as lora/pirate.gguf")
-        return value
+        return _below_a_folder(value)
 
 
 def _number_alone(value: object) -> object:
@@ -195,6 +200,9 @@ class ModelOptions(LoadOptions):
 
     remote: RemoteOptions | None = Field(None, description="the server that answers; null: it is loaded here")
 
+    mmproj: str | Literal[False] | None = Field(
+        None, description="its projector, as seen from a model folder; null: found by its name; false: none"
+    )
     file: str | None = Field(None, description="name of the file, of part 1 where it is split, that gets this id")
     aliases: tuple[SafeId, ...] = Field((), description="further names that jobs may use")
     context: Context | None = None
@@ -209,6 +217,11 @@ class ModelOptions(LoadOptions):
     adapters: dict[SafeId, Annotated[AdapterOptions, BeforeValidator(_path_alone)]] = Field(
         default_factory=dict, max_length=MAX_LORAS, description="LoRA adapters that jobs may name"
     )
+
+    @field_validator("mmproj")
+    @classmethod
+    def _is_a_projector(cls, value: str | Literal[False] | None) -> str | Literal[False] | None:
+        return _below_a_folder(value) if isinstance(value, str) else value
 
     @field_validator("file")
     @classmethod

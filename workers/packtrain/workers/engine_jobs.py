@@ -23,7 +23,7 @@ from packtrain.broker.jobs import JobStore
 from packtrain.broker.pieces import MAX_PROMPT_LOGPROBS
 from packtrain.workers.adapters import adapters_of
 from packtrain.workers.backends.base import Backend
-from packtrain.workers.chat.preparing import Prepared, pieces_of, prepare, prepare_count
+from packtrain.workers.chat.preparing import Look, Prepared, blind, pieces_of, prepare, prepare_count
 from packtrain.workers.engine.embedding import EmbedRequest
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest
@@ -37,13 +37,21 @@ class EngineJobs:
     """A `Starter` for the engine of a loaded model."""
 
     def __init__(
-        self, store: JobStore, backend: Backend, engine: Engine, *, model: ModelId, clock: Callable[[], float]
+        self,
+        store: JobStore,
+        backend: Backend,
+        engine: Engine,
+        *,
+        model: ModelId,
+        clock: Callable[[], float],
+        look: Look = blind,
     ) -> None:
         self._store = store
         self._backend = backend
         self._engine = engine
         self._model = model
         self._clock = clock
+        self._look = look
         self.n_slots = backend.shape.n_slots
         self.can_share = backend.shape.can_share
 
@@ -89,6 +97,7 @@ class EngineJobs:
                 deadline=deadline,
                 adapters=job.adapters,
                 is_bulk=job.spec.lane == "bulk",
+                images=prepared.images,
             )
         )
 
@@ -104,9 +113,9 @@ class EngineJobs:
                 model=self._model,
             )
         if spec.kind == "count":
-            prepared = prepare_count(spec, job.job_id, self._backend)
+            prepared = prepare_count(spec, job.job_id, self._backend, look=self._look)
         else:
-            prepared = prepare(spec, job.job_id, self._backend, limit=limit)
+            prepared = prepare(spec, job.job_id, self._backend, limit=limit, look=self._look)
         num_tokens = len(prepared.tokens)
         if not num_tokens:  # a template or tokenizer may make nothing of something
             raise PromptEmpty()

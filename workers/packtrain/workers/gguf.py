@@ -21,6 +21,7 @@ from packtrain.broker.errors import ModelFileInvalid
 from packtrain.workers.ggml_types import FILE_TYPES
 from packtrain.workers.gguf_form import Array, Form, Malformed, TensorLine, TensorSums, Value, read_form, shown
 from packtrain.workers.gguf_lora import LoraHeader, read_lora
+from packtrain.workers.gguf_projector import ProjectorHeader, read_projector
 
 MAX_LAYERS = 1024  # llama.cpp itself stops at 512
 MAX_SHAPE = 2**20  # widths, head counts and the like
@@ -85,6 +86,7 @@ class GgufHeader:
     hints: Mapping[str, int]  # whole numbers of `<architecture>.*`, prefix removed: "ssm.state_size"
     lora: LoraHeader | None = None  # of an adapter
     bytes_by_part: Mapping[str, int] = field(default_factory=dict)  # "blk.7", "output.weight", "token_embd.weight"
+    projector: ProjectorHeader | None = None  # of an mmproj
 
     @property
     def is_model(self) -> bool:
@@ -213,6 +215,7 @@ def _describe(form: Form) -> GgufHeader:
         hints=pairs.hints(f"{architecture}.") if has_shape else {},
         lora=read_lora(form) if kind == "adapter" else None,
         bytes_by_part=_bytes_by_part(form.table) if kind == "model" else {},
+        projector=read_projector(form) if kind == "mmproj" else None,
     )
 
 

@@ -27,6 +27,7 @@ from queue import Empty, SimpleQueue
 from redis import Redis
 
 from packtrain.broker import hops, keys, lifeline, logs
+from packtrain.broker.blobs import RedisBlobs
 from packtrain.broker.celery_app import RING, Doorbell, make_app
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import NotDeterministic, PacktrainError
@@ -200,6 +201,7 @@ class Instance:
                 kv_tokens=stats.kv_tokens,
                 parked=stats.parked,
                 parkings=stats.parkings,
+                images_seen=self._parts.num_images(),
                 job_s=round(self._runner.job_times.seconds(time.monotonic()), 3),
                 recipe=self._parts.recipe,
                 numerics_class=self._parts.numerics_class,
@@ -251,10 +253,12 @@ def _loaded(config: InstanceConfig, settings: Settings, redis: Redis, news: Simp
         cache = settings.home / "hashes.json"
         sha256 = beside.submit(model_sha256, Path(config.path), cache)
         adapters = beside.submit(adapter_sha256, config.adapters, cache)
+        projector = beside.submit(model_sha256, Path(config.projector), cache) if config.projector else None
         backend = load_backend(config)
     memory = (before_load, own_memory())
     parts = loaded_parts(
-        config, backend, sha256.result(), adapters.result(), RedisJobs(redis), lambda: news.put("")
+        config, backend, sha256.result(), adapters.result(), projector.result() if projector else "",
+        RedisJobs(redis), RedisBlobs(redis), lambda: news.put(""),
     )  # fmt: skip
     return Instance(config, settings, redis, parts, memory, news)
 

@@ -37,6 +37,7 @@ class InstanceConfig(BaseModel):
     report_fd: int
     options: LoadOptions = LoadOptions()
     adapters: tuple[AdapterFile, ...] = ()
+    projector: str = ""  # path of what turns images into input; empty: it takes text alone
 
 
 class InstanceOrder(BaseModel):
@@ -67,6 +68,7 @@ class InstanceReport(BaseModel):
     kv_tokens: int = 0
     parked: int = 0
     parkings: int = 0
+    images_seen: int = 0
     job_s: float = 0  # smoothed, that a job holds a slot
     is_busy: bool = False
     threads: int = 0  # that a step computes with

@@ -9,9 +9,11 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 
+from packtrain.broker.blobs import BlobStore
 from packtrain.broker.errors import ModelLoadFailed
 from packtrain.broker.fields import Recipe
 from packtrain.broker.ids import JobId, ModelId
@@ -27,6 +29,7 @@ from packtrain.workers.engine_jobs import EngineJobs
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.receipts import Computer, Prover
 from packtrain.workers.runner import Starter
+from packtrain.workers.sight import Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Parts:
     numerics_class: str  # that a begun job may go on in
     warm_up: Callable[[], None]  # once the engine runs, before the first job; raises ModelLoadFailed
     extra_jobs: int = 0  # interactive ones beyond the slots, see runner.py
+    num_images: Callable[[], int] = lambda: 0  # looked at so far
 
 
 def load_backend(config: InstanceConfig) -> Backend:
@@ -64,6 +68,7 @@ def load_backend(config: InstanceConfig) -> Backend:
         n_threads=config.n_threads,
         options=config.options,
         adapters=config.adapters,
+        projector=Path(config.projector) if config.projector else None,
     )
 
 
@@ -78,7 +83,9 @@ def loaded_parts(
     backend: Backend,
     model_sha256: str,
     adapter_sha256: Mapping[str, str],
+    projector_sha256: str,
     store: JobStore,
+    blobs: BlobStore,
     on_activity: Callable[[], None],
 ) -> Parts:
     """Of a loaded model."""
@@ -88,17 +95,23 @@ def loaded_parts(
         on_activity=on_activity,
         speculation=config.options.speculation,
         parks=config.options.parking,
+        n_threads=config.n_threads,
     )
+    sight = Sight(blobs, backend, model=ModelId(config.model), lend=engine.lend)
     recipe = backend.shape.recipe
-    computer = Computer(backend.build, model_sha256, config.options.numerics, recipe, adapter_sha256)
+    decoder = f"pillow {version('pillow')}" if projector_sha256 else ""
+    computer = Computer(
+        backend.build, model_sha256, config.options.numerics, recipe, adapter_sha256, projector_sha256, decoder
+    )
     return Parts(
         engine=engine,
-        starter=EngineJobs(store, backend, engine, model=ModelId(config.model), clock=time.monotonic),
+        starter=EngineJobs(store, backend, engine, model=ModelId(config.model), clock=time.monotonic, look=sight.look),
         prover=computer,
         recipe=recipe,
         numerics_class=computer.class_of_moves({file.name: file.scale for file in config.adapters}),
         warm_up=lambda: _warm_up(engine, config.model, embeds_only=backend.shape.embeds_only),
         extra_jobs=most_parked(config.n_slots) if config.options.parking else 0,
+        num_images=lambda: sight.num_seen,
     )
 
 

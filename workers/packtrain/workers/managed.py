@@ -102,6 +102,7 @@ class Managed:
             "kv_tokens": report.kv_tokens,
             "parked": report.parked,
             "parkings": report.parkings,
+            "images_seen": report.images_seen,
             "job_s": report.job_s,
             "threads": report.threads,
         }

@@ -57,6 +57,10 @@ class NodeCatalog(Protocol):
         """LoRA adapters to load with it: those that can be used."""
         ...
 
+    def projector(self, model: ModelId) -> Path | None:
+        """What turns images into rows of its input; None: it takes text alone."""
+        ...
+
     def remote(self, model: ModelId) -> RemoteOptions | None:
         """The server that answers for a model; None: it is loaded here."""
         ...
@@ -132,6 +136,9 @@ class GgufCatalog:
     def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
         return self._catalog.models[model].adapters
 
+    def projector(self, model: ModelId) -> Path | None:
+        return self._catalog.models[model].projector
+
     def remote(self, model: ModelId) -> RemoteOptions | None:  # noqa: ARG002
         return None
 
@@ -173,7 +180,7 @@ class GgufCatalog:
         estimate = self._book.estimate(key) or estimate_memory(
             entry.header, key.options, n_ctx=key.n_ctx, n_slots=key.n_slots
         )
-        return estimate.model_copy(update={"adapter_bytes": entry.adapter_bytes})
+        return estimate.model_copy(update={"adapter_bytes": entry.adapter_bytes, "image_bytes": entry.image_bytes})
 
     def _key(self, entry: CatalogEntry) -> LoadKey:
         return LoadKey(
@@ -209,6 +216,9 @@ class ScriptedCatalog:
     def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
         info, path = self.models[model]
         return tuple(AdapterFile(name=a.name, path=str(path), scale=a.scale) for a in info.adapters)
+
+    def projector(self, model: ModelId) -> Path | None:  # noqa: ARG002
+        return None  # a script that sees needs no other file
 
     def remote(self, model: ModelId) -> RemoteOptions | None:  # noqa: ARG002
         return None

@@ -22,6 +22,7 @@ from typing import Protocol
 from packtrain.broker.fields import Numerics, Recipe
 from packtrain.broker.outcome import Receipt, UsedAdapter
 from packtrain.workers.adapters import AdapterFile, AdapterSet
+from packtrain.workers.engine.media import IMAGE_ROW
 from packtrain.workers.model_files import parts_of
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,14 @@ class Prover(Protocol):
         prompt: Sequence[int],
         output: Sequence[int] | bytes,
         adapters: AdapterSet = (),
+        images: Sequence[str] = (),
     ) -> Receipt:
         """For one answer.
 
         Args:
             output: Token ids, or the bytes of a vector.
             adapters: That it was computed with.
+            images: Of the prompt, by their hashes, in order.
         """
         ...
 
@@ -68,6 +71,8 @@ class Computer:
     numerics: Numerics
     recipe: Recipe
     adapter_sha256: Mapping[str, str] = field(default_factory=dict)  # by name
+    projector_sha256: str = ""
+    decoder: str = ""  # of images, name and version: others may give a JPEG other pixels
 
     @property
     def numerics_class(self) -> str:
@@ -89,6 +94,8 @@ class Computer:
     def class_with(self, adapters: AdapterSet) -> str:
         """The same for jobs with these adapters: their files count, not what they are called."""
         files = [self.adapter_sha256.get(name, "") for name, _ in adapters]
+        if self.projector_sha256:
+            files += [self.projector_sha256, self.decoder]
         parts = (self.build.library, self.build.features, self.build.flags, self.model_sha256, self.recipe, *files)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -100,6 +107,7 @@ class Computer:
         prompt: Sequence[int],
         output: Sequence[int] | bytes,
         adapters: AdapterSet = (),
+        images: Sequence[str] = (),
     ) -> Receipt:
         return Receipt(
             model_sha256=self.model_sha256,
@@ -111,12 +119,14 @@ class Computer:
             flags=self.build.flags,
             threads=threads,
             seed=seed,
-            prompt_sha256=tokens_sha256(prompt),
+            prompt_sha256=tokens_sha256(max(token, IMAGE_ROW) for token in prompt),
             output_sha256=_output_sha256(output),
             adapters=tuple(
                 UsedAdapter(name=name, scale=scale, sha256=self.adapter_sha256.get(name, ""))
                 for name, scale in adapters
             ),
+            images=tuple(images),
+            projector_sha256=self.projector_sha256,
         )
 
 

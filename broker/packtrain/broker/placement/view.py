@@ -51,11 +51,22 @@ class View:
         self._waited_for = {route for route, count in now.waiting.items() if count}
 
     def offers(self, model: ModelId) -> Mapping[NodeId, ModelInfo]:
-        """Live nodes that have a model, each as it would load it."""
+        """Live nodes that have a model, each as it would load it.
+
+        Where one has its projector, too, only those that have it: a model that sees must not go blind with the node.
+        """
         if self.now.offers:
-            return self.now.offers.get(model, {})
+            return self._that_see(self.now.offers.get(model, {}))
         info = self.now.models.get(model)
         return {NodeId(node.node): info for node in self.now.nodes if model in node.models} if info else {}
+
+    @staticmethod
+    def _that_see(said: Mapping[NodeId, ModelInfo]) -> Mapping[NodeId, ModelInfo]:
+        each = said if isinstance(said, NodeOffers) else NodeOffers(said)
+        most = max((len(offer.modalities) for offer in each.distinct()), default=1)
+        if most == 1 or all(len(offer.modalities) == most for offer in each.distinct()):
+            return said
+        return NodeOffers({node: offer for node, offer in said.items() if len(offer.modalities) == most})
 
     def offer(self, node: str, model: ModelId) -> ModelInfo | None:
         """How a node would load a model, else how some other would."""

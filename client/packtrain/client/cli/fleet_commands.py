@@ -117,6 +117,7 @@ def up(
         flower_port=flower_port,
         http_port=(gateway.port if http_port is None else http_port) if http else None,
         http_host=http_host or gateway.host,
+        http_tls=gateway.tls_cert is not None,
         models=tuple(folder.absolute() for folder in settings.models),
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,11 +22,13 @@ class GatewayPage:
 
     host: str
     port: int
+    is_tls: bool = False  # by its settings
 
     @property
     def url(self) -> str:
         """Where clients on this machine find it, without `/v1`."""
-        return url_here(self.host, self.port)
+        url = url_here(self.host, self.port)
+        return url.replace("http://", "https://") if self.is_tls else url
 
     def child(self, argv: Sequence[str], env: Mapping[str, str]) -> Child:
         """The process to supervise."""
@@ -36,6 +39,13 @@ class GatewayPage:
     def answers(self) -> bool:
         """True when it takes requests."""
         connection = http.client.HTTPConnection(here(self.host), self.port, timeout=2)
+        if self.is_tls:  # our own child on this machine, whose certificate is for other names
+            connection = http.client.HTTPSConnection(
+                here(self.host),
+                self.port,
+                timeout=2,
+                context=ssl._create_unverified_context(),  # noqa: S323
+            )
         try:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
@@ -51,12 +61,15 @@ def missing_for_gateway() -> str:
     return f"{', '.join(missing)} not installed; install packtrain with its [gateway] extra" if missing else ""
 
 
-def prepare_gateway(host: str, port: int) -> GatewayPage:
+def prepare_gateway(host: str, port: int, *, is_tls: bool = False) -> GatewayPage:
     """A gateway at this address; port 0: a free one.
+
+    Args:
+        is_tls: Its settings name a certificate.
 
     Raises:
         SetupError: The extra is not installed, or the port is taken.
     """
     if missing := missing_for_gateway():
         raise SetupError(f"no HTTP here: {missing}, or leave it out with `--no-http`")
-    return GatewayPage(host, checked_port(host, port, what="HTTP", option="--http-port"))
+    return GatewayPage(host, checked_port(host, port, what="HTTP", option="--http-port"), is_tls)

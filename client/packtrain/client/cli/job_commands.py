@@ -44,6 +44,10 @@ def run(
     model: Annotated[str, typer.Argument(help="Model id, see `packtrain models`.")],
     prompt: Annotated[str | None, typer.Argument(help="What to ask; left out or '-': read from stdin.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", help="PNG, JPEG, GIF or WebP to ask about; may be given several times."),
+    ] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
     echo: Annotated[bool, typer.Option("--echo", help="With --raw: print the prompt before the answer.")] = False,
     suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
@@ -107,6 +111,7 @@ def run(
             "suffix": suffix,
             "adapters": _adapters(adapter) if adapter else None,
             "echo": echo or None,
+            "images": image or None,
             "prompt_logprobs": prompt_logprobs,
             "reasoning": reasoning,
             "deterministic": deterministic or None,

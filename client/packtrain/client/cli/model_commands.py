@@ -60,6 +60,8 @@ def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_js
         out.print(f"{info.id}: {info.file}, {info.architecture}, {info.quantization}, {info.parameters / 1e6:,.0f} M")
         options = "".join(f", {name} {value}" for name, value in info.options.items())
         out.print(f"loaded as {info.n_slots} slots of {info.n_ctx} tokens{options}")
+    if info.projector:
+        out.print(f"takes {', '.join(info.modalities)}, by {info.projector}")
     if info.adapters:
         out.print(adapters_table(info))
     out.print(memory_table(info))
@@ -115,6 +117,10 @@ def memory_table(info: ModelInfo) -> Table:
         table.add_row("weights", _mib(memory.host("weights")), "")
         if memory.adapter_bytes:
             table.add_row("adapters", _mib(memory.adapter_bytes), "")
+        if memory.image_bytes:
+            table.add_row(
+                "images", _mib(memory.image_bytes), "projector, its scratch space, a picture while it is read"
+            )
         table.add_row("cache", _mib(memory.host("cache")), cache)
         table.add_row("scratch space", _mib(memory.scratch_bytes), "of one step")
         table.add_row("in all", _mib(memory.estimated_bytes), _SOURCES[memory.source])

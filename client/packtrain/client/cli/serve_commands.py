@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,12 @@ def serve(
         typer.Option(metavar="ADDRESS", help="Address to listen at; beyond loopback only with API keys."),
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port, default 8080; 0: a free one.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate and its chain, PEM: speak HTTPS only.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its private key, PEM, without a password.")
+    ] = None,
     cors: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Origin of web pages that may call; may be given several times. '*': all."),
@@ -44,7 +51,13 @@ def serve(
 
     settings = load_settings()
     logs.configure(settings.log_level)
-    given = {"host": host, "port": port, "cors": tuple(origin.rstrip("/") for origin in cors) if cors else None}
+    given = {
+        "host": host,
+        "port": port,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "cors": tuple(origin.rstrip("/") for origin in cors) if cors else None,
+    }
     gateway = load_gateway_settings(**{name: value for name, value in given.items() if value is not None})
 
     def ready(url: str) -> None:

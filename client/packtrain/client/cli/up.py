@@ -64,6 +64,7 @@ class UpOptions:
     flower_port: int = 5555  # 0: a free one
     http_port: int | None = None  # of the gateway; 0: a free one; None: there is none
     http_host: str = "127.0.0.1"
+    http_tls: bool = False  # PACKTRAIN_HTTP_TLS_CERT and _KEY name a certificate
     models: tuple[Path, ...] = ()  # model folders besides <home>/models
     node: NodeId = field(default_factory=default_node_id)
     drain_s: float = 30.0  # how long running jobs may finish at the end
@@ -116,7 +117,7 @@ def running_fleet(options: UpOptions, *, supervisor: Supervisor | None = None) -
     with ExitStack() as stack:
         stack.enter_context(held_home(options.home))
         flower = prepare_flower(options.home / "flower", options.flower_port) if options.flower else None
-        gateway = None if options.http_port is None else prepare_gateway(options.http_host, options.http_port)
+        gateway = _gateway(options)
         # Withdrawn after the stop: who waits for a draining job must still find the fleet.
         stack.callback(withdraw_fleet, options.home)
         stack.callback(supervisor.stop, options.drain_s + STOP_MARGIN_S)
@@ -262,6 +263,12 @@ def _broker(options: UpOptions, supervisor: Supervisor) -> tuple[Callable[[Role]
     supervisor.wait_ready(options.ready_timeout_s)
     check_schema(server.url)
     return server.url_of, f"{server.binary.kind} {server.binary.version}"
+
+
+def _gateway(options: UpOptions) -> GatewayPage | None:
+    if options.http_port is None:
+        return None
+    return prepare_gateway(options.http_host, options.http_port, is_tls=options.http_tls)
 
 
 def _reached_by(options: UpOptions) -> list[str]:

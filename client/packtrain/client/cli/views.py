@@ -214,7 +214,8 @@ def models_table(rows: Sequence[ModelInfo]) -> Table:
 def _does(row: ModelInfo) -> str:
     if row.embeds_only:
         return "embed"
-    return "chat" if row.has_chat_template else "complete"
+    does = "chat" if row.has_chat_template else "complete"
+    return ", ".join((does, *row.modalities[1:]))
 
 
 def console() -> Console:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from packtrain.client.dialects.anthropic import form
 from packtrain.client.dialects.anthropic.bodies import CountBody, MessagesBody
 from packtrain.client.dialects.anthropic.calls import parse_count, parse_messages
-from packtrain.client.gateway.asking import heard, understood
+from packtrain.client.gateway.asking import asked
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import shape_failures
 from packtrain.client.gateway.schema import takes
@@ -30,14 +30,12 @@ def add_anthropic(app: FastAPI, door: Door) -> None:
 
     @router.post(_MESSAGES, summary="Answer a chat, as Anthropic's API does", openapi_extra=takes(MessagesBody))
     async def messages(request: Request) -> Response:
-        caller, body = await heard(door, request)
-        call = await understood(door, caller, lambda: parse_messages(body, user=caller.user))
+        caller, call = await asked(door, request, parse_messages)
         return await serve(door, request, caller, call, _Messages(call))
 
     @router.post(_COUNT, summary="Count the tokens of a chat", openapi_extra=takes(CountBody))
     async def count_tokens(request: Request) -> Response:
-        caller, body = await heard(door, request)
-        call = await understood(door, caller, lambda: parse_count(body, user=caller.user))
+        caller, call = await asked(door, request, parse_count)
         return await serve(door, request, caller, call, OnlyBody(_count))
 
     app.include_router(router, prefix="/v1")

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Final, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
-from packtrain.broker.fields import invalid
 from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.batches_store import WINDOW_S, Batch, BatchStatus, BatchStore, batch_object
 from packtrain.client.gateway.body import read_json
@@ -21,6 +20,7 @@ from packtrain.client.gateway.failures import Refused, json_response
 from packtrain.client.gateway.files_api import no_file, page
 from packtrain.client.gateway.files_store import FileStore
 from packtrain.client.gateway.schema import takes
+from packtrain.client.openai.calls import checked
 from packtrain.client.openai.faults import Fault
 
 #: Batches of one key that have not ended.
@@ -85,11 +85,7 @@ def add_batches(app: FastAPI, door: Door, folder: Path) -> None:
     @router.post("/batches", summary="Run a file of requests", openapi_extra=takes(BatchBody))
     async def create(request: Request) -> Response:
         caller = await door.access.caller(request)
-        sent = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-        try:
-            body = BatchBody.model_validate(sent)
-        except ValidationError as error:
-            raise invalid(error) from None
+        body = await read_json(request, door, partial(checked, BatchBody))
         batch = await to_thread.run_sync(create_batch, body, caller)
         return json_response(await to_thread.run_sync(shown, batch))
 

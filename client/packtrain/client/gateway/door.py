@@ -13,6 +13,7 @@ from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
 from packtrain.client.gateway.metrics import Metrics
 from packtrain.client.gateway.page_watch import Watch
+from packtrain.client.gateway.readers import Readers
 from packtrain.client.gateway.settings import GatewaySettings
 
 
@@ -27,6 +28,7 @@ class Door:
     metrics: Metrics = field(default_factory=Metrics)
     files: Path | None = None  # folder of uploads and batches; None: there are none
     watch: Watch | None = None  # looks at the fleet for its page; None: there is no page
+    readers: Readers = field(default_factory=Readers)  # of large bodies
     now: Callable[[], float] = time.time  # seconds since 1970
     started: float = field(default_factory=time.time)
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)  # streams that can be resumed elsewhere end now

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import uvicorn
@@ -27,7 +28,7 @@ from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.keys import KeyAccess
 from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.protocol import protocol
-from packtrain.client.gateway.settings import GatewaySettings, check_reach, load_gateway_settings
+from packtrain.client.gateway.settings import GatewaySettings, check_reach, check_tls, load_gateway_settings
 
 logger = logging.getLogger("packtrain.client.gateway.gateway_main")  # __name__ is __main__: only warnings are logged
 
@@ -70,6 +71,7 @@ async def _serve(
         check_reach(settings.host, has_keys=bool(keys.all()))
     except RedisError as error:
         raise unavailable(url, error) from error
+    check_tls(settings)
     listener = _listen(settings)
     async with AsyncPacktrain(url) as fleet:
         door = Door(
@@ -83,6 +85,8 @@ async def _serve(
             server_header=False,
             http=protocol(settings.slow_s),
             ws="none",
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
         )
         server = _Server(config, door)
         loop = asyncio.get_running_loop()
@@ -91,10 +95,10 @@ async def _serve(
             loop.call_soon_threadsafe(setattr, server, "should_exit", True)
 
         lifeline.watch(stop)
-        where = _url(listener)
+        where = _url(listener, is_tls=settings.tls_cert is not None)
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
-        with kept_batches(files, url):
+        with kept_batches(files, url), closing(door.readers):
             await server.serve([listener])
     presence.end()
     redis.close()
@@ -130,9 +134,9 @@ def _listen(settings: GatewaySettings) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, *, is_tls: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if is_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -23,8 +24,7 @@ async def read_body(request: Request, door: Door, kind: type[B]) -> B:
         Refused: Too large.
         InvalidParameter
     """
-    body = await read_json(request, max_bytes=door.settings.max_body, max_depth=door.settings.max_depth)
-    return checked(kind, body)
+    return await read_json(request, door, partial(checked, kind))
 
 
 def written(message: BaseModel) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from packtrain.client.dialects.ollama import form, models
 from packtrain.client.dialects.ollama.bodies import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, GenerationBody
 from packtrain.client.dialects.ollama.calls import chat_call, embed_call, generate_call, load_call
 from packtrain.client.gateway.access import Caller, no_model
-from packtrain.client.gateway.asking import heard, understood
+from packtrain.client.gateway.asking import asked, heard, understood
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused, json_response, shape_failures
 from packtrain.client.gateway.native_owners import administrator
@@ -31,6 +32,7 @@ from packtrain.client.result import Result
 OLLAMA_VERSION = "0.13.0"
 
 B = TypeVar("B", bound=GenerationBody)
+E = TypeVar("E", EmbedBody, EmbeddingsBody)
 
 
 def add_ollama(app: FastAPI, door: Door) -> None:
@@ -58,18 +60,12 @@ def add_ollama(app: FastAPI, door: Door) -> None:
 
     @router.post("/embed", summary="Make vectors of texts, as Ollama's API does", openapi_extra=takes(EmbedBody))
     async def embed(request: Request) -> Response:
-        caller, raw = await heard(door, request)
-        body = checked(EmbedBody, raw)
-        call = await understood(door, caller, lambda: embed_call(body, user=caller.user))
-        return await serve(
-            door, request, caller, call, OnlyBody(lambda _, results: form.embeddings(str(raw["model"]), results))
-        )
+        caller, (name, call) = await asked(door, request, partial(_embed, EmbedBody))
+        return await serve(door, request, caller, call, OnlyBody(lambda _, results: form.embeddings(name, results)))
 
     @router.post("/embeddings", summary="The same of one text, the old way", openapi_extra=takes(EmbeddingsBody))
     async def embeddings(request: Request) -> Response:
-        caller, raw = await heard(door, request)
-        body = checked(EmbeddingsBody, raw)
-        call = await understood(door, caller, lambda: embed_call(body, user=caller.user))
+        caller, (_, call) = await asked(door, request, partial(_embed, EmbeddingsBody))
         return await serve(door, request, caller, call, OnlyBody(_one_vector))
 
     @router.get("/tags", summary="The models of the fleet, as Ollama lists them")
@@ -94,6 +90,11 @@ def add_ollama(app: FastAPI, door: Door) -> None:
     _refuse(router)
     app.include_router(router)
     shape_failures(app, ["/api/"], form.error)
+
+
+def _embed(kind: type[E], raw: dict[str, Any], *, user: str | None) -> tuple[str, Call]:
+    """The model as the client named it, and its jobs."""
+    return str(raw.get("model")), embed_call(checked(kind, raw), user=user)
 
 
 async def _text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from packtrain.broker.errors import UnknownModel
 from packtrain.broker.explain import Explanation
 from packtrain.client.gateway.access import no_model
-from packtrain.client.gateway.asking import heard, understood
+from packtrain.client.gateway.asking import asked
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused, json_response
 from packtrain.client.gateway.schema import takes
@@ -60,8 +61,7 @@ def add_openai(app: FastAPI, door: Door) -> None:
 
 
 async def _jobs(url: str, request: Request, door: Door) -> Response:
-    caller, body = await heard(door, request)
-    call = await understood(door, caller, lambda: parse_call(url, body, user=caller.user))
+    caller, call = await asked(door, request, partial(parse_call, url))
     return await serve(door, request, caller, call, _OpenAI(call))
 
 

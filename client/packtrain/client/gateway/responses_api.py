@@ -12,7 +12,7 @@ from starlette.responses import Response
 from packtrain.client.dialects.responses import form
 from packtrain.client.dialects.responses.bodies import ResponsesBody
 from packtrain.client.dialects.responses.calls import Asked, parse_responses
-from packtrain.client.gateway.asking import heard, understood
+from packtrain.client.gateway.asking import asked
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.schema import takes
 from packtrain.client.gateway.serving import Writer, serve
@@ -27,9 +27,8 @@ def add_responses(app: FastAPI, door: Door) -> None:
 
     @router.post("/responses", summary="Answer as a response with items", openapi_extra=takes(ResponsesBody))
     async def responses(request: Request) -> Response:
-        caller, body = await heard(door, request)
-        asked = await understood(door, caller, lambda: parse_responses(body, user=caller.user))
-        return await serve(door, request, caller, asked.call, _Responses(asked))
+        caller, what = await asked(door, request, parse_responses)
+        return await serve(door, request, caller, what.call, _Responses(what))
 
     app.include_router(router, prefix="/v1")
     app.include_router(router, include_in_schema=False)

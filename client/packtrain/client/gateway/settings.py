@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -19,6 +21,8 @@ class GatewaySettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; beyond loopback only with API keys")
     port: int = Field(8080, ge=0, le=65_535, description="0: a free one")
+    tls_cert: Path | None = Field(None, description="PEM file of a certificate and its chain: speak HTTPS only")
+    tls_key: Path | None = Field(None, description="PEM file of its private key, without a password")
     hold_s: float = Field(
         1.0,
         ge=0,
@@ -77,6 +81,33 @@ def check_reach(host: str, *, has_keys: bool) -> None:
             f"{host} can be reached from other machines, and there is no API key; start on 127.0.0.1, create one with "
             "`packtrain keys create NAME`, and start anew"
         )
+
+
+def check_tls(settings: GatewaySettings) -> None:
+    """Look at the certificate and its key, before a server says in its own words what is wrong with them.
+
+    Raises:
+        SetupError: One is missing, or they cannot be read, or do not belong together.
+    """
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise SetupError(
+            "a certificate needs its key, and a key its certificate; give both or none: --tls-cert with --tls-key, "
+            "PACKTRAIN_HTTP_TLS_CERT with PACKTRAIN_HTTP_TLS_KEY"
+        )
+    if settings.tls_cert is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise SetupError(
+            f"cannot serve HTTPS with {settings.tls_cert} and {settings.tls_key} ({error}); name PEM files of a "
+            "certificate and of its key without a password: `deploy/tls/make-ca.sh` makes such"
+        ) from None
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password, and nobody is here to be asked for it")
 
 
 def load_gateway_settings(**overrides: object) -> GatewaySettings:

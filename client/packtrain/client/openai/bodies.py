@@ -20,6 +20,16 @@ def _none_is(default: object) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
 
+_FAST = Field(fail_fast=True)
+#: A text, its tokens, or several of either. Each kind is left at its first item that is of another: of a million tokens
+#: that are tried as texts, each would else make an error.
+Prompts = (
+    str
+    | Annotated[list[str], _FAST]
+    | Annotated[list[int], _FAST]
+    | Annotated[list[Annotated[list[int], _FAST]], _FAST]
+)
+
 Off = Annotated[bool, _none_is(False)]
 
 
@@ -100,7 +110,7 @@ class ChatBody(Generation):
 class CompletionBody(Generation):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: Off = False
     suffix: str | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -111,6 +121,6 @@ class CompletionBody(Generation):
 class EmbeddingBody(Body):
     """POST /v1/embeddings."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Prompts
     encoding_format: Annotated[Literal["float", "base64"], _none_is("float")] = "float"
     dimensions: int | None = None

@@ -128,8 +128,9 @@ def _completion(body: CompletionBody, user: str | None, lane: str | None, known:
         if body.max_tokens == 1 and "response_format" not in params:
             # lm-eval scores a prompt so, and drops the last entry as the answer's: there must be one, not an end.
             params["ignore_eos"] = True
+    form = CompletionForm(body.n, echo=body.echo, scores_prompt=body.echo and body.logprobs is not None)
     prompts = [fields | prompt for prompt in _prompts(body.prompt, "prompt")]
-    return _generation(body, prompts, params, CompletionForm(body.n, echo=body.echo))
+    return _generation(body, prompts, params, form)
 
 
 def _embedding(body: EmbeddingBody, user: str | None, lane: str | None, known: Sequence[str]) -> Call:

@@ -11,11 +11,18 @@ from packtrain.client.result import AnswerDelta, Result
 
 
 class CompletionForm(StreamForm):
-    """text_completion, whole and in chunks of the same name."""
+    """text_completion, whole and in chunks of the same name.
 
-    def __init__(self, choices: int = 1, *, echo: bool = False) -> None:
+    Args:
+        echo: The text begins with the prompt.
+        scores_prompt: Its tokens have logprobs, too. They come with the result, so a stream of such an answer has its
+            text in one chunk, at the end: its logprobs have to be in the order of the text.
+    """
+
+    def __init__(self, choices: int = 1, *, echo: bool = False, scores_prompt: bool = False) -> None:
         super().__init__(choices)
         self._echo = echo
+        self._scores_prompt = scores_prompt
         self._held = HeldLogprobs()
         self._offsets: dict[int, int] = {}
 
@@ -33,12 +40,18 @@ class CompletionForm(StreamForm):
         return {**said, **fingerprint(results), **(extras_of(results) if extras else {})}
 
     def piece(self, stamp: Stamp, choice: int, delta: AnswerDelta) -> list[dict[str, Any]]:
+        if self._scores_prompt:
+            return []
         self._held.add(choice, delta.logprobs)
         return [self._chunk(stamp, choice, delta.text)] if delta.text else []
 
     def closing(self, stamp: Stamp, choice: int, result: Result) -> list[dict[str, Any]]:
+        whole = []
+        if self._scores_prompt:
+            said = {"text": result.text, "index": choice, "logprobs": self._logprobs(result), "finish_reason": None}
+            whole = [{**self._head(stamp), "choices": [said]}]
         last = self._chunk(stamp, choice, "", result.finish_reason)
-        return [{**last, **fingerprint([result]), **extras_of([result])}]
+        return [*whole, {**last, **fingerprint([result]), **extras_of([result])}]
 
     def usage(self, stamp: Stamp, results: Sequence[Result]) -> dict[str, Any]:
         return {**self._head(stamp), "choices": [], "usage": self.used(results)}

@@ -38,6 +38,8 @@ def model_object(info: ModelInfo, known: Mapping[str, ModelInfo], created: int) 
         "meta": {**facts, "size": real.weights_bytes},
         "architecture": real.architecture,
         "quantization": real.quantization,
-        "type": "embeddings" if real.embeds_only else "llm",
+        "type": "embeddings" if real.embeds_only else "vlm" if "vision" in real.modalities else "llm",
+        "modalities": list(real.modalities),
+        "capabilities": ["embedding"] if real.embeds_only else ["completion", *real.modalities[1:]],
         "alias_of": info.alias_of or None,
     }

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as C
 
+from packtrain.workers.engine.media import ImageRows
+
 
 class Batch:
     """One reusable batch.
@@ -75,6 +77,51 @@ class Batch:
             self._logits[end - 1 - num_guessed : end] = 1
         self.struct.n_tokens = end
         return int(end - 1)
+
+
+class ImageBatch:
+    """A batch of rows of images, in place of tokens. Made for one step: there are few, and each has other rows.
+
+    Args:
+        parts: Of each sequence: its id, the position of the image's first row or of these rows, the rows.
+        wants_logits: Of which parts the last row has an output.
+        has_places: Positions have several dimensions in this model.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[int, int, ImageRows]], wants_logits: Sequence[bool], *, has_places: bool
+    ) -> None:
+        count = sum(image.count for _, _, image in parts)
+        self._rows = np.ascontiguousarray(np.concatenate([image.rows for _, _, image in parts]), np.float32)
+        places = np.concatenate([_places(start, image, has_places=has_places) for _, start, image in parts], axis=1)
+        self._pos = np.ascontiguousarray(places, np.int32)  # one row for each dimension, llama.cpp's order
+        self._n_seq = np.ones(count, np.int32)
+        self._seq = np.concatenate([np.full(image.count, seq_id, np.int32) for seq_id, _, image in parts])
+        self._logits = np.zeros(count, np.int8)
+        self._logits[np.cumsum([image.count for _, _, image in parts])[np.array(wants_logits, bool)] - 1] = 1
+        self._seq_of_row = np.arange(count, dtype=np.uint64) * 4 + self._seq.ctypes.data
+        self.struct = C.llama_batch(
+            n_tokens=count,
+            token=None,
+            embd=_pointer(self._rows, ctypes.c_float),
+            pos=_pointer(self._pos, C.llama_pos),
+            n_seq_id=_pointer(self._n_seq, ctypes.c_int32),
+            seq_id=ctypes.cast(self._seq_of_row.ctypes.data, ctypes.POINTER(ctypes.POINTER(C.llama_seq_id))),
+            logits=_pointer(self._logits, ctypes.c_int8),
+        )
+
+    def last_row(self, number: int, parts: Sequence[tuple[int, int, ImageRows]]) -> int:
+        """The row in the batch of the last of a part."""
+        return sum(image.count for _, _, image in parts[: number + 1]) - 1
+
+
+def _places(start: int, image: ImageRows, *, has_places: bool) -> np.ndarray[Any, Any]:
+    if not has_places:
+        return start + np.arange(image.count, dtype=np.int32)[None, :]
+    if image.places is None:
+        line = start + np.arange(image.count, dtype=np.int32)
+        return np.stack([line, line, line, np.zeros_like(line)])
+    return image.places + start * np.array(image.moves, np.int32)[:, None]
 
 
 def _pointer(array: np.ndarray[Any, Any], kind: Any) -> Any:

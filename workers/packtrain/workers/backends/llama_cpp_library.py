@@ -23,7 +23,7 @@ _last_errors: deque[str] = deque(maxlen=8)
 
 
 @C.llama_log_callback  # type: ignore[untyped-decorator]
-def _on_log(level: int, text: bytes, _user: Any) -> None:
+def on_log(level: int, text: bytes, _user: Any) -> None:
     """Keep llama.cpp's errors for our own messages; drop its chatter, which would be 200 lines per load."""
     line = text.decode("utf-8", "replace").strip()
     if line and level == _ERROR:
@@ -31,7 +31,7 @@ def _on_log(level: int, text: bytes, _user: Any) -> None:
         logger.warning("llama.cpp: %s", line, extra={"event": "llama.error"})
 
 
-C.llama_log_set(_on_log, ctypes.c_void_p(0))
+C.llama_log_set(on_log, ctypes.c_void_p(0))
 C.llama_backend_init()
 
 

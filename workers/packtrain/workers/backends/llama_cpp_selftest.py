@@ -8,13 +8,16 @@
 With an adapter the same again, all of it computed with that; in company of the serial recipe, and once
 more in the batched one (`turns`), it takes turns with sequences that have none.
 
+Where the model sees, the same of a prompt with a picture: its rows whole, cut and in company (`images`), and what the
+projector makes of it looked at again after another one. If that fails, texts are deterministic all the same.
+
 70 prompt tokens, because from 64 query rows on llama.cpp's attention changes its kernel. It takes some 300 rows, a
 second for a small model. Why bits differ at all: docs/determinism.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,6 +26,7 @@ import numpy as np
 from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, StepRows
+from packtrain.workers.engine.media import ImageRows, Seen, Span, num_alike, place, span_at
 
 NUM_PROMPT, NUM_FORCED = 70, 6
 NUM_SHARED = 31
@@ -48,13 +52,21 @@ class _Slot:
     begins: int = 0  # step
     num_cached: int = 0
     adapters: AdapterSet = ()
+    images: tuple[Span, ...] = ()
 
     def rows(self) -> StepRows | None:
         if self.num_cached == len(self.tokens):
             return None
         num_prompt = len(self.tokens) - NUM_FORCED
         end = min(self.num_cached + self.chunk, num_prompt) if self.num_cached < num_prompt else self.num_cached + 1
-        return StepRows(self.seq_id, self.num_cached, self.tokens[self.num_cached : end], end >= num_prompt)
+        image: ImageRows | None = None
+        if span := span_at(self.images, self.num_cached):
+            end = min(end, span.end) if span.image.is_causal else span.end
+            image = span.image.cut(self.num_cached - span.start, end - span.start)
+        else:
+            end = self.num_cached + num_alike(self.images, self.num_cached, end)
+        tokens = self.tokens[self.num_cached : end]
+        return StepRows(self.seq_id, self.num_cached, tokens, end >= num_prompt, image=image)
 
 
 def self_test(backend: Tested, recipe: Literal["batched", "serial"], adapters: AdapterSet = ()) -> str:
@@ -89,11 +101,50 @@ def self_test(backend: Tested, recipe: Literal["batched", "serial"], adapters: A
     return ""
 
 
+def image_self_test(
+    backend: Tested, recipe: Literal["batched", "serial"], see: Callable[[np.ndarray[Any, np.dtype[np.uint8]]], Seen]
+) -> str:
+    """Why this recipe, which holds for texts, does not hold for images; '' when it does. Else as `self_test`."""
+    picture, other = _picture(1), _picture(2)
+    seen = see(picture)
+    see(other)
+    if any(not np.array_equal(a, b) for a, b in zip(_all_rows(seen), _all_rows(see(picture)), strict=True)):
+        return "the projector makes other rows of a picture that it sees again"
+    shape = backend.shape
+    before, after = _noise(1, 9, shape.n_vocab), _noise(2, 12 + NUM_FORCED, shape.n_vocab)
+    rows, spans = place("5e1f" * 16, seen, len(before))
+    tokens, images = [*before, *rows, *after], tuple(spans)
+    if len(tokens) > shape.n_ctx:
+        return f"a picture is {len(rows)} rows, more than can be tested in a context of {shape.n_ctx} tokens"
+    last, company, whole = shape.n_slots - 1, min(shape.n_slots - 1, 3), len(tokens)
+    mine = _Slot(company, tokens, whole if recipe == "serial" else 7, begins=2, images=images)
+    mates = [_Slot(seq_id, _noise(seq_id, 20, shape.n_vocab), 16) for seq_id in range(company)]
+    if company:
+        mates[0] = _Slot(0, tokens, 11, images=images)
+    ways = {"an image in company": [*mates, mine]}
+    if recipe == "batched":
+        ways["an image that is cut"] = [_Slot(last, tokens, 5, images=images)]
+    alone = _compute(backend, recipe, [_Slot(0, tokens, whole, images=images)])
+    for way, slots in ways.items():
+        if reason := _difference(alone, _compute(backend, recipe, slots), way):
+            return reason
+    return ""
+
+
+def _picture(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    line = (np.arange(96 * 96 * 3, dtype=np.int64) * (7919 + seed) // 31) % 256
+    return line.astype(np.uint8).reshape(96, 96, 3)
+
+
+def _all_rows(seen: Seen) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    return [piece.rows for piece in seen if isinstance(piece, ImageRows)]
+
+
 def _compute(backend: Tested, recipe: str, slots: Sequence[_Slot]) -> _Logits:
     """Logits of the last slot, from its last prompt token on."""
     for slot in slots:
         backend.truncate(slot.seq_id, slot.num_cached)
-        backend.open(slot.seq_id, _GREEDY, 0, slot.tokens, 0, adapters=slot.adapters)
+        backend.open(slot.seq_id, _GREEDY, 0, slot.tokens, 0, adapters=slot.adapters, images=slot.images)
     found: _Logits = []
     try:
         for step in _steps(slots, recipe):
@@ -122,8 +173,9 @@ def _steps(slots: Sequence[_Slot], recipe: str) -> Iterator[list[StepRows]]:
                 yield [rows]
             else:
                 step.append(rows)
-        if step:
-            yield step
+        for kind in (True, False):  # a step has text or images
+            if alike := [rows for rows in step if (rows.image is None) is kind]:
+                yield alike
         number += 1
 
 

@@ -8,6 +8,8 @@ so every answer belongs visibly to its own prompt. Words in the prompt make trou
     !hang    the step never returns
     !long    the answer is repeated until the slot is full
 
+A picture is four rows to it, each the byte `#`; they are computed apart from text, as by any model that sees.
+
 An answer with LoRA adapters begins with their names and scales: `pirate*0.5 `. A cache knows the adapters of each of
 its tokens, so that one who mixes them is found out.
 
@@ -36,6 +38,7 @@ from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.engine.embedding import Vector, to_length_one
+from packtrain.workers.engine.media import ImageRows, Seen, Span
 from packtrain.workers.receipts import Build
 
 END = 256
@@ -66,6 +69,7 @@ class ScriptedBackend:
         step_s: Seconds that one step takes.
         row_s: Seconds more for each row of it.
         adapters: Their scales by name.
+        sees: It takes pictures.
     """
 
     def __init__(
@@ -78,7 +82,9 @@ class ScriptedBackend:
         recipe: Recipe = "batched",
         embeds_only: bool = False,
         adapters: Mapping[str, float] | None = None,
+        sees: bool = False,
     ) -> None:
+        self._sees = sees
         n_batch = max(64, n_slots)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab=END + 1, recipe=recipe, embeds_only=embeds_only)
         self._embedding = EmbeddingShape(N_DIMS, n_ctx, n_batch, n_slots)
@@ -91,6 +97,7 @@ class ScriptedBackend:
         self.steps: list[list[StepRows]] = []
         self.embedded: list[list[Sequence[int]]] = []
         self.threads: list[int] = []  # as they were set, one after the other
+        self.pictures: list[tuple[int, ...]] = []  # that it has seen: height and width
 
     @property
     def shape(self) -> Shape:
@@ -122,10 +129,12 @@ class ScriptedBackend:
         return str(messages[-1]["content"])
 
     def piece(self, token: int) -> bytes:
+        if token < 0:
+            return b"#"
         return b"" if token == END else bytes([token])
 
     def spelling(self, token: int) -> bytes:
-        return b"<end>" if token == END else bytes([token])
+        return b"<end>" if token == END else self.piece(token)
 
     def is_end(self, token: int) -> bool:
         return token == END
@@ -150,6 +159,7 @@ class ScriptedBackend:
         num_output: int,
         *,
         adapters: AdapterSet = (),
+        images: Sequence[Span] = (),
     ) -> None:
         assert seq_id not in self._slots, f"slot {seq_id} is in use"
         self._slots[seq_id] = _Open(len(history) - num_output, params, adapters)
@@ -192,6 +202,9 @@ class ScriptedBackend:
         self.steps.append(list(rows))
         sets = {self._slots[row.seq_id].adapters for row in rows}
         assert len(sets) <= 1, f"one step with the adapters {sets}"
+        assert len({row.image is None for row in rows}) == 1, "one step with text and images"
+        for row in rows:
+            assert all((token < 0) == (row.image is not None) for token in row.tokens)
         num_outputs = sum(row.num_outputs for row in rows)
         assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"
         self._pass_time(self._step_s + self._row_s * sum(len(r.tokens) for r in rows), should_stop)
@@ -216,6 +229,14 @@ class ScriptedBackend:
         for tokens in inputs:
             self._make_trouble(self._bytes(tokens).decode(errors="replace"))
         return [_vector(tokens) for tokens in inputs]
+
+    @property
+    def sees(self) -> bool:
+        return self._sees
+
+    def see(self, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> Seen:
+        self.pictures.append(picture.shape[:2])
+        return (ImageRows(np.zeros((4, N_DIMS), np.float32), 4),)
 
     def set_threads(self, count: int) -> None:
         self.threads.append(count)

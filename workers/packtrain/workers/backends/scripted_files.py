@@ -46,6 +46,7 @@ class ScriptedModel(BaseModel):
     max_replicas: int = 0
     nodes: dict[str, str] = Field(default_factory=dict)  # labels that a node must have
     adapters: dict[str, float] = Field(default_factory=dict)  # names to scales
+    sees: bool = False
     fails: str = ""  # not empty: the load fails with this reason
     dies: int = 0  # a signal that ends the process while it loads; 9: as the kernel does where memory runs out
     takes_mib: int = 0  # memory that it really takes
@@ -65,6 +66,7 @@ def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, P
                 architecture="scripted",
                 has_chat_template=True,
                 embeds_only=script.embeds_only,
+                modalities=("text", "vision") if script.sees else ("text",),
                 n_ctx=script.n_ctx,
                 n_slots=script.n_slots,
                 reserved_slots=script.reserved_slots,
@@ -101,4 +103,5 @@ def load_scripted(path: Path, *, n_slots: int, n_ctx: int, numerics: Numerics = 
         recipe="fast" if numerics == "fast" else "batched",
         embeds_only=script.embeds_only,
         adapters=script.adapters,
+        sees=script.sees,
     )

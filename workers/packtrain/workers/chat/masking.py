@@ -23,6 +23,7 @@ class Part:
 
     text: str
     is_users: bool = False  # special tokens in it are plain text
+    image: str = ""  # not empty: an image stands here, and this is its hash
 
 
 class SpecialTexts:
@@ -34,7 +35,7 @@ class SpecialTexts:
         self._sizes = sorted({len(text) for text in self._texts}, reverse=True)
         self._first = re.compile("[" + re.escape("".join(sorted({text[0] for text in self._texts}))) + "]")
 
-    def mask(self, text: str, found: list[str]) -> str:
+    def mask(self, text: str, found: list[Part]) -> str:
         """The text with a placeholder for each special token; what they stand for is added to `found`."""
         pieces, at = [], 0
         for candidate in self._first.finditer(text):
@@ -43,14 +44,19 @@ class SpecialTexts:
                 continue
             special = next((s for size in self._sizes if (s := text[start : start + size]) in self._texts), None)
             if special is not None:
-                pieces += [text[at:start], f"{_BEGIN}{len(found)}{_END}"]
-                found.append(special)
+                pieces += [text[at:start], placeholder(Part(special, is_users=True), found)]
                 at = start + len(special)
         return "".join([*pieces, text[at:]]) if pieces else text
 
 
-def unmask(text: str, found: list[str]) -> tuple[Part, ...]:
+def placeholder(part: Part, found: list[Part]) -> str:
+    """What stands for a part while a template runs; the part is added to `found`."""
+    found.append(part)
+    return f"{_BEGIN}{len(found) - 1}{_END}"
+
+
+def unmask(text: str, found: list[Part]) -> tuple[Part, ...]:
     """A rendered prompt in its parts, placeholders replaced by what they stand for."""
     pieces = _PLACEHOLDER.split(text) if found else [text]
-    parts = [Part(found[int(p)], is_users=True) if i % 2 else Part(p) for i, p in enumerate(pieces)]
-    return tuple(part for part in parts if part.text)
+    parts = [found[int(p)] if i % 2 else Part(p) for i, p in enumerate(pieces)]
+    return tuple(part for part in parts if part.text or part.image)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from packtrain.broker.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from packtrain.broker.errors import ImagesUnsupported, InvalidParameter, InvalidRequest, PromptTooLong
 from packtrain.broker.ids import JobId
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.pieces import MAX_LISTED_TOKENS, Piece, piece_fields
@@ -18,6 +18,7 @@ from packtrain.workers.chat.infill import infill
 from packtrain.workers.chat.long_texts import tokens_of
 from packtrain.workers.chat.output import OutputParser, Parser, PlainParser
 from packtrain.workers.chat.rendering import Rendered, render, short_id, tools_of
+from packtrain.workers.engine.media import IMAGE_ROW, Seen, Span, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,47 +28,67 @@ class Prepared:
     tokens: list[int]
     parser: Parser
     params: SamplingParams  # with the form of a call that is forced
+    images: tuple[Span, ...] = ()  # their places among the tokens
 
 
-def prepare(spec: JobSpec, job_id: JobId, backend: Backend, *, limit: int | None = None) -> Prepared:
+#: What an image, named by its hash, is to the model: `Sight.look`.
+Look = Callable[[str], Seen]
+
+
+def blind(_: str) -> Seen:
+    """Of a model that sees nothing."""
+    raise ImagesUnsupported(model="this model")
+
+
+def prepare(
+    spec: JobSpec, job_id: JobId, backend: Backend, *, limit: int | None = None, look: Look = blind
+) -> Prepared:
     """Tokens and parser of a job.
 
     Args:
         limit: Most tokens that are of use, see `tokens_of`.
+        look: At the images.
 
     Raises:
+        ImagesUnsupported, ImageGone, ImageUnreadable
         PromptTooLong: Far more than `limit`.
         InvalidRequest: The model cannot take it: no template, no tokens for a gap, or its template refuses; or its
             vocabulary has no such token.
     """
     if not spec.is_chat:
-        tokens = _plain_tokens(spec, backend, limit)
-        return Prepared(tokens, PlainParser(_echo(spec, backend)), spec.params)
+        plain = _plain_tokens(spec, backend, limit)
+        return Prepared(plain, PlainParser(_echo(spec, backend)), spec.params)
     rendered = render(spec, backend.chat_format, backend.render_chat, backend.special_texts)
-    tokens = [
-        token
-        for part in rendered.parts
-        for token in tokens_of(
-            part.text, backend, model=spec.model, limit=limit, add_special=False, parse_special=not part.is_users
-        )
-    ]
+    tokens: list[int] = []
+    images: list[Span] = []
+    for part in rendered.parts:
+        if part.image:
+            rows, spans = place(part.image, look(part.image), len(tokens))
+            tokens += rows
+            images += spans
+        else:
+            tokens += tokens_of(
+                part.text, backend, model=spec.model, limit=limit, add_special=False, parse_special=not part.is_users
+            )
+    if len(images) < len(spec.images):
+        raise InvalidRequest(f"the chat template of {spec.model!r} leaves images out; put them into the last turns")
     params = spec.params
     if is_forced(spec.tool_choice):
         schema = forced_call_schema(spec.tools, spec.tool_choice, parallel=spec.parallel_tool_calls)
         params = params.model_copy(update={"response_format": json_format(schema)})
-    return Prepared(tokens, _parser(spec, job_id, backend, rendered), params)
+    return Prepared(tokens, _parser(spec, job_id, backend, rendered), params, tuple(images))
 
 
-def prepare_count(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
+def prepare_count(spec: JobSpec, job_id: JobId, backend: Backend, *, look: Look = blind) -> Prepared:
     """As `prepare`, of a prompt that is only counted or listed: as long as it may be.
 
     Raises:
         InvalidRequest: As of `prepare`, or there are too many tokens to list.
     """
     if not spec.list_tokens:
-        return prepare(spec, job_id, backend)
+        return prepare(spec, job_id, backend, look=look)
     try:
-        prepared = prepare(spec, job_id, backend, limit=MAX_LISTED_TOKENS)
+        prepared = prepare(spec, job_id, backend, limit=MAX_LISTED_TOKENS, look=look)
         num_tokens = len(prepared.tokens)
     except PromptTooLong as error:
         num_tokens = error.data["num_tokens"]
@@ -82,7 +103,7 @@ def prepare_count(spec: JobSpec, job_id: JobId, backend: Backend) -> Prepared:
 
 def pieces_of(tokens: Iterable[int], backend: Backend) -> tuple[Piece, ...]:
     """Tokens with their texts; that of a special one is as it is written."""
-    return tuple(Piece(**piece_fields(token, backend.spelling(token))) for token in tokens)
+    return tuple(Piece(**piece_fields(max(token, IMAGE_ROW), backend.spelling(token))) for token in tokens)
 
 
 def _echo(spec: JobSpec, backend: Backend) -> str:

@@ -17,11 +17,12 @@ from typing import Any
 
 from packtrain.broker.chat import Message, Tool
 from packtrain.broker.errors import InvalidParameter
+from packtrain.broker.images import ImageRef, split_at
 from packtrain.broker.job_spec import MAX_PROMPT_CHARS, JobSpec
 from packtrain.broker.structured import FreeText
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.forced import is_forced
-from packtrain.workers.chat.masking import Part, SpecialTexts, unmask
+from packtrain.workers.chat.masking import Part, SpecialTexts, placeholder, unmask
 
 #: Characters that a template may make of a chat.
 MAX_RENDERED_CHARS = 4 * MAX_PROMPT_CHARS
@@ -56,11 +57,12 @@ def render(spec: JobSpec, form: ChatFormat, template: Template, special: Special
         InvalidRequest: The template refuses it, or takes more than it may.
     """
     tools = tools_of(spec)
-    found: list[str] = []
+    found: list[Part] = []
     is_plain = not form.knows_tools
     messages = _with_plain_tools(spec.messages, tools, form) if is_plain else spec.messages
     turns = [
-        _turn(message, form, _names(spec.messages), lambda text: special.mask(text, found)) for message in messages
+        _turn(message, form, _names(spec.messages), lambda text: special.mask(text, found), found)
+        for message in messages
     ]
     variables = {
         **spec.template_args,
@@ -97,9 +99,16 @@ def _rendered(template: Template, variables: Mapping[str, Any], turns: list[dict
     return text
 
 
-def _turn(message: Message, form: ChatFormat, names: Mapping[str, str], mask: Callable[[str], str]) -> dict[str, Any]:
+def _turn(
+    message: Message, form: ChatFormat, names: Mapping[str, str], mask: Callable[[str], str], found: list[Part]
+) -> dict[str, Any]:
     role = "system" if message.role == "developer" and not form.knows_developer else message.role
     content = message.content if role == "assistant" else mask(message.content)
+    if message.images:
+        content = "".join(
+            mask(piece) if isinstance(piece, str) else placeholder(Part("", image=piece.sha256), found)
+            for piece in split_at(message.content, message.images)
+        )
     turn: dict[str, Any] = {"role": role, "content": content}
     if message.tool_calls:
         turn["tool_calls"] = [
@@ -176,7 +185,9 @@ def _with_plain_tools(messages: Sequence[Message], tools: Sequence[Tool], form: 
 
 def _plain(message: Message) -> Message:
     if message.role == "tool":
-        return Message(role="user", content=f"<tool_response>\n{message.content}\n</tool_response>")
+        begin = "<tool_response>\n"
+        images = tuple(ImageRef(sha256=image.sha256, at=image.at + len(begin)) for image in message.images)
+        return Message(role="user", content=f"{begin}{message.content}\n</tool_response>", images=images)
     if not message.tool_calls:
         return message
     calls = [

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, DecodeFailed
+from packtrain.workers.engine.media import whole_before
 from packtrain.workers.engine.reuse import Cache, Reuse, find_reuse
 from packtrain.workers.engine.scheduler import SERIAL_CHUNK
 from packtrain.workers.engine.sequence import Sequence
@@ -106,6 +108,8 @@ class Caches:
             sequence.awaited_to = 0
         for sequence in new:
             reuse = self._find_reuse(sequence, live)
+            if images := sequence.request.images:
+                reuse = replace(reuse, count=whole_before(images, reuse.count, all_whole=self._is_serial))
             if reuse.is_worth_waiting:
                 holder = by_slot[reuse.awaits]
                 holder.awaited_to = max(holder.awaited_to, reuse.awaits_count)

@@ -32,9 +32,10 @@ from packtrain.workers.engine.embedding import EmbedQueue, EmbedRequest
 from packtrain.workers.engine.inbox import MAX_GATHER_S, Inbox
 from packtrain.workers.engine.logprobs import Describer
 from packtrain.workers.engine.lookup import Guesser
+from packtrain.workers.engine.media import MediaTurns
 from packtrain.workers.engine.meter import StepMeter
 from packtrain.workers.engine.places import Places
-from packtrain.workers.engine.scheduler import Rows, add_guesses, plan_serial_step, plan_step
+from packtrain.workers.engine.scheduler import Rows, add_guesses, plan_image_step, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import End, Ended, Sequence, SequenceRequest, Tokens
 from packtrain.workers.engine.standing_back import StandingBack
 from packtrain.workers.engine.turns import Turns
@@ -82,6 +83,7 @@ class Engine:
         on_activity: Called from the engine thread when `is_busy` has changed; must not block.
         speculation: Whether to guess tokens, where the model and the recipe allow it.
         parks: Whether bulk sequences may be parked for interactive ones.
+        n_threads: That the backend was made with; 0: not known, and none can be lent.
     """
 
     def __init__(
@@ -93,12 +95,14 @@ class Engine:
         on_activity: Callable[[], None] = lambda: None,
         speculation: Speculation = "off",
         parks: bool = True,
+        n_threads: int = 0,
     ) -> None:
         self._backend = backend
         self._clock = clock
         self._prefill_budget = prefill_budget
         self._on_activity = on_activity
-        self._threads = self._threads_wanted = 0  # 0: as the backend was made
+        self._threads = self._threads_wanted = n_threads
+        self._lent = 0  # threads that look at an image now
         self._is_serial = backend.shape.recipe == "serial"
         # A wrong guess must be forgotten; and in the serial recipe a token alone in its step has other bits.
         self._guesses = speculation == "prompt-lookup" and backend.shape.can_share and not self._is_serial
@@ -106,6 +110,7 @@ class Engine:
         self._places = Places(backend, parks=parks)
         self._describer = Describer(backend.piece)
         self._turns = Turns()
+        self._media = MediaTurns()
         self._standing_back = StandingBack(can_break_off=backend.shape.can_share)
         self._embeds = EmbedQueue(backend, clock=clock, max_failures=MAX_FAILURES_IN_A_ROW)
         self._steps = self._tokens_out = self._tokens_reused = self._batch_peak = self._failures_in_a_row = 0
@@ -132,6 +137,10 @@ class Engine:
     def set_threads(self, count: int) -> None:
         """Compute with this many threads from the next step on. Costs nothing, changes no answer."""
         self._threads_wanted = count
+
+    def lend(self, count: int) -> None:
+        """Compute with so many threads less from the next step on; 0: with all again."""
+        self._lent = count
 
     @property
     def stats(self) -> EngineStats:
@@ -195,9 +204,9 @@ class Engine:
         """Read the inbox, fill slots, compute one step."""
         self._beat = self._clock()
         self._num_ended = 0
-        if self._threads != self._threads_wanted:
-            self._threads = self._threads_wanted
-            self._backend.set_threads(self._threads)
+        if self._threads != (threads := max(1, self._threads_wanted - self._lent) if self._threads_wanted else 0):
+            self._threads = threads
+            self._backend.set_threads(threads)
         self._read_inbox()
         self._fill_slots()
         self._end_late()
@@ -216,6 +225,15 @@ class Engine:
         live = self._standing_back.next([s for s in self._places.live.values() if s.has_begun])
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
+        live, is_of_images = self._media.next(live)
+        if is_of_images:
+            shape = self._backend.shape
+            return plan_image_step(
+                live,
+                n_batch=shape.n_batch,
+                prefill_budget=self._prefill_budget,
+                others_decode=any(s.num_pending == 1 for s in self._places.live.values()),
+            )
         turn, shape = self._turns.next(live), self._backend.shape
         rows = plan_step(
             turn,
@@ -309,13 +327,13 @@ class Engine:
             return rows
         shape = self._backend.shape
         most = shape.n_outputs if sequence.is_scoring else shape.n_batch
-        return Rows(sequence, min(end - sequence.num_cached, most))
+        return Rows(sequence, min(end - sequence.num_cached, most, sequence.num_ahead))
 
     def _attempt(self, rows: Seq[Rows]) -> None:
         requests = [
             StepRows(
                 r.sequence.seq_id, r.sequence.num_cached, [*r.sequence.pending(r.count), *r.guess], r.wants_token,
-                r.scored, len(r.guess),
+                r.scored, len(r.guess), r.image,
             )
             for r in rows
         ]  # fmt: skip

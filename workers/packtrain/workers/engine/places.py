@@ -88,7 +88,13 @@ class Places:
         seq_id = self.caches.take(tokens, request.adapters, is_alone=not self, num_waiting=self._num_waiting)
         sequence = Sequence(request, seq_id, self._arrivals, text, tokens)
         self._backend.open(
-            seq_id, request.params, request.seed, tokens, len(request.resumed), adapters=request.adapters
+            seq_id,
+            request.params,
+            request.seed,
+            tokens,
+            len(request.resumed),
+            adapters=request.adapters,
+            images=request.images,
         )
         self.live[request.job_id] = sequence
         return sequence

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import takewhile
 
 from packtrain.workers.engine.lookup import GUESSING_ROWS
+from packtrain.workers.engine.media import ImageRows, rows_of_images
 from packtrain.workers.engine.sequence import Sequence
 from packtrain.workers.load_options import MIN_OUTPUTS
 
@@ -46,6 +48,13 @@ class Rows:
     def wants_token(self) -> bool:
         """True when the next token can be sampled after this step."""
         return self.count == self.sequence.num_pending and not self.sequence.is_complete
+
+    @property
+    def image(self) -> ImageRows | None:
+        """The rows, where they are those of an image."""
+        span = self.sequence.next_span
+        begin = self.sequence.num_cached
+        return span.image.cut(begin - span.start, begin - span.start + self.count) if span else None
 
     @property
     def scored(self) -> list[int]:
@@ -98,15 +107,26 @@ def _pieces(prefilling: Seq[Sequence], room: int, outputs: int) -> dict[int, int
     shortest = sorted(prefilling, key=lambda s: (s.num_wanted, s.order))
     for share, sequence in [*((2, s) for s in prefilling[:1]), *((1, s) for s in shortest)]:
         has = pieces.get(sequence.order, 0)
-        count = min(sequence.num_pending - has, -(-room // share))
+        count = min(sequence.num_ahead - has, -(-room // share))
         if sequence.is_scoring:
             count = min(count, -(-outputs // share))
-        is_worth_it = share == 2 or has or count >= min(sequence.num_pending, MIN_PIECE)
+        is_worth_it = share == 2 or has or count >= min(sequence.num_ahead, MIN_PIECE)
         if count and is_worth_it:
             pieces[sequence.order] = has + count
             room -= count
             outputs -= count if sequence.is_scoring else 0
     return pieces
+
+
+def plan_image_step(looking: Seq[Sequence], *, n_batch: int, prefill_budget: int, others_decode: bool) -> list[Rows]:
+    """Rows of the next step, which is one of images, by rising sequence id. Arguments as of `plan_step`.
+
+    Args:
+        looking: Sequences whose next rows are those of an image, and that can be computed together.
+    """
+    counts = rows_of_images(looking, prefill_budget if others_decode else n_batch, n_batch)
+    rows = [Rows(s, counts[s.order]) for s in looking if s.order in counts]
+    return sorted(rows, key=lambda r: r.sequence.seq_id)
 
 
 def add_guesses(rows: Seq[Rows], *, most_rows: int) -> list[Rows]:
@@ -133,7 +153,8 @@ def _guess(row: Rows) -> tuple[int, ...]:
     if sequence.guesser is None or row.count > 1 or not row.wants_token:
         return ()
     # One more is sampled behind the last guess.
-    return sequence.guesser.guess(sequence.tokens, sequence.request.max_new - sequence.num_output - 1)
+    guess = sequence.guesser.guess(sequence.tokens, sequence.request.max_new - sequence.num_output - 1)
+    return tuple(takewhile(lambda token: token >= 0, guess))  # what stood behind may be an image
 
 
 def plan_serial_step(live: Seq[Sequence]) -> list[Rows]:
@@ -149,5 +170,9 @@ def plan_serial_step(live: Seq[Sequence]) -> list[Rows]:
         return [Rows(sequence, min(SERIAL_SCORED, sequence.num_to_score - sequence.num_cached))]
     if sequence.num_cached >= sequence.num_prompt:
         return [Rows(sequence, 1)]
+    if sequence.next_span:  # as a whole, wherever the borders are
+        return [Rows(sequence, sequence.num_ahead)]
     border = (sequence.num_cached // SERIAL_CHUNK + 1) * SERIAL_CHUNK
-    return [Rows(sequence, min(border, sequence.num_prompt) - sequence.num_cached)]
+    return [
+        Rows(sequence, min(border - sequence.num_cached, sequence.num_prompt - sequence.num_cached, sequence.num_ahead))
+    ]

@@ -69,6 +69,8 @@ class Offers(Protocol):
     suffix: str
     models: Mapping[ModelId, tuple[ModelInfo, Path]]
 
+    def projector(self, model: ModelId) -> Path | None: ...
+
 
 class Exchange:
     """Belongs to the agent's thread.
@@ -104,8 +106,9 @@ class Exchange:
         if settings.files_address:
             host, port = split_address(settings.files_address)
             self._server = FileServer(
-                host, port, node=settings.node, parts=lambda model: _parts(catalog, model), secret=self._secret,
-                clock_s=self._clock_s, hashes=self._hashes, rate=settings.files_rate,
+                host, port, node=settings.node, parts=lambda model: _parts(catalog, model),
+                projector=lambda model: catalog.projector(model) if model in catalog.models else None,
+                secret=self._secret, clock_s=self._clock_s, hashes=self._hashes, rate=settings.files_rate,
             )  # fmt: skip
             if settings.files_reached_at:
                 self.url = f"http://{settings.files_reached_at}"

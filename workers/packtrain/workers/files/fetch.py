@@ -148,10 +148,14 @@ class Fetch:
     def _look(self, stack: ExitStack) -> list[_Part]:
         """Ask for all parts, and open those that are not here; `stack` closes them."""
         first = self.source.look(self.model, 0)
-        parts = [first, *(self.source.look(self.model, number) for number in range(1, first.num_parts))]
+        num_files = first.num_parts + first.has_projector
+        parts = [first, *(self.source.look(self.model, number) for number in range(1, num_files))]
         self._folder.mkdir(parents=True, exist_ok=True)
         todo = []
-        for number, (name, part) in enumerate(zip(self._names(first.num_parts), parts, strict=True)):
+        names = self._names(first.num_parts)
+        if first.has_projector:  # the catalog finds it by this name
+            names.append(f"{self.model}-mmproj{self._suffix}")
+        for number, (name, part) in enumerate(zip(names, parts, strict=True)):
             if not self._is_there(self._folder / name, part):
                 file = stack.enter_context(PartFile(self._folder / name, part.size, part.sha256))
                 todo.append(_Part(number, file, part))

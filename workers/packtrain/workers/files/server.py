@@ -1,6 +1,7 @@
 """The file server of a node: its catalog's model files for other nodes of the fleet, over HTTP.
 
-    HEAD /models/<model>/<n>   size, hash and number of parts of part n of a model, counted from 0
+    HEAD /models/<model>/<n>   size, hash and number of parts of part n of a model, counted from 0; one that has a
+                               projector says so, and gives it under the number behind the last part
     GET  /models/<model>/<n>   the same with its bytes, or those that `Range` names, if the hash is that of `If-Match`
     GET  /link/<bytes>         so many random bytes, LINK_BYTES at most: for whoever measures the way here
 
@@ -49,7 +50,7 @@ LINK_BYTES = 8 * 1024 * 1024
 #: Refused requests are logged this often at most, seconds.
 REFUSALS_NOTED_S = 10.0
 
-PARTS_HEADER, HASHED_HEADER = "Packtrain-Parts", "Packtrain-Hashed"
+PARTS_HEADER, PROJECTOR_HEADER, HASHED_HEADER = "Packtrain-Parts", "Packtrain-Projector", "Packtrain-Hashed"
 _PATH = re.compile(r"/models/([a-z0-9][a-z0-9._-]{0,79})/(\d{1,4})", re.ASCII)
 _LINK_PATH = re.compile(r"/link/(\d{1,8})", re.ASCII)
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -62,6 +63,7 @@ class FileServer:
         host, port: Where to listen; port 0: a free one.
         node: Whose files these are.
         parts: The files of a model that the catalog offers, None for others. Called from threads.
+        projector: What a model of these has beside them.
         secret: What tokens are signed with.
         clock_s: The broker's.
         rate: Bytes per second that all requests may take together; None: no limit.
@@ -77,6 +79,7 @@ class FileServer:
         *,
         node: str,
         parts: Callable[[ModelId], Sequence[Path] | None],
+        projector: Callable[[ModelId], Path | None] = lambda _: None,
         secret: FleetSecret,
         clock_s: Callable[[], float],
         hashes: Path,
@@ -84,6 +87,7 @@ class FileServer:
     ) -> None:
         self.node = node
         self.parts = parts
+        self.projector = projector
         self.secret = secret
         self.clock_s = clock_s
         self.hashes = Hashes(hashes)
@@ -203,11 +207,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         model, number = match[1], int(match[2])
         parts = files.parts(ModelId(model))
-        if parts is None or number >= len(parts):
+        projector = files.projector(ModelId(model)) if parts else None
+        served = [*(parts or ()), *([projector] if projector else ())]
+        if parts is None or number >= len(served):
             self._refuse(HTTPStatus.NOT_FOUND, f"{files.node} has no part {number} of {model!r}")
             return
         try:
-            self._send(parts[number], len(parts), with_bytes=with_bytes)
+            self._send(served[number], len(parts), has_projector=projector is not None, with_bytes=with_bytes)
         except StillHashing as still:
             self._refuse(
                 HTTPStatus.SERVICE_UNAVAILABLE, str(still), **{"Retry-After": "1", HASHED_HEADER: str(still.read)}
@@ -222,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             why = refusal(files.secret.known(), files.node, self.path, header, files.clock_s())
         return why
 
-    def _send(self, path: Path, num_parts: int, *, with_bytes: bool) -> None:
+    def _send(self, path: Path, num_parts: int, *, has_projector: bool, with_bytes: bool) -> None:
         files = self.server.files
         etag = f'"{files.hashes.sha256(path, wait_s=HASH_WAIT_S)}"'
         with path.open("rb", buffering=0) as file:
@@ -244,6 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("ETag", etag)
             self.send_header(PARTS_HEADER, str(num_parts))
+            if has_projector:  # not one of the parts: nodes that do not know of projectors fetch the model alone
+                self.send_header(PROJECTOR_HEADER, "1")
             self.end_headers()
             if with_bytes:
                 logger.info(

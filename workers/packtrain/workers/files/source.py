@@ -18,7 +18,7 @@ from packtrain.broker.beats import NodeBeat
 from packtrain.broker.errors import ModelFetchFailed
 from packtrain.broker.ids import ModelId
 from packtrain.workers.files.secret import FleetSecret
-from packtrain.workers.files.server import HASHED_HEADER, PARTS_HEADER
+from packtrain.workers.files.server import HASHED_HEADER, PARTS_HEADER, PROJECTOR_HEADER
 from packtrain.workers.files.tokens import sign
 
 #: Of connecting, and of every read. Longer than the source takes to say that it still hashes.
@@ -49,6 +49,7 @@ class RemotePart:
     size: int
     sha256: str
     num_parts: int  # of the model
+    has_projector: bool = False  # under the number behind the last part
 
 
 class NodeSource:
@@ -92,7 +93,7 @@ class NodeSource:
                 is_sane = False
             if not is_sane:
                 raise ModelFetchFailed(f"{self.name} describes {model!r} oddly; run the same version on both nodes")
-            return RemotePart(size, sha256, num_parts)
+            return RemotePart(size, sha256, num_parts, reply.headers.get(PROJECTOR_HEADER) == "1")
 
     @contextmanager
     def read(self, model: ModelId, number: int, start: int, part: RemotePart) -> Iterator[http.client.HTTPResponse]:

@@ -50,6 +50,10 @@ class BrokenAnswer(Exception):
         self.status = status
 
 
+class TooLarge(BrokenAnswer):
+    """The answer is larger than the operator allows. Asked again, it would be so again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What one event adds to an answer."""

@@ -1,13 +1,13 @@
 """The wire: one OpenAI-compatible server, asked over HTTP. What comes back is text for `answers.py`, or a refusal.
 
-Nothing of it is unbounded: a server may send much, or nothing for long, or never end a line. Redirects are not
-followed, for the key would go along.
+Nothing of it is unbounded: a server may send much, or nothing for long, or never end a line or its answer. Redirects
+are not followed, for the key would go along.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self
@@ -15,13 +15,13 @@ from typing import Any, Final, Self
 import httpx2
 
 from packtrain.broker import hops
-from packtrain.workers.remote.answers import BrokenAnswer
+from packtrain.workers.remote.answers import BrokenAnswer, TooLarge
 from packtrain.workers.remote.failures import Refusal, redacted, refusal
 from packtrain.workers.remote.options import RemoteOptions
 
 CONNECT_S, WRITE_S, CHECK_S = 10.0, 60.0, 10.0
-#: Bytes of an answer that is no stream, and of a refusal.
-MAX_BODY_BYTES, MAX_REFUSAL_BYTES = 64 * 1024 * 1024, 64 * 1024
+#: Bytes of a refusal.
+MAX_REFUSAL_BYTES = 64 * 1024
 #: A stream's event; a megabyte is a thousand times what servers send.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 #: The last event of a stream.
@@ -76,8 +76,10 @@ class RemoteApi:
         Raises:
             Refused: There is no answer, before the first event.
             BrokenAnswer: It breaks off, after it.
+            TooLarge
         """
         assert self._client is not None
+        most, size = self._options.max_answer_mib * 1024 * 1024, 0
         headers = {hops.HEADER: ", ".join(trail)}
         has_begun = False
         try:
@@ -85,10 +87,15 @@ class RemoteApi:
                 if response.status_code != 200:
                     raise Refused(await self._why(response))
                 if _media_type(response) == "application/json":
-                    yield await _body(response, MAX_BODY_BYTES)
+                    yield await _body(response, most)
                     return
+                # What comes over the wire counts, comments too; and the events, which may have come compressed.
+                assert isinstance(response.stream, httpx2.AsyncByteStream)
+                response.stream = _Bounded(response.stream, most)
                 async for event in httpx2.EventSource(response, MAX_EVENT_BYTES):
                     has_begun = True
+                    if (size := size + len(event.data)) > most:
+                        raise _too_large(most)
                     if event.data:
                         yield event.data
                     if event.data.strip() == DONE:
@@ -120,6 +127,28 @@ class RemoteApi:
         return refusal(status, response.headers, body, now=datetime.now(UTC), secret=self._key)
 
 
+class _Bounded(httpx2.AsyncByteStream):
+    """A stream of so many bytes at most."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, most: int) -> None:
+        self._stream = stream
+        self._most = most
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            if (size := size + len(part)) > self._most:
+                raise _too_large(self._most)
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(f"its answer is larger than {most // 1024} KiB")
+
+
 def _named(problem: Exception) -> str:
     """What happened on the wire, for people."""
     kinds: dict[type[Exception], str] = {
@@ -141,7 +170,7 @@ async def _body(response: httpx2.Response, most: int) -> str:
     """A whole body, which is no larger than we allow.
 
     Raises:
-        BrokenAnswer: It is.
+        TooLarge
     """
     parts: list[bytes] = []
     size = 0
@@ -149,5 +178,5 @@ async def _body(response: httpx2.Response, most: int) -> str:
         parts.append(part)
         size += len(part)
         if size > most:
-            raise BrokenAnswer(f"its answer is larger than {most // 1024} KiB")
+            raise _too_large(most)
     return b"".join(parts).decode("utf-8", "replace")

@@ -102,6 +102,9 @@ class RemoteCatalog:
     def adapters(self, model: ModelId) -> tuple[AdapterFile, ...]:
         return () if model in self._remotes else self._files.adapters(model)
 
+    def projector(self, model: ModelId) -> Path | None:
+        return None if model in self._remotes else self._files.projector(model)
+
     def remote(self, model: ModelId) -> RemoteOptions | None:
         return self._remotes.get(model)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from packtrain.broker import hops, jobs
 from packtrain.broker.chunks import Event
@@ -14,9 +14,10 @@ from packtrain.broker.outcome import Receipt
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
 from packtrain.workers.leased_job import LeasedJob
-from packtrain.workers.remote.engine import RemoteEngine, RemoteJob
+from packtrain.workers.remote.engine import RemoteEngine
 from packtrain.workers.remote.options import RemoteOptions
 from packtrain.workers.remote.requests import request_of
+from packtrain.workers.remote.running import RemoteJob
 from packtrain.workers.remote.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -127,8 +128,10 @@ class RemoteServer:
         prompt: object,  # noqa: ARG002
         output: object,  # noqa: ARG002
         adapters: AdapterSet = (),  # noqa: ARG002
+        images: Sequence[str] = (),
     ) -> Receipt:
         return Receipt(
             model_sha256="", numerics=self._numerics, recipe="fast", numerics_class="", library="", features="",
-            flags="", threads=0, seed=seed, prompt_sha256="", output_sha256="", remote=self._options.shown,
+            flags="", threads=0, seed=seed, prompt_sha256="", output_sha256="", images=tuple(images),
+            remote=self._options.shown,
         )  # fmt: skip

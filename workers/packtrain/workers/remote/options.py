@@ -43,6 +43,9 @@ class RemoteOptions(BaseModel):
     retry_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
         60, description="a request is tried again for so long, as long as nothing of its answer has come, seconds"
     )
+    max_answer_mib: Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(
+        64, description="of all that the server sends for one request, MiB"
+    )
     price_in: Price | None = Field(None, description="of a million tokens of prompts, in any currency")
     price_out: Price | None = Field(None, description="of a million tokens of answers")
 

@@ -92,6 +92,8 @@ def _why_not(spec: JobSpec) -> str:
         return "scores no prompts; leave prompt_logprobs out, or ask a model that is loaded here"
     if spec.adapters:
         return "knows none of our adapters; leave them out, or ask a model that is loaded here"
+    if spec.images:
+        return "is sent no images; ask a model that is loaded here and can see"
     if not isinstance(form, FreeText | JsonObject | JsonSchema):
         return "takes no grammar; give a JSON schema, or ask a model that is loaded here"
     if isinstance(form, JsonSchema) and (form.prefix or form.suffix):
@@ -128,7 +130,7 @@ def _form(form: ResponseFormat) -> dict[str, Any]:
 
 def _turn(message: Message) -> dict[str, Any]:
     """A turn in OpenAI's shape: without what it does not have."""
-    fields = message.model_dump(mode="json", exclude_none=True)
+    fields = message.model_dump(mode="json", exclude_none=True, exclude={"images"})
     if not message.tool_calls:
         fields.pop("tool_calls", None)
     elif not message.content:

@@ -62,7 +62,7 @@ def shown(info: ModelInfo, infos: Mapping[str, ModelInfo], since: float) -> dict
             f"{architecture}.block_count": real.n_layer,
             f"{architecture}.attention.head_count_kv": real.n_head_kv,
         },
-        "capabilities": ["embedding"] if real.embeds_only else ["completion", "tools"],
+        "capabilities": ["embedding"] if real.embeds_only else ["completion", "tools", *real.modalities[1:]],
         "modified_at": moment(since),
     }
 

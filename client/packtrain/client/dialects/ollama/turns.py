@@ -23,7 +23,8 @@ def turns_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages):
         turn: dict[str, Any] = {"role": message.get("role"), "content": message.get("content") or ""}
         if images := listing(message.get("images"), f"messages.{number}.images"):
-            turn["content"] = [text_part(turn["content"]), *(image_part(_data_uri(str(image))) for image in images)]
+            # In front of the text, where Ollama puts them, too.
+            turn["content"] = [*(image_part(_data_uri(str(image))) for image in images), text_part(turn["content"])]
         if thinking := message.get("thinking"):
             turn["reasoning_content"] = thinking
         if calls := listing(message.get("tool_calls"), f"messages.{number}.tool_calls"):

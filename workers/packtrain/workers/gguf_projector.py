@@ -1,0 +1,64 @@
+"""Projectors: the file beside a model that turns images or sounds into rows of the model's own input (an `mmproj`).
+
+What its header tells is enough to say which models it can be for, what those can do with it, and about how much memory
+it takes. Whether it really fits is llama.cpp's to say when it is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packtrain.broker.images import MAX_PIXELS, Modality
+from packtrain.workers.gguf_form import Form
+
+_PREFIX = {"vision": "clip.vision.", "audio": "clip.audio."}
+#: Bounds of what stands in products here; real ones are far below.
+MAX_SIZE, MAX_SIDE = 2**17, 2**14
+FLOAT_BYTES = 4
+#: Of a picture while it is read: 4 bytes of a decoder's pixel and 3 of ours.
+PIXEL_BYTES = 7
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorHeader:
+    """What the header of a projector tells."""
+
+    sees: bool
+    hears: bool
+    width: int  # elements of a row that it makes, those of a token of its model; 0: not said
+    compute_bytes: int  # of encoding one image of its native size, about
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What a model with it takes."""
+        found: list[Modality] = ["text"]
+        if self.sees:
+            found.append("vision")
+        if self.hears:
+            found.append("audio")
+        return tuple(found)
+
+
+def read_projector(form: Form) -> ProjectorHeader:
+    """What a well-formed file of kind `mmproj` tells. Never raises: a number that is none counts as 0."""
+
+    def whole(key: str, most: int) -> int:
+        value = form.pairs.get(key, 0)
+        return value if type(value) is int and 0 <= value <= most else 0
+
+    sees, hears = (form.pairs.get(f"clip.has_{kind}_encoder") is True for kind in ("vision", "audio"))
+    vision = _PREFIX["vision"]
+    patch = whole(vision + "patch_size", MAX_SIDE)
+    side = whole(vision + "image_size", MAX_SIDE)
+    n_patches = (side // patch) ** 2 if patch else 0
+    wide = max(whole(vision + "feed_forward_length", MAX_SIZE), whole(vision + "embedding_length", MAX_SIZE))
+    scores = n_patches * whole(vision + "attention.head_count", MAX_SIZE)
+    widths = [whole(prefix + "projection_dim", MAX_SIZE) for prefix in _PREFIX.values()]
+    # A few activations as wide as the feed-forward for each patch, its attention to all others, the image in float.
+    compute = FLOAT_BYTES * (n_patches * (4 * wide + scores) + 2 * 3 * side * side) if sees else 0
+    return ProjectorHeader(sees, hears, next(filter(None, widths), 0), compute)
+
+
+def image_bytes(header: ProjectorHeader, tensor_bytes: int) -> int:
+    """What a projector adds to an instance: weights, scratch space, and the largest picture while it is read."""
+    return tensor_bytes + header.compute_bytes + (MAX_PIXELS * PIXEL_BYTES if header.sees else 0)
