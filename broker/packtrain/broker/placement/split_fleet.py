@@ -79,7 +79,8 @@ def split_model(info: ModelInfo) -> SplitModel:
     memory, weights = info.memory, info.layer_bytes
     cache = memory.host("cache") or info.kv_bytes_per_token * info.n_ctx * info.n_slots
     compute, of_layers = memory.host("compute"), sum(weights)
-    head = memory.process_bytes + info.weights_bytes - of_layers + memory.adapter_bytes + memory.scratch_bytes
+    besides = memory.process_bytes + memory.adapter_bytes + memory.image_bytes + memory.scratch_bytes
+    head = info.weights_bytes - of_layers + besides
     # A tensor is in memory twice while it arrives; the largest is taken for the largest layer.
     shard = SHARD_BYTES + compute + max(weights, default=0)
     return SplitModel(tuple(size + cache // len(weights) for size in weights), head, shard)

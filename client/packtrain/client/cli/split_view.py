@@ -57,12 +57,12 @@ def _table(shares: tuple[ShareFit, ...]) -> Table:
 
 def _speed(found: SplitFit) -> str:
     network = f"the network adds {found.network_s * 1000:.1f} ms to each token"
-    load = f"its weights take {found.load_s:.0f} s over the links, the first time"
+    load = f"its weights take {found.load_s:.1f} s over the links, the first time"
     if found.tokens_per_s is None or found.compute_s is None:
         nodes = ", ".join(found.unmeasured)
         return (
-            f"{network}; {load}. How fast {nodes} computes is not known before a model has answered a job there: "
-            "run one and ask again"
+            f"{network}; {load}. The speed of {nodes} is not known before a model has answered a long job there: run "
+            "one and ask again"
         )
     return (
         f"forecast for one job alone: {found.tokens_per_s:.1f} tokens/s, by {found.compute_s * 1000:.1f} ms of "
