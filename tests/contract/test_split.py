@@ -24,6 +24,10 @@ from packtrain.workers.backends.llama_cpp_rpc import PROTOCOL, check_is_split
 from packtrain.workers.shards.hello import NoShard, version_at
 from packtrain.workers.shards.process import ShardProcess
 from packtrain.workers.shards.split import ShardPlace, Split
+from packtrain.workers.tunnel.certificate import Identity, new_identity
+from packtrain.workers.tunnel.handshake import Role
+from packtrain.workers.tunnel.messages import TunnelConfig
+from packtrain.workers.tunnel.process import TunnelProcess
 from tests.support.split_head import alone, head
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.tiny_model import write_tiny_model
@@ -115,6 +119,33 @@ def test_a_cut_link_ends_the_head(tiny: Path, two_shards: list[ShardProcess]) ->
             far.take(10)
 
             assert far.process.wait(timeout=30) == -signal.SIGABRT
+    assert version_at(two_shards[0].port) == PROTOCOL
+
+
+def test_through_a_tunnel_the_bits_are_the_same_and_its_death_ends_the_head(
+    tiny: Path, two_shards: list[ShardProcess], tmp_path: Path
+) -> None:
+    near, far = (new_identity(tmp_path / name, name) for name in ("head", "shard"))
+
+    def end(role: Role, own: Identity, peer: Identity, target: int) -> TunnelProcess:
+        config = TunnelConfig(
+            role=role, host="127.0.0.1", target_host="127.0.0.1", target_port=target, peer=peer.certificate,
+            certificate_file=str(own.certificate_file), key_file=str(own.key_file),
+        )  # fmt: skip
+        return TunnelProcess(config)
+
+    with ExitStack() as stack:
+        way_out = end("exit", far, near, two_shards[0].port)
+        stack.callback(way_out.close)
+        way_in = end("entry", near, far, way_out.port)
+        stack.callback(way_in.close)
+        split = Split(shards=(ShardPlace(port=way_in.port, layers=3),))
+        head_process = stack.enter_context(head(tiny, split, "deterministic"))
+        assert head_process.take(7) == alone(tiny, "deterministic", 6)
+        os.kill(way_out.pid, signal.SIGKILL)
+        head_process.take(10)
+
+        assert head_process.process.wait(timeout=30) == -signal.SIGABRT
     assert version_at(two_shards[0].port) == PROTOCOL
 
 
