@@ -767,6 +767,26 @@ class JobStoreContract:
         assert [r.job_id for r in reaped] == [mine]
         assert state(store, other) is JobState.RUNNING
 
+    def test_a_claim_tells_the_trace_and_how_long_the_job_waited_since_it_was_put_back(
+        self, store: JobStore, lapse: Lapse
+    ) -> None:
+        job_id, trace = new_job_id(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        store.submit(job_id, spec(), max_waiting=10, traceparent=trace)
+        lapse(60)
+        first = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
+        assert first
+        lapse(60)
+        store.release(job_id, first.epoch)
+        lapse(20)
+        second = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
+        assert second
+
+        status = store.status(job_id)
+        assert status
+        assert first.traceparent == second.traceparent == status.traceparent == trace
+        assert 60 <= first.waited_ms == first.queued_ms
+        assert 20 <= second.waited_ms <= second.queued_ms - 120
+
     def test_a_released_job_waits_again_without_an_attempt(self, store: JobStore) -> None:
         job_id = submit(store)
         _, epoch = claim(store)

@@ -152,6 +152,21 @@ def test_requests_that_seem_to_cost_nothing_are_charged_too(redis: Redis, api_ke
     assert short(api_keys.admit(key, "more", 0)).of == "tokens"
 
 
+def test_rows_of_batches_take_a_part_of_the_tokens_and_count_for_no_request(redis: Redis, api_keys: ApiKeys) -> None:
+    key, _ = api_keys.create("anna", concurrent=1, tokens_per_minute=100)
+    rows = [charge(api_keys.admit(key, f"row{number}", 25, is_row=True)) for number in range(3)]
+
+    assert short(api_keys.admit(key, "row3", 25, is_row=True)).of == "tokens"
+    request = charge(api_keys.admit(key, "r1", 25))
+    assert short(api_keys.admit(key, "r2", 1)).of == "concurrent"
+
+    assert api_keys.account(key, rows[0], 0)
+    assert not api_keys.account(key, rows[0], 0)
+    assert api_keys.account(key, request, 5)
+    charge(api_keys.admit(key, "row3", 20, is_row=True))
+    assert sum(map(int, redis.hvals(keys.api_spent(key.id)))) == 50 + 5 + 20
+
+
 def test_of_a_request_that_was_broken_off_the_guess_stays(redis: Redis, api_keys: ApiKeys) -> None:
     key, _ = api_keys.create("anna", tokens_per_minute=100)
 

@@ -20,7 +20,9 @@ import redis
 from packtrain.broker import keys
 from packtrain.broker.connection import connect
 from packtrain.broker.errors import BrokerUnavailable, SetupError
+from packtrain.broker.private_files import private_folder, write_private
 from packtrain.broker.server import BrokerServer, ServerBinary, await_broker, check_schema, find_server, is_ready
+from packtrain.client.cli.ports import checked_port
 
 pytestmark = pytest.mark.integration
 
@@ -182,6 +184,33 @@ def test_leftover_server_of_a_killed_run_is_ended_first(server: BrokerServer, bi
         reaper.join(10)
 
     assert leftover.returncode == 0
+
+
+def test_a_fleet_from_before_there_were_users_keeps_its_password_and_its_jobs(
+    server: BrokerServer, binary: ServerBinary
+) -> None:
+    """Machines that joined it have this URL, and go on with it."""
+    private_folder(server.folder)
+    password = "of-a-fleet-from-before"
+    write_private(server.password_file, password + "\n")
+    port = server.port or checked_port("127.0.0.1", 0, what="it", option="")
+    write_private(
+        server.conf_file,
+        f"port {port}\nbind 127.0.0.1\nrequirepass {password}\nappendonly yes\ndir {server.folder}\nlogfile ''\n",
+    )
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    old = subprocess.Popen([binary.path, server.conf_file], stdout=subprocess.DEVNULL)
+    reaper = threading.Thread(target=old.wait)  # a child of this test, as above
+    reaper.start()
+    until(lambda: is_ready(url))
+    with client_of(url) as client:
+        client.set("kept", "yes")
+
+    with running(BrokerServer(server.folder, port, binary=binary)), client_of(url) as client:
+        assert client.get("kept") == "yes"
+        assert {"default", "coordinator", "gateway", "node", "client"} <= set(client.acl_users())
+    reaper.join(10)
+    assert old.returncode == 0
 
 
 def test_server_of_another_folder_is_left_alone(server: BrokerServer, tmp_path: Path, binary: ServerBinary) -> None:

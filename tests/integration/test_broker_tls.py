@@ -12,11 +12,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from redis.exceptions import ConnectionError
 from typer.testing import CliRunner
 
 from packtrain.broker.access import Role
+from packtrain.broker.celery_app import make_app
 from packtrain.broker.certificates import broker_files
-from packtrain.broker.connection import connect, trusting
+from packtrain.broker.connection import connect, connect_async, trusting
 from packtrain.broker.errors import BrokerUnavailable, SetupError
 from packtrain.broker.ids import NodeId
 from packtrain.broker.server import BrokerServer, find_server, is_ready, need_tls
@@ -96,6 +98,29 @@ def test_without_its_authority_or_with_another_it_is_refused(
     monkeypatch.setenv("PACKTRAIN_CA", str(theirs))
     with Packtrain(bare(fleet.url)) as client:
         assert [beat.node for beat in client.nodes()] == ["head"]
+
+
+def test_what_the_system_trusts_is_not_trusted_beside_it(
+    fleet: RunningFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet's authority stands for one of the hundred that a system trusts, our own is another one."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(fleet.home / "broker" / "tls" / "ca.pem"))
+    other = broker_files(tmp_path / "other", ["127.0.0.1"]).ca
+    with connect(bare(fleet.url), name="test", retries=0) as client:
+        assert client.ping()  # who names none trusts those of the system
+    url = trusting(bare(fleet.url), other)
+    with connect(url, name="test", retries=0) as client, pytest.raises(ConnectionError, match="VERIFY_FAILED"):
+        client.ping()
+
+    async def ask() -> None:
+        async with connect_async(url, name="test", retries=0) as asking:
+            await asking.ping()
+
+    with pytest.raises(ConnectionError, match="VERIFY_FAILED"):
+        asyncio.run(ask())
+    app = make_app(url, name="test")
+    with app.connection_for_write() as connection, pytest.raises(ConnectionError, match="VERIFY_FAILED"):
+        connection.channel()
 
 
 def test_a_name_that_is_not_in_the_certificate_is_refused(fleet: RunningFleet) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "hasty": {"tokens_per_minute": 5000},
     "past": {},
     "haunted": {"models": ["ghost"]},
+    "frugal": {"tokens_per_minute": 400, "concurrent": 1},
     "root": {"is_admin": True},
 }
 
@@ -241,6 +244,38 @@ def test_a_key_may_use_so_many_tokens_a_minute_and_is_told_when_it_may_again(key
     assert "40 tokens were used" in error["message"]
     assert 50 < int(refused.headers["retry-after"]) <= 60
     assert keyed.post(name, {"model": "m1", "prompt": "x", "max_tokens": 3}).status_code == 200  # as many are left
+
+
+def test_rows_of_a_batch_count_for_the_tokens_of_its_key_and_wait_where_these_are_used_up(keyed: Keyed) -> None:
+    name, rows = "frugal", 20
+    body = {"model": "m1", "prompt": "x" * 20, "max_tokens": 40}  # 40 tokens of the scripted model, guessed as 45
+    lines = [{"custom_id": f"r{n}", "method": "POST", "url": COMPLETIONS, "body": body} for n in range(rows)]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    sent = keyed.door.http.post(
+        "/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", content)}, headers=keyed.bearer(name)
+    )
+    asked = {"input_file_id": sent.json()["id"], "endpoint": COMPLETIONS, "completion_window": "24h"}
+    batch_id = keyed.door.answer("/v1/batches", asked, **keyed.bearer(name))["id"]
+
+    def look() -> dict[str, Any]:
+        return dict(keyed.get(f"/v1/batches/{batch_id}", name).json())
+
+    def waiting() -> dict[str, Any] | None:
+        batch = look()
+        return batch if "tokens were used" in batch.get("packtrain", {}).get("waits_for", "") else None
+
+    eventually(lambda: look()["request_counts"]["completed"] >= 5, "some rows", 30)
+    time.sleep(1)
+    waits = eventually(waiting, "the batch to wait", 30)
+    assert waits["request_counts"]["completed"] < rows
+    assert (waits["status"], waits["errors"]) == ("in_progress", None)
+    spent = sum(map(int, keyed.redis.hvals(api_spent(name))))
+    assert 200 <= spent <= 300, "rows leave a part of the tokens to requests"
+    assert keyed.post(name, {"model": "m1", "prompt": "x", "max_tokens": 3}).status_code == 200
+
+    keyed.secrets[name] = keyed.api_keys.create(name, replace=True)[1]  # without a limit
+    done = eventually(lambda: (batch := look())["status"] == "completed" and batch, "its end", 30)
+    assert done["request_counts"] == {"total": rows, "completed": rows, "failed": 0}
 
 
 def test_a_request_that_was_refused_costs_nothing(keyed: Keyed) -> None:

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.ids import NodeId
-from packtrain.broker.server import BrokerServer
+from packtrain.broker.server import BrokerServer, find_server, is_ready
 from packtrain.broker.settings import Settings
 from packtrain.client.cli.join_commands import join_fleet
 from packtrain.client.cli.main import app
+from packtrain.client.cli.ports import checked_port
 from packtrain.client.cli.up import UpOptions, running_fleet
 from tests.support.fleets import eventually
 from tests.support.hosts import Host, hosts, why_not
@@ -38,6 +39,13 @@ def run(host: Host, home: Path, *arguments: str) -> subprocess.CompletedProcess[
         host.command(*PACKTRAIN, *arguments),
         env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
+
+
+def open_ports(host: Host) -> set[str]:
+    """Ports that listen on more than loopback."""
+    sockets = subprocess.run(host.command("ss", "-ltnH"), capture_output=True, text=True, check=True).stdout
+    places = [line.split()[3] for line in sockets.splitlines()]
+    return {place.rpartition(":")[2] for place in places if not place.startswith(("127.", "[::1]"))}
 
 
 def home_with(folder: Path, model: str) -> Path:
@@ -74,6 +82,10 @@ def test_a_machine_finds_the_fleet_on_its_lan_and_joins_by_the_code(tmp_path: Pa
             assert json.loads(answer.stdout)["node"] == "other"
             for beat in json.loads(run(head, at_head, "nodes", "--json").stdout):  # files may be fetched both ways
                 assert {"head": head, "other": other}[beat["node"]].address in beat["files_url"]
+            beats = json.loads(run(head, at_head, "nodes", "--json").stdout)
+            files = [str(urlsplit(beat["files_url"]).port) for beat in beats if beat["node"] == "head"]
+            # The broker, where machines join, and model files, for which a password, a code and a token are asked.
+            assert open_ports(head) == {"6390", "6391", *files}
             joined = at_other / "joined.json"
             assert stat.S_IMODE(joined.stat().st_mode) == 0o600
             assert head.address in json.loads(joined.read_text())["url"]
@@ -110,6 +122,32 @@ def test_a_broker_that_others_reach_needs_a_good_password(tmp_path: Path) -> Non
 
     with pytest.raises(SetupError, match="has 6 characters, too few"):
         BrokerServer(tmp_path, 0, listen="0.0.0.0").prepare()
+
+
+def test_a_broker_of_ones_own_that_asks_for_no_password_lets_nobody_join(tmp_path: Path) -> None:
+    port = checked_port("127.0.0.1", 0, what="it", option="")
+    process = subprocess.Popen(
+        [find_server().path, "--port", str(port), "--bind", "127.0.0.1", "--save", ""], stdout=subprocess.DEVNULL
+    )
+    try:
+        url = f"redis://127.0.0.1:{port}/0"
+        eventually(lambda: is_ready(url), "the broker")
+        options = UpOptions(home=tmp_path, broker_url=url, listen="127.0.0.1", quiet=True)
+        with pytest.raises(SetupError, match="asks for no password, so no machine may join"), running_fleet(options):
+            pass
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_gateway_that_others_reach_needs_an_api_key(broker: BrokerServer) -> None:
+    done = subprocess.run(
+        [*PACKTRAIN, "serve", "--host", "0.0.0.0", "--port", "0"],
+        env={**os.environ, "PACKTRAIN_URL": broker.url}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "can be reached from other machines, and there is no API key" in done.stderr
 
 
 @pytest.mark.parametrize(("listen", "says"), [("here", "is no address to listen on"), ("192.0.2.1", "of this machine")])

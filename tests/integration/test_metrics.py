@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.fleets import Fleet, eventually, scripted_fleet
 from tests.support.gateways import Gateway, gateway
+from tests.support.observability import expressions, labels_by, names_in
 from tests.support.promtool import Scrape, needs_promtool, promtool
 
 pytestmark = pytest.mark.integration
@@ -129,7 +130,7 @@ def test_the_page_lists_what_there_is_with_types_and_labels(scene: Scene) -> Non
     listed: dict[str, tuple[str, set[str]]] = {}
     for section in page.split("\n## ")[1:]:
         title = section.partition("\n")[0]
-        of_all = {"Jobs": {"model", "lane"}, "Instances": {"model", "node", "instance"}}.get(title, set())
+        of_all = {"Jobs": {"model", "lane"}, "Instances": {"model", "node", "instance_id"}}.get(title, set())
         for name, kind, labels in re.findall(
             r"^\| `(packtrain_\w+)` \| (\w+) \| ([\w, ]*?) ?\|", section, re.MULTILINE
         ):
@@ -141,3 +142,16 @@ def test_the_page_lists_what_there_is_with_types_and_labels(scene: Scene) -> Non
     assert {name: labels for name, (_, labels) in listed.items() if name not in silent} == {
         name: said.labels(name) for name in said.families if name not in silent
     }
+
+
+def test_dashboard_and_alerts_ask_for_metrics_and_labels_that_there_are(scene: Scene) -> None:
+    said = scene.scrape()
+    asked = {found for each in expressions() for found in names_in(each, said.families)}
+    known = set().union(*(said.labels(name) for name in said.families)) | {"le", "instance", "job"}
+
+    assert len(asked) > 40
+    assert {name for name, _ in asked} <= said.families.keys()
+    silent = {"packtrain_instance_memory_estimated_bytes"}  # a script takes no memory that could be estimated
+    for name, labels in asked:
+        assert labels <= said.labels(name) or name in silent, f"{name} has no {labels - said.labels(name)}"
+    assert {label for each in expressions() for label in labels_by(each)} <= known

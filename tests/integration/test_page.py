@@ -312,6 +312,20 @@ def test_names_and_reasons_are_never_html(site: Site, chromium: Browser) -> None
         assert seen.said == []
 
 
+def test_versions_are_shown_while_they_differ(site: Site, chromium: Browser) -> None:
+    facts = _hostile()
+    facts["nodes"] = [
+        {**facts["nodes"][0], "node": name, "version": version} for name, version in (("a", "0.1.0"), ("b", "0.2.0"))
+    ]
+    with watched(chromium, viewport=DESKTOP) as seen:
+        seen.page.route("**/packtrain/v1/fleet/feed", lambda route: route.fulfill(
+            content_type="text/event-stream", body=f"event: snapshot\ndata: {json.dumps(facts)}\n\n"))  # fmt: skip
+        seen.goto(site.gateway.url)
+
+        expect(seen.page.get_by_role("article", name="Node a")).to_contain_text("0.1.0")
+        expect(seen.page.get_by_role("article", name="Node b")).to_contain_text("0.2.0")
+
+
 def _hostile() -> dict[str, Any]:
     memory = dict.fromkeys(("budget", "weights", "kv", "other", "reserved", "outside", "free"), 1)
     node = {"node": NASTY, "state": "quarantine", "reason": NASTY, "cores": 1, "cores_used": 0, "memory": memory,

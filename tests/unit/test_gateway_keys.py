@@ -13,7 +13,8 @@ from packtrain.broker.api_keys import ApiKey, ApiKeys, Charge, Short, digest_of
 from packtrain.broker.errors import BrokerUnavailable
 from packtrain.client.gateway.access import Caller
 from packtrain.client.gateway.failures import Refused
-from packtrain.client.gateway.keys import FRESH_S, SOON_S, USUAL_ANSWER, KeyAccess, guessed_tokens
+from packtrain.client.gateway.guesses import USUAL_ANSWER, guessed_tokens
+from packtrain.client.gateway.keys import FRESH_S, SOON_S, KeyAccess
 from packtrain.client.gateway.settings import GatewaySettings, check_reach, is_loopback
 from tests.support.factories import spec
 

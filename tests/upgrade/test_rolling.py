@@ -30,7 +30,7 @@ from tests.support.bulk_runs import content, read_rows, row, write_rows
 from tests.support.fleets import eventually
 from tests.support.mixed_fleet import COMMAND, MixedFleet, Version
 
-pytestmark = [pytest.mark.upgrade, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.upgrade, pytest.mark.timeout(900)]
 
 MODELS: dict[str, dict[str, Any]] = {
     "echo": {"n_slots": 4, "step_ms": 2, "pinned": True, "min_replicas": 1, "max_replicas": 2},
@@ -67,11 +67,17 @@ def inside(fleet: MixedFleet) -> Iterator[Redis]:
 def look(fleet: MixedFleet, state: str) -> dict[str, Any]:
     """What `upgrade-check` says, which has to be this and safe; beats of who ended lapse first."""
 
-    def said() -> dict[str, Any] | None:
-        found: dict[str, Any] = json.loads(fleet.command("new", "upgrade-check", "--json"))
-        return found if found["state"] == state else None
+    found: dict[str, Any] = {}
 
-    found = eventually(said, f"a fleet that is {state}", 40)
+    def said() -> bool:
+        found.update(json.loads(fleet.command("new", "upgrade-check", "--json")))
+        return bool(found["state"] == state)
+
+    try:
+        eventually(said, f"a fleet that is {state}", 120)
+    except AssertionError as error:
+        error.add_note(json.dumps(found, indent=1))
+        raise
     assert found["safe"]
     assert found["problems"] == []
     return found

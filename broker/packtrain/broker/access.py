@@ -166,7 +166,7 @@ RIGHTS: Final[Mapping[Role, Rights]] = {
     Role.READER: Rights(
         "looks; sees no prompt and no answer",
         (*_BASE, "-@write"),
-        {**_LOOKING, "bells": "r", "commands": "r", "API use": "r"},
+        {**_LOOKING, "bells": "r", "commands": "r", "counters": "r", "API use": "r"},
     ),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ What a key uses is counted in the broker, for all gateways together:
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -35,6 +36,8 @@ PREFIX = "pt-"
 LEAST_SECRET = 32
 #: A request whose gateway says nothing of it for this long counts no more.
 LEASE_MS = 30_000
+#: Of a key's tokens per minute, what the rows of its batches may use together with all else: the rest is for requests.
+ROWS_SHARE = 0.75
 
 
 class ApiKey(Report):
@@ -66,6 +69,7 @@ class Charge:
     request: str
     second: int  # in which it was charged
     tokens: int  # that it was charged
+    is_row: bool = False  # of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,48 +147,57 @@ class ApiKeys:
         """End a key; False: there is none of this name."""
         return bool(self._redis.hdel(keys.API_KEYS, name))
 
-    def admit(self, key: ApiKey, request: str, tokens: int) -> Charge | Short:
+    def admit(self, key: ApiKey, request: str, tokens: int, *, is_row: bool = False) -> Charge | Short:
         """Let a request begin, or say what is short.
 
         Args:
             request: Its name, random.
             tokens: That it is taken to cost.
+            is_row: It is a job of a batch: however many run at once, but within `ROWS_SHARE` of the tokens.
         """
-        return self._scripts.run(admit(key, request, tokens))
+        return self._scripts.run(admit(key, request, tokens, is_row=is_row))
 
     def account(self, key: ApiKey, charge: Charge, used: int | None) -> bool:
         """It has ended. `used`: tokens; None: not known, what it was taken to cost stays. False: it had before."""
         return self._scripts.run(account(key, charge, used))
 
-    def keep(self, leases: Sequence[tuple[ApiKey, str]]) -> None:
+    def keep(self, leases: Sequence[tuple[ApiKey, str]], *, are_rows: bool = False) -> None:
         """These requests, each of a key, are still under way."""
         seconds, micros = self._redis.time()
         until_ms = seconds * 1000 + micros // 1000 + LEASE_MS
         with self._redis.pipeline(transaction=False) as pipe:
             for key, request in leases:
-                pipe.zadd(keys.api_busy(key.id), {request: until_ms}, xx=True)
-                pipe.pexpire(keys.api_busy(key.id), LEASE_MS * 2)
+                busy = _busy(key, is_row=are_rows)
+                pipe.zadd(busy, {request: until_ms}, xx=True)
+                pipe.pexpire(busy, LEASE_MS * 2)
             pipe.execute()
 
 
-def admit(key: ApiKey, request: str, tokens: int) -> Call[Charge | Short]:
+def admit(key: ApiKey, request: str, tokens: int, *, is_row: bool = False) -> Call[Charge | Short]:
     """The call of `ApiKeys.admit`."""
     # One that is taken to cost more than the limit may run alone: else it could never. None is taken to cost nothing:
     # a charge of 0 is that of a key without a limit, to which nothing is added.
-    tokens = min(max(1, tokens), key.tokens_per_minute or 0)
+    concurrent, limit = key.concurrent or 0, key.tokens_per_minute or 0
+    if is_row:
+        concurrent, limit = 0, math.ceil(limit * ROWS_SHARE)
+    tokens = min(max(1, tokens), limit)
 
     def parse(reply: Any) -> Charge | Short:
         short, second, used, retry_ms = reply
-        return Short(short, used, retry_ms) if short else Charge(request, second, tokens)
+        return Short(short, used, retry_ms) if short else Charge(request, second, tokens, is_row)
 
-    args = (request, key.concurrent or 0, LEASE_MS, key.tokens_per_minute or 0, tokens)
-    return Call("admit", (keys.api_busy(key.id), keys.api_spent(key.id)), args, parse)
+    args = (request, concurrent, LEASE_MS, limit, tokens)
+    return Call("admit", (_busy(key, is_row=is_row), keys.api_spent(key.id)), args, parse)
 
 
 def account(key: ApiKey, charge: Charge, used: int | None) -> Call[bool]:
     """The call of `ApiKeys.account`."""
     args = (charge.request, charge.second, charge.tokens, "" if used is None else used)
-    return Call("account", (keys.api_busy(key.id), keys.api_spent(key.id)), args, bool)
+    return Call("account", (_busy(key, is_row=charge.is_row), keys.api_spent(key.id)), args, bool)
+
+
+def _busy(key: ApiKey, *, is_row: bool) -> str:
+    return keys.api_rows(key.id) if is_row else keys.api_busy(key.id)
 
 
 def _parse(name: str, row: str) -> ApiKey:

@@ -23,6 +23,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from packtrain.broker.errors import BrokerUnavailable, SetupError
+from packtrain.broker.pinning import AsyncPinnedConnection, PinnedConnection
 
 SOCKET_TIMEOUT_S = 5.0
 #: A blocking read returns by itself after this long, well inside the socket timeout.
@@ -54,23 +55,29 @@ def connect(url: str, *, name: str, retries: int = RETRIES) -> Redis:
             without harm: submit, emit and finish are idempotent; a claim whose reply was lost leaves a lease to lapse.
     """
     _check(url)
-    return Redis.from_url(
+    client = Redis.from_url(
         url,
         **_OPTIONS,
         client_name=name,
         retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), retries),
     )
+    if url.startswith("rediss://"):
+        client.connection_pool.connection_class = PinnedConnection
+    return client
 
 
 def connect_async(url: str, *, name: str, retries: int = RETRIES) -> aioredis.Redis:
     """The same for one event loop."""
     _check(url)
-    return aioredis.Redis.from_url(
+    client = aioredis.Redis.from_url(
         url,
         **_OPTIONS,
         client_name=name,
         retry=AsyncRetry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), retries),
     )
+    if url.startswith("rediss://"):
+        client.connection_pool.connection_class = AsyncPinnedConnection
+    return client
 
 
 def trusting(url: str, ca: Path | None) -> str:

@@ -23,10 +23,11 @@ from packtrain.broker.history_store import Recorder
 from packtrain.broker.ids import Route
 from packtrain.broker.journal import RedisJournal
 from packtrain.broker.processes import Presence, new_process_id
-from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.broker.reap_traces import jobs_with_traces
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import await_broker
 from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.tracing import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
     presence.begin()
     # One try per command: the loop itself is the retry, and a leader must not act on a decision seconds old.
     redis = connect(url, name=f"coordinator.{settings.node}", retries=0)
-    jobs = RedisJobs(redis)
+    tracing = start_tracing("packtrain-coordinator")
+    jobs = jobs_with_traces(redis, tracing)
     bells = Doorbell(make_app(url, name=f"coordinator.{settings.node}"))
     election = Election(redis, me)
     coordinator = Coordinator(
@@ -74,6 +76,8 @@ def run(settings: Settings, stop: SimpleQueue[None]) -> None:
         except (RedisError, OperationalError) as error:
             logger.warning("Broker is away: %s", error, extra={"event": "broker.away"})
             grace.lost_server()
+    if tracing:
+        tracing.close()
     try:
         election.resign()
     except RedisError as error:

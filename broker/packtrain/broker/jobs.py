@@ -60,6 +60,8 @@ class Claim:
     route: Route  # that the job waited on
     lane: Lane = "interactive"
     run_left_ms: int | None = None  # that it may run; None: as long as it takes
+    traceparent: str = ""  # of the door that handed it in, see trace_context.py
+    waited_ms: int = 0  # since it was submitted or put back
     unrung: tuple[Route, ...] = ()  # of the claimer's routes those with more jobs still ready than doorbells
 
 
@@ -132,6 +134,7 @@ class JobStore(Protocol):
         max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,
         may_move: bool = True,
+        traceparent: str = "",
     ) -> Submitted:
         """Write the record and make it ready. The same id with the same spec again is the same job.
 
@@ -140,6 +143,7 @@ class JobStore(Protocol):
             max_waiting_user: Jobs of one user that may wait for one model; None: any number.
             keep_ms: How long the record is kept after its end.
             may_move: Where its model is a name with several targets, the job may go to another than the first.
+            traceparent: Of who hands it in; empty: none.
 
         Raises:
             IdempotencyConflict, QueueFull, UnknownModel
@@ -279,6 +283,7 @@ def submit(
     max_waiting_user: int | None = None,
     keep_ms: int = keys.ENDED_TTL_MS,
     may_move: bool = True,
+    traceparent: str = "",
     known: Sequence[str] = (),
 ) -> Call[Submitted]:
     """Call of submit.lua."""
@@ -313,7 +318,7 @@ def submit(
             job_id, spec.to_json(), spec.digest(), spec.model, spec.lane, spec.user, deadline, max_waiting,
             suffix, " ".join(prefix_hashes(spec)), spec.meant_for or "", keep, cost_of(spec),
             repr(HAIR), "" if max_waiting_user is None else max_waiting_user, spec.max_run_ms or "",
-            int(may_move and can_move(spec)), spec.tag or "",
+            int(may_move and can_move(spec)), spec.tag or "", traceparent,
         ),
         parse,
     )  # fmt: skip
@@ -334,14 +339,15 @@ def claim(
     def parse(reply: Any) -> Claim | None:
         if not reply:
             return None
-        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung, lane, run_until = reply
+        job_id, epoch, attempts, submitted, now, deadline, spec, route, unrung, lane, run_until, trace, since = reply
         remaining = int(deadline) - int(now) if deadline else None
         run_left = int(run_until) - int(now) if run_until else None
         queued_ms = int(now) - int(submitted)
         short = tuple(Route(other) for other in unrung)
         return Claim(
-            JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), lane, run_left, short
-        )
+            JobId(job_id), int(epoch), int(attempts), queued_ms, remaining, spec, Route(route), lane, run_left, trace,
+            int(now) - int(since), short,
+        )  # fmt: skip
 
     classes = [numerics_class if is_deterministic(route) else "" for route in routes]
     lanes = [keys.ready(route, lane) for lane in ("interactive", "bulk") for route in routes]

@@ -48,6 +48,7 @@
 | pt:pairing             | string | 15 s from the last sign of it              | `PairingPlace`: where machines join |
 | pt:apikeys             | hash   | permanent                                  | name → `ApiKey` |
 | pt:apikey:<name>:busy  | zset   | 60 s from the last sign of a request       | request → until when it counts |
+| pt:apikey:<name>:rows  | zset   | the same of a row of its batches           | job → until when it counts |
 | pt:apikey:<name>:spent | hash   | 120 s from the last charge                 | second → tokens charged in it |
 | pt:process:<id>        | string | 15 s from the last sign                    | `ProcessBeat`: what it speaks |
 | pt:processes           | zset   | 60 s from the last sign of any             | process id → last sign, ms |
@@ -236,6 +237,11 @@ def invite(invite_id: str) -> str:
 def api_busy(key_id: str) -> str:
     """Requests of an API key that are under way."""
     return f"pt:apikey:{key_id}:busy"
+
+
+def api_rows(key_id: str) -> str:
+    """Jobs of an API key's batches that are under way."""
+    return f"pt:apikey:{key_id}:rows"
 
 
 def api_spent(key_id: str) -> str:

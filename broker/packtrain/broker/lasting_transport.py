@@ -14,9 +14,13 @@ from typing import Any
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import ConnectionError
 
+from packtrain.broker.pinning import PinnedConnection
+
 
 class LastingChannel(kombu_redis.Channel):
     """A channel whose connection may be gone for good."""
+
+    connection_class_ssl = PinnedConnection
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         if self.connection.client is None:

@@ -52,6 +52,8 @@ class _Record:
     failed: frozenset[ModelId] = frozenset()  # targets
     outcome: Outcome | None = None
     events: list[Event] = field(default_factory=list)
+    traceparent: str = ""
+    ready_ms: int = 0  # submitted or put back
 
     @property
     def is_queued(self) -> bool:
@@ -99,6 +101,7 @@ class MemoryJobs:
         max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,  # noqa: ARG002
         may_move: bool = True,
+        traceparent: str = "",
     ) -> jobs.Submitted:
         with self._changed:
             seen = self._records.get(job_id)
@@ -129,6 +132,7 @@ class MemoryJobs:
             deadline = None if spec.expires_in_ms is None else now + spec.expires_in_ms
             tag = self._tags[model, spec.lane].start(spec.user, cost_of(spec))
             self._records[job_id] = record = _Record(spec, model, tag, now, deadline)
+            record.traceparent, record.ready_ms = traceparent, now
             alias = self._aliases.get(spec.model)
             if alias and len(alias.targets) > 1 and may_move and jobs.can_move(spec):
                 record.targets = tuple(map(ModelId, alias.targets))
@@ -169,7 +173,8 @@ class MemoryJobs:
             run_left = None if record.run_until_ms is None else record.run_until_ms - now
             return jobs.Claim(
                 job_id, record.epoch, record.attempts, now - record.submitted_ms, remaining,
-                record.spec.to_json(), record.route, record.spec.lane, run_left,
+                record.spec.to_json(), record.route, record.spec.lane, run_left, record.traceparent,
+                now - record.ready_ms,
             )  # fmt: skip
 
     def unring(self, route: Route) -> bool:  # noqa: ARG002
@@ -225,7 +230,7 @@ class MemoryJobs:
             if record.cancel:
                 self._settle(job_id, record, jobs.ended(JobState.CANCELLED, jobs.CANCELLED))
             else:
-                record.state = JobState.QUEUED
+                record.state, record.ready_ms = JobState.QUEUED, self._now_ms()
             return True
 
     def fall_back(self, job_id: JobId, epoch: int, cause: Cause) -> Route | None:
@@ -341,7 +346,7 @@ class MemoryJobs:
                 started_ms=record.started_ms, first_token_ms=record.first_token_ms, finished_ms=record.finished_ms,
                 instance=record.instance, node=record.node, cancel_requested=record.cancel, cause=record.cause,
                 route=record.route, meant_for=record.spec.meant_for, tokens=record.next_index,
-                outcome=record.outcome,
+                outcome=record.outcome, traceparent=record.traceparent,
             )  # fmt: skip
 
     def events(self, after: Mapping[JobId, str], *, block_ms: int | None = None) -> list[Event]:
@@ -486,7 +491,7 @@ class MemoryJobs:
             assert record.cause is not None
             self._settle(job_id, record, jobs.dead(record.cause))
         else:
-            record.state = JobState.QUEUED
+            record.state, record.ready_ms = JobState.QUEUED, self._now_ms()
 
     def _settle(self, job_id: JobId, record: _Record, outcome: Outcome) -> None:
         is_withdrawn = record.state is JobState.QUEUED

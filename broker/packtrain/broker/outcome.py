@@ -128,5 +128,6 @@ class JobStatus(Report):
     route: str = Field("", description="where it waits or waited: its model, and what it must be able to do")
     meant_for: str | None = Field(None, description="the instance or node that alone may run it")
     tokens: int = Field(0, description="of its answer that readers can have by now")
+    traceparent: str = Field("", description="of who handed it in, as W3C has it; empty: none")
     cause: Cause | None = Field(None, description="of the last attempt that was lost")
     outcome: Outcome | None = None

@@ -41,9 +41,16 @@ class RedisJobs:
         max_waiting_user: int | None = None,
         keep_ms: int = keys.ENDED_TTL_MS,
         may_move: bool = True,
+        traceparent: str = "",
     ) -> jobs.Submitted:
         call = jobs.submit(
-            job_id, spec, max_waiting=max_waiting, max_waiting_user=max_waiting_user, keep_ms=keep_ms, may_move=may_move
+            job_id,
+            spec,
+            max_waiting=max_waiting,
+            max_waiting_user=max_waiting_user,
+            keep_ms=keep_ms,
+            may_move=may_move,
+            traceparent=traceparent,
         )
         try:
             return self._scripts.run(call)

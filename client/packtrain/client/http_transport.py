@@ -18,6 +18,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
+from packtrain.broker import trace_context
 from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.chunks import Event
 from packtrain.broker.explain import Explanation
@@ -203,7 +204,7 @@ class HttpTransport:
         """
         for pause_s in (*pauses_s, None):
             try:
-                response = self._http.request(method, path, content=body)
+                response = self._http.request(method, path, content=body, headers=_trace())
                 return answer(self.url, response.status_code, response.content, absent=absent)
             except (httpx2.TransportError, Lost) as error:
                 if pause_s is None or is_final(error):
@@ -225,3 +226,9 @@ def events_body(after: Mapping[JobId, str], wait_s: float) -> str:
 def _part(text: str) -> str:
     """A part of a path, whatever stands in it."""
     return quote(text, safe="")
+
+
+def _trace() -> dict[str, str]:
+    """The trace that a request is part of, as a header."""
+    traceparent = trace_context.current()
+    return {trace_context.HEADER: traceparent} if traceparent else {}

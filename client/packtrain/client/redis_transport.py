@@ -9,7 +9,7 @@ from typing import Any
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from packtrain.broker import hops, keys
+from packtrain.broker import hops, keys, trace_context
 from packtrain.broker.adapters import check_adapters
 from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.blobs import RedisBlobs
@@ -76,6 +76,7 @@ class RedisTransport:
             submitted = self._jobs.submit(
                 job_id, spec, max_waiting=self._max_waiting, max_waiting_user=self._max_waiting_user,
                 keep_ms=self._keep_ms, may_move=not (spec.via and self._is_back(spec)),
+                traceparent=trace_context.current(),
             )  # fmt: skip
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.route)

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -40,7 +41,7 @@ class Twin(Generic[S]):
             undo: Given that, in the thread, when nobody waited for it to the end.
         """
         leavable = _Leavable(call, undo)
-        future = self._pool.submit(leavable.run)
+        future = self._pool.submit(copy_context().run, leavable.run)  # it knows the trace that this is part of
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

@@ -30,10 +30,11 @@ from packtrain.broker.orders import NodeCommand
 from packtrain.broker.outcome import Cause
 from packtrain.broker.processes import Presence
 from packtrain.broker.pulls import PullRequest
-from packtrain.broker.redis_jobs import RedisJobs
+from packtrain.broker.reap_traces import jobs_with_traces
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.server import await_broker
 from packtrain.broker.settings import Settings, load_settings
+from packtrain.broker.tracing import start_tracing
 from packtrain.workers import machine
 from packtrain.workers.agent import TICK_S, Agent, run_folder
 from packtrain.workers.catalog_config import load_catalog_config
@@ -82,13 +83,17 @@ def run(settings: Settings) -> None:
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
     with held_alone(run_folder(settings), settings.node):
         # Not before: the agent that is being left may still hold the address of its files.
+        tracing = start_tracing("packtrain-agent", node=settings.node_id)
         agent = Agent(
-            settings, RedisJobs(redis), registry, bell, catalog, consumer, devices, standing, presence.beat.version
+            settings, jobs_with_traces(redis, tracing), registry, bell, catalog, consumer, devices, standing,
+            presence.beat.version,
         )  # fmt: skip
         try:
             _run(settings, agent, app, registry, catalog, hub, consumer)
         finally:
             presence.end()
+            if tracing:
+                tracing.close()
 
 
 def _run(

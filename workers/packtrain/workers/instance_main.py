@@ -38,9 +38,11 @@ from packtrain.broker.redis_jobs import RedisJobs
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
+from packtrain.broker.tracing import start_tracing
 from packtrain.workers.celery_worker import HubBeat, run_worker
 from packtrain.workers.instance_messages import InstanceConfig, InstanceOrder, InstanceReport, ReportPipe
 from packtrain.workers.instance_parts import Parts, import_backend, load_backend, loaded_parts
+from packtrain.workers.lease_traces import lease_tracer
 from packtrain.workers.own_memory import OwnMemory, own_memory
 from packtrain.workers.publisher import Publisher
 from packtrain.workers.receipts import adapter_sha256, model_sha256
@@ -78,10 +80,18 @@ class Instance:
         store = RedisJobs(redis)
         self._engine = parts.engine
         self._parts = parts
+        self._tracing = start_tracing("packtrain-instance", node=node, instance=instance)
         self._app = make_app(settings.broker_url(), name=f"instance.{instance}", events=settings.events)
         ring = Doorbell(self._app).ring
         self._publisher = Publisher(
-            store, instance, node, parts.prover, self._engine.cancel, threads=lambda: self._threads, ring=ring
+            store,
+            instance,
+            node,
+            parts.prover,
+            self._engine.cancel,
+            threads=lambda: self._threads,
+            ring=ring,
+            on_over=lease_tracer(self._tracing, model=config.model, instance=instance, node=node),
         )
         self._renewer = Renewer(
             store, self._engine, lease_ms=settings.lease_ms, stall_s=settings.stall_s, clock=time.monotonic
@@ -125,6 +135,8 @@ class Instance:
         self._engine_thread.join()
         self._publisher.stop()
         self._renewer.stop()
+        if self._tracing:
+            self._tracing.close()
 
     def warm_up(self) -> None:
         """Start the engine, and see whether it can do anything.

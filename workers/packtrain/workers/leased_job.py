@@ -19,6 +19,7 @@ from packtrain.broker.chat import ToolCall, join_calls
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.errors import FleetLoop, InvalidParameter, JobExpired, PromptEmpty
 from packtrain.broker.ids import InstanceId, JobId, NodeId, model_of
+from packtrain.broker.job_spans import Attempt, Attributes
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.outcome import Outcome, Timings, Usage
 from packtrain.broker.pieces import Piece, TokenLogprob
@@ -164,6 +165,27 @@ class LeasedJob:
         is_named = self.spec.model != model_of(self._claim.route)
         is_wrong = isinstance(ended.error, InvalidParameter | PromptEmpty | FleetLoop)
         return ended.end is End.FAILED and is_named and not is_wrong and not self._parts and not self._unpublished
+
+    def attempt(self, ended: Ended, outcome: Outcome | None, about: Attributes, *, now_ns: int) -> Attempt:
+        """This lease as its trace tells it, after its end.
+
+        Args:
+            outcome: None: the job goes on elsewhere.
+            about: Where it ran.
+            now_ns: Nanoseconds since 1970.
+        """
+        now, claim, first = self._clock(), self._claim, self._pace.first_at
+
+        def since_1970(moment: float) -> int:
+            return now_ns - round((now - moment) * 1e9)
+
+        return Attempt(
+            job_id=self.job_id, traceparent=claim.traceparent, epoch=self.epoch,
+            waited_ns=claim.waited_ms * 1_000_000, queued_ns=claim.queued_ms * 1_000_000,
+            claimed_ns=since_1970(self._claimed_at), first_ns=None if first is None else since_1970(first),
+            ended_ns=since_1970(self._ended_at), about={**about, "packtrain.lane": claim.lane}, end=ended.end,
+            outcome=outcome,
+        )  # fmt: skip
 
     @property
     def pace(self) -> Pace:

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
 from packtrain.broker.jobs import EmitReply, JobStore
-from packtrain.broker.outcome import Cause
+from packtrain.broker.outcome import Cause, Outcome
 from packtrain.workers.engine.sequence import End, Ended
 from packtrain.workers.leased_job import LeasedJob
 from packtrain.workers.receipts import Prover
@@ -44,6 +44,8 @@ class Publisher:
         threads: Threads that it computes with now.
         cancel: Ends a sequence in the engine, for jobs that the broker says are lost or cancelled.
         ring: Says that a job waits on a route: one that falls back to another model.
+        on_over: Told of each lease that ended as this instance says: the job, its end, and its outcome or None where
+            the job goes on elsewhere.
         retry_s: Seconds between two tries while the broker is away.
     """
 
@@ -57,6 +59,7 @@ class Publisher:
         *,
         threads: Callable[[], int],
         ring: Callable[[Route], None] = lambda _: None,
+        on_over: Callable[[LeasedJob, Ended, Outcome | None], None] = lambda *_: None,
         retry_s: float = RETRY_S,
     ) -> None:
         self._store = store
@@ -66,6 +69,7 @@ class Publisher:
         self._cancel = cancel
         self._threads = threads
         self._ring = ring
+        self._on_over = on_over
         self._retry_s = retry_s
         self._changed = threading.Condition()
         self._due: dict[LeasedJob, float] = {}  # when to publish; by lease, for a job may come again
@@ -135,6 +139,7 @@ class Publisher:
             self._publish_end(job, ended, last)
 
     def _publish_end(self, job: LeasedJob, ended: Ended, last: Chunk | None) -> None:
+        outcome: Outcome | None = None
         if ended.end is End.RELEASED:
             is_ours = self._insist(lambda: self._store.release(job.job_id, job.epoch))
         elif ended.end is End.LOST:
@@ -149,6 +154,8 @@ class Publisher:
                 "Job %s was lost to epoch %d; its %s was refused", job.job_id, job.epoch, ended.end,
                 extra={"event": "job.lost", "job": job.job_id, "epoch": job.epoch},
             )  # fmt: skip
+        else:
+            self._on_over(job, ended, outcome)
         job.published.set()
 
     def _fall_back(self, job: LeasedJob, ended: Ended) -> bool:

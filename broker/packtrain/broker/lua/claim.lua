@@ -15,7 +15,7 @@
 -- ARGV[10] outcome of a job that may run no longer (JSON)
 -- ARGV[11 ...] the routes, then for each the numerics class that its jobs are computed in, '' where that does not matter
 -- Returns {id, epoch, attempts, submitted_ms, now_ms, deadline_ms or '', spec, route, {routes with more jobs still ready
--- than doorbells}, lane, until when it may run, ms, or ''}, or false when there is nothing to claim
+-- than doorbells}, lane, until when it may run, ms, or '', trace or '', since when it waited, ms}, or false when there is nothing to claim
 local FIXED = 10
 local LANES = {[0] = 'interactive', [1] = 'bulk'}
 local now, held = now_ms(), HELD_PREFIX .. ARGV[1]
@@ -67,7 +67,7 @@ end
 local function read(id, lane, route, skipped)
   local f = redis.call(
     'HMGET', JOB_PREFIX .. id, 'state', 'deadline_ms', 'run_until_ms', 'meant_for', 'tokens', 'class', 'attempts',
-    'passed', 'epoch', 'submitted_ms', 'max_run_ms', 'order', 'user', 'spec'
+    'passed', 'epoch', 'submitted_ms', 'max_run_ms', 'order', 'user', 'spec', 'traceparent', 'requeued_ms'
   )
   local deadline, run_until, meant_for, class = f[2], f[3], f[4], ARGV[FIXED + num_routes + route]
   if f[1] ~= 'QUEUED' then
@@ -130,7 +130,8 @@ local function lease(id, lane, route, f)
     if left > redis.call('LLEN', KEYS[2 * num_routes + other]) then unrung[#unrung + 1] = ARGV[FIXED + other] end
   end
   return {
-    id, epoch, f[7] or 0, f[10], now, deadline or '', f[14], ARGV[FIXED + route], unrung, LANES[lane], run_until or ''
+    id, epoch, f[7] or 0, f[10], now, deadline or '', f[14], ARGV[FIXED + route], unrung, LANES[lane], run_until or '',
+    f[15] or '', f[16] or f[10]
   }
 end
 

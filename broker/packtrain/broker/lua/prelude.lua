@@ -129,7 +129,7 @@ local function requeue(id)
   local job = JOB_PREFIX .. id
   local route, lane = place_of(id)
   unlease(id)
-  redis.call('HSET', job, 'state', 'QUEUED')
+  redis.call('HSET', job, 'state', 'QUEUED', 'requeued_ms', now_ms())
   local f = redis.call('HMGET', job, 'order', 'tokens', 'class', 'model', 'user', 'targets')
   redis.call('ZADD', ready_key(route, lane), f[1], id)
   count_in(f[4], lane, f[5])

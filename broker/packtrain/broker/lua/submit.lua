@@ -9,7 +9,7 @@
 -- ARGV[13] what it is taken to cost, tokens        ARGV[14] see fairness.py: what the clock moves on by
 -- ARGV[15] jobs of one user that may wait for one model, '' for any
 -- ARGV[16] ms that it may run, '' for any         ARGV[17] 1: it may go to another target of its model's name
--- ARGV[18] tag that it is counted under, '' for none
+-- ARGV[18] tag that it is counted under, '' for none   ARGV[19] trace that it belongs to, '' for none
 -- Returns {verdict, number, model}: 'new' and jobs now ready | 'old' | 'conflict' | 'unknown'
 --   | 'full' and jobs ready, then ms from one served to the next or ''
 --   | 'full of one user' and his jobs that wait, then the same for one of his own
@@ -65,6 +65,7 @@ if ARGV[11] ~= '' then
   redis.call('PEXPIRE', MEANT, QUEUED_TTL_MS)
 end
 if ARGV[18] ~= '' then redis.call('HSET', KEYS[1], 'tag', ARGV[18]) end
+if ARGV[19] ~= '' then redis.call('HSET', KEYS[1], 'traceparent', ARGV[19]) end
 if ARGV[16] ~= '' then redis.call('HSET', KEYS[1], 'max_run_ms', ARGV[16]) end
 if #targets > 1 then
   redis.call('HSET', KEYS[1], 'targets', table.concat(targets, ' '), 'cost', ARGV[13])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from packtrain.broker.errors import InvalidParameter, SetupError
-from packtrain.client.bulk.sources import STDIN, open_lines
+from packtrain.client.bulk.options import BulkOptions
+from packtrain.client.bulk.sources import STDIN, is_plain, open_lines
 
 _HASH_BYTES = 1024 * 1024
 
@@ -69,6 +71,35 @@ def hash_of(path: str) -> str:
         while block := file.read(_HASH_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_same(options: BulkOptions, meta: Mapping[str, Any]) -> None:
+    """Refuse to go on with another run than was begun here.
+
+    Args:
+        meta: Of its ledger.
+
+    Raises:
+        InvalidParameter: It is another one; says in what.
+    """
+    out = options.out
+    for name, now in options.fixed().items():
+        if (then := meta["options"].get(name)) != now:
+            raise InvalidParameter(
+                f"{out} was begun with {name} = {then!r}, not {now!r}; give the same options to go on with it, "
+                "--restart to begin anew, or another output",
+                field=name,
+            )
+    source = options.source
+    stamp = stamp_of(source)
+    if stamp and stamp == meta["stamp"]:
+        return
+    found = hash_of(source) if is_plain(source) else hash_of_lines(source, options.template)
+    if found and found != meta["sha256"]:
+        raise InvalidParameter(
+            f"{source} has other rows than when {out} was begun; choose another output, or --restart to begin anew",
+            field="input",
+        )
 
 
 @contextmanager

@@ -61,6 +61,7 @@ class Group:
     size: int = 0  # bytes of open rows
     window: int = window.LEAST
     not_before_s: float = 0.0  # nothing is submitted
+    waits_for: str = ""  # why
     blocked: ModelError | None = None
     ends: deque[float] = field(default_factory=deque)  # of jobs, the latest ones
 
@@ -85,6 +86,10 @@ class Group:
         flight.results.clear()
         flight.old.clear()
         self.pending.extend((flight, number) for number in range(len(flight.asked.specs)))
+
+    def wait(self, until_s: float, why: str) -> None:
+        """Nothing is to be submitted before."""
+        self.not_before_s, self.waits_for = until_s, why
 
     def block(self, error: ModelError) -> None:
         """Nothing more can run until somebody mends this."""

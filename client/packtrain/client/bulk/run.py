@@ -20,92 +20,27 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from packtrain.broker.errors import InvalidParameter, ModelError, PacktrainError, SetupError
-from packtrain.client.bulk.checks import check_free, check_paths, hash_of, hash_of_lines, stamp_of, written
+from packtrain.broker.errors import PacktrainError, SetupError
+from packtrain.client.bulk.checks import check_free, check_paths, check_same, stamp_of, written
 from packtrain.client.bulk.feeder import Feeder
+from packtrain.client.bulk.gate import Gate
 from packtrain.client.bulk.intake import MOST_FAULTS, Faults, FileInvalid, Intake, take_in
 from packtrain.client.bulk.ledger import End, Ledger, State
+from packtrain.client.bulk.options import BulkOptions, Summary
 from packtrain.client.bulk.output import Journal, assemble
 from packtrain.client.bulk.progress import Forecast, Snapshot, Tally, forecast
-from packtrain.client.bulk.rows import Defaults, id_hash
+from packtrain.client.bulk.rows import id_hash
 from packtrain.client.bulk.sources import is_plain
 from packtrain.client.bulk.translate import Manner
 from packtrain.client.transport import Transport
 
 #: Of what the ledger's facts mean.
 _VERSION = 1
-FOLDER_SUFFIX = ".packtrain"
 
 Report = Callable[[Snapshot], None]
-
-
-@dataclass(frozen=True, slots=True)
-class BulkOptions:
-    """What to run. Attributes that change jobs or lines have to stay the same while a run goes on.
-
-    Attributes:
-        source: Path of the input, or `-`.
-        out: Where answers go.
-        errors: Where rows that failed go; None: `<out>.errors.jsonl` beside `out`.
-        template: Of a table.
-        defaults: Of rows.
-        user, lane, max_run: See `translate.Manner`.
-        ordered: Lines in the order of the input, and nothing in them that happens to be so.
-        created: Seconds, for the answers; None: when the run was begun, or 0 if it is ordered.
-        skip_invalid: Run the other rows of a file that has faults; those go to `errors`.
-        skip_refused: The same of rows whose bodies ask for something that cannot be, as OpenAI's batches do.
-        models: Of the fleet's, those that rows may name; None: all.
-        retry_failed: Run rows again that failed in an earlier run.
-        restart: Forget what is there and begin anew.
-        limit: Rows that the input may have.
-    """
-
-    source: str
-    out: Path
-    errors: Path | None = None
-    template: str | None = None
-    defaults: Defaults = field(default_factory=Defaults)
-    user: str = ""
-    max_run: float | None = None
-    ordered: bool = False
-    created: int | None = None
-    skip_invalid: bool = False
-    skip_refused: bool = False
-    models: frozenset[str] | None = None
-    retry_failed: bool = False
-    restart: bool = False
-    limit: int | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the run keeps what it knows."""
-        return self.out.with_name(self.out.name + FOLDER_SUFFIX)
-
-    @property
-    def errors_file(self) -> Path:
-        """Where rows that failed go."""
-        return self.errors or self.out.with_name(self.out.name + ".errors.jsonl")
-
-    def fixed(self) -> dict[str, Any]:
-        """What has to stay the same, as the ledger keeps it."""
-        said = asdict(self)
-        return {name: said[name] for name in ("template", "defaults", "user", "max_run", "ordered")}
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a run came to."""
-
-    total: int
-    completed: int
-    failed: int
-    left: int  # rows still to do
-    in_flight: int  # jobs of these that go on in the fleet
-    blocked: tuple[ModelError, ...]  # why rows of some models cannot run
 
 
 class BulkRun:
@@ -114,14 +49,16 @@ class BulkRun:
     Args:
         transport: To the fleet.
         options: What to run.
+        gate: Asked before each job; None: nobody has to be.
 
     Raises:
         InvalidParameter: The output is of something else, or the input has changed.
         SetupError: Another process works on this run, or the folder cannot be written.
     """
 
-    def __init__(self, transport: Transport, options: BulkOptions) -> None:
+    def __init__(self, transport: Transport, options: BulkOptions, gate: Gate | None = None) -> None:
         self._transport = transport
+        self._gate = gate
         self._options = options
         self._feeder: Feeder | None = None
         self._wants = ""
@@ -176,7 +113,7 @@ class BulkRun:
                 self.close()
                 raise
         else:
-            self._check_same(meta)
+            check_same(self._options, meta)
             self._recover()
         if self._options.retry_failed and self._ledger.retry_failed():
             self._journal(State.FAILED).clear()
@@ -228,7 +165,7 @@ class BulkRun:
     ) -> Feeder:
         return Feeder(
             self._transport, self._ledger, rows, answers, errors, run_id=self._meta["run_id"],
-            manner=self._manner(self._meta["created"]), tally=tally, report=report,
+            manner=self._manner(self._meta["created"]), tally=tally, report=report, gate=self._gate,
         )  # fmt: skip
 
     # --- files
@@ -305,31 +242,6 @@ class BulkRun:
         }  # fmt: skip
         self._ledger.set_meta(meta)
         return meta
-
-    def _check_same(self, meta: Mapping[str, Any]) -> None:
-        """Whether this is the run that was begun here.
-
-        Raises:
-            InvalidParameter: It is another one; says in what.
-        """
-        out = self._options.out
-        for name, now in self._options.fixed().items():
-            if (then := meta["options"].get(name)) != now:
-                raise InvalidParameter(
-                    f"{out} was begun with {name} = {then!r}, not {now!r}; give the same options to go on with it, "
-                    "--restart to begin anew, or another output",
-                    field=name,
-                )
-        source = self._options.source
-        stamp = stamp_of(source)
-        if stamp and stamp == meta["stamp"]:
-            return
-        found = hash_of(source) if self._is_plain else hash_of_lines(source, self._options.template)
-        if found and found != meta["sha256"]:
-            raise InvalidParameter(
-                f"{source} has other rows than when {out} was begun; choose another output, or --restart to begin anew",
-                field="input",
-            )
 
     def _recover(self) -> None:
         """Bring the ledger up to date with the files that answers are in."""

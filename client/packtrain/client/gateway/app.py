@@ -26,6 +26,7 @@ from packtrain.client.gateway.page_files import add_page
 from packtrain.client.gateway.responses_api import add_responses
 from packtrain.client.gateway.schema import describe
 from packtrain.client.gateway.tokens_api import add_tokens
+from packtrain.client.gateway.traces import Traces
 
 
 def make_app(door: Door) -> FastAPI:
@@ -53,6 +54,7 @@ def make_app(door: Door) -> FastAPI:
         add_files(app, door, door.files)
         add_batches(app, door, door.files)
     describe(app)
+    app.add_middleware(Traces, tracing=door.tracing)
     app.add_middleware(_RequestIds)
     app.add_middleware(_Heads)
     if door.settings.cors:

@@ -9,7 +9,10 @@ from contextlib import closing
 from types import FrameType
 
 from packtrain.broker import lifeline, logs
+from packtrain.broker.api_keys import ApiKeys
+from packtrain.broker.connection import connect
 from packtrain.broker.settings import load_settings
+from packtrain.client.gateway.batches_budget import Budget
 from packtrain.client.gateway.batches_faults import Meaning, meaning_of, said_of
 from packtrain.client.gateway.batches_run import BatchRun
 from packtrain.client.gateway.batches_store import AGAIN, Batch, BatchStore
@@ -30,8 +33,10 @@ def main() -> int:
         if not is_mine:
             return 0
         try:
-            with closing(open_transport(settings.broker_url())) as transport:
-                running = BatchRun(batch, batches, files, transport)
+            url = settings.broker_url()
+            with closing(open_transport(url)) as transport, closing(connect(url, name="batch")) as redis:
+                budget = Budget(ApiKeys(redis), batch.owner, url) if batch.owner else None
+                running = BatchRun(batch, batches, files, transport, gate=budget)
 
                 def stop(_number: int, _frame: FrameType | None) -> None:
                     running.stop()

@@ -21,6 +21,7 @@ from typing import Final
 
 from packtrain.broker.errors import JobExpired, TryLater
 from packtrain.client.bulk import BulkOptions, BulkRun, Defaults, FileInvalid, Snapshot, Summary
+from packtrain.client.bulk.gate import Gate
 from packtrain.client.bulk.output import Journal
 from packtrain.client.gateway.batches_faults import MOST_DEFECTS, Meaning, fault, meaning_of, said_of
 from packtrain.client.gateway.batches_store import Batch, BatchStatus, BatchStore, Progress
@@ -43,17 +44,19 @@ class BatchRun:
 
     Args:
         now: Seconds since 1970.
+        gate: Of who ordered it; None: nobody in particular did.
     """
 
     def __init__(
         self, batch: Batch, batches: BatchStore, files: FileStore, transport: Transport,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.time, gate: Gate | None = None,
     ) -> None:  # fmt: skip
         self._batch = batch
         self._batches = batches
         self._files = files
         self._transport = transport
         self._now = now
+        self._gate = gate
         self._progress = batches.progress(batch.id)
         self._saved_at = 0.0
         self._bulk: BulkRun | None = None
@@ -119,7 +122,7 @@ class BatchRun:
             defaults=Defaults(endpoint=batch.endpoint, plain=False), limit=MAX_ROWS, skip_refused=True,
             models=None if batch.models is None else frozenset(batch.models),
         )  # fmt: skip
-        with BulkRun(self._transport, options) as self._bulk:
+        with BulkRun(self._transport, options, self._gate) as self._bulk:
             if self._is_stopped:
                 self._bulk.stop()
             try:

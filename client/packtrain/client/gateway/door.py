@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packtrain.broker.tally_store import Counters
+from packtrain.broker.tracing import Tracing
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
 from packtrain.client.gateway.metrics import Metrics
@@ -29,6 +30,7 @@ class Door:
     files: Path | None = None  # folder of uploads and batches; None: there are none
     watch: Watch | None = None  # looks at the fleet for its page; None: there is no page
     readers: Readers = field(default_factory=Readers)  # of large bodies
+    tracing: Tracing | None = None  # sends spans; None: nobody asks for them
     now: Callable[[], float] = time.time  # seconds since 1970
     started: float = field(default_factory=time.time)
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)  # streams that can be resumed elsewhere end now

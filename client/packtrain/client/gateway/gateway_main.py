@@ -21,6 +21,7 @@ from packtrain.broker.errors import PacktrainError, SetupError
 from packtrain.broker.processes import Presence
 from packtrain.broker.settings import load_settings
 from packtrain.broker.tally_store import Counters
+from packtrain.broker.tracing import start_tracing
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
@@ -73,9 +74,11 @@ async def _serve(
         raise unavailable(url, error) from error
     check_tls(settings)
     listener = _listen(settings)
+    tracing = start_tracing("packtrain-gateway")
     async with AsyncPacktrain(url) as fleet:
         door = Door(
             fleet, settings, KeyAccess(keys, settings, masked(url)), Counters(redis), files=files, watch=Watch(redis),
+            tracing=tracing,
         )  # fmt: skip
         config = uvicorn.Config(
             make_app(door),
@@ -101,6 +104,8 @@ async def _serve(
         with kept_batches(files, url), closing(door.readers):
             await server.serve([listener])
     presence.end()
+    if tracing:
+        tracing.close()
     redis.close()
 
 

@@ -26,6 +26,7 @@ from packtrain.broker.errors import PacktrainError
 from packtrain.broker.job_spec import JobSpec
 from packtrain.client.gateway.access import Admission, Caller, no_model
 from packtrain.client.gateway.failures import Refused
+from packtrain.client.gateway.guesses import guessed_tokens
 from packtrain.client.gateway.settings import GatewaySettings
 from packtrain.client.gateway.web_pages import refuse_web_pages
 from packtrain.client.openai import Fault
@@ -34,10 +35,6 @@ from packtrain.client.openai import Fault
 FRESH_S = 2.0
 #: For a key that is not among them they are read again, but no more often than this, seconds.
 SOON_S = 0.2
-#: A character of a prompt is taken to be this part of a token; images and the like are not guessed at.
-TOKENS_PER_CHAR = 0.25
-#: An answer whose request sets no bound is taken to have so many tokens.
-USUAL_ANSWER = 256
 
 T = TypeVar("T")
 
@@ -157,22 +154,6 @@ class _Counted(Admission):
 
     async def end(self, tokens: int | None) -> None:
         await self._end(tokens)
-
-
-def guessed_tokens(specs: Sequence[JobSpec]) -> int:
-    """What jobs will cost, as far as their requests tell: their prompts, and answers as long as they may be.
-
-    >>> guessed_tokens([JobSpec(kind="complete", model="m", prompt="x" * 400, params={"max_tokens": 10})])
-    110
-    """
-    return sum(_guessed(spec) for spec in specs)
-
-
-def _guessed(spec: JobSpec) -> int:
-    prompt = int(spec.num_chars * TOKENS_PER_CHAR) + len(spec.prompt_tokens)
-    if spec.kind in ("embed", "count"):
-        return prompt
-    return prompt + (USUAL_ANSWER if spec.params.max_tokens is None else spec.params.max_tokens)
 
 
 def _caller_of(key: ApiKey) -> Caller:

@@ -1,8 +1,9 @@
 """A fleet as Prometheus' metrics: what is counted in the broker, and how things are at the scrape. Pure.
 
 Every gateway tells the same, so take one of them, or the maximum. Labels are bounded: models, nodes and instances are
-those that the fleet knows, and of users and tags so many are told apart (`keys.USED_MAX`). A model has figures of jobs
-once it has had any or is loaded. docs/metrics.md lists all of it, and a test compares that with a scrape.
+those that the fleet knows, and of users and tags so many are told apart (`keys.USED_MAX`). Instances have the label
+`instance_id`, for `instance` is Prometheus' own, of the gateway. A model has figures of jobs once it has had any or is
+loaded. docs/metrics.md lists all of it, and a test compares that with a scrape.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _instances(instances: Sequence[InstanceBeat]) -> Iterator[Metric]:
     yield _gauge("packtrain_num_requests_running", "Jobs that run.", ("model",), running)
     yield _gauge("packtrain_slots", "Jobs that could run at once in what is loaded.", ("model",), slots)
 
-    labels = ("model", "node", "instance")
+    labels = ("model", "node", "instance_id")
 
     def of(values: Mapping[str, float], of: Sequence[InstanceBeat] = living) -> dict[Labels, float]:
         return {(each.model, each.node, each.instance): values[each.instance] for each in of}
@@ -150,7 +151,7 @@ def _batches(each: InstanceBeat) -> list[tuple[str, float]]:
 
 
 def _memory(living: Sequence[InstanceBeat]) -> Iterator[Metric]:
-    labels = ("model", "node", "instance", "device")
+    labels = ("model", "node", "instance_id", "device")
     names = {each.instance: (each.model, each.node, each.instance) for each in living}
     estimated = {
         (*names[each.instance], device): size for each in living for device, size in each.estimated_bytes.items()

@@ -54,7 +54,7 @@ def add_fleet(router: APIRouter, door: Door) -> None:
         return written(
             Waiting(
                 waiting={str(route): count for route, count in counts.items() if names.shows(route)},
-                reasons={str(route): why for route, why in reasons.items() if names.shows(route)},
+                reasons={str(route): names.told(why) for route, why in reasons.items() if names.shows(route)},
             )
         )
 

@@ -15,9 +15,10 @@ export const PARTS = [
 ];
 
 export function Nodes({ facts, run }) {
+  const isMixed = new Set(facts.nodes.map((node) => node.version)).size > 1; // while the fleet is upgraded
   return html`<${Panel} id="nodes" title="Nodes" count=${facts.nodes.length} aside=${html`<${Legend} />`}>
     ${facts.nodes.length ? "" : html`<${Empty}>No node reports. Start one with <code>packtrain node</code>.<//>`}
-    <div class="nodes">${facts.nodes.map((node) => html`<${Node} key=${node.node} node=${node} isAdmin=${facts.is_admin} run=${run} />`)}</div>
+    <div class="nodes">${facts.nodes.map((node) => html`<${Node} key=${node.node} node=${node} isMixed=${isMixed} isAdmin=${facts.is_admin} run=${run} />`)}</div>
   <//>`;
 }
 
@@ -25,7 +26,7 @@ const Legend = () => html`<ul class="legend" aria-hidden="true">
   ${PARTS.map(([part, label]) => html`<li><i class=${part}></i>${label}</li>`)}
 </ul>`;
 
-function Node({ node, isAdmin, run }) {
+function Node({ node, isMixed, isAdmin, run }) {
   const { memory } = node;
   const taken = memory.budget - memory.free;
   return html`<article class="node" aria-label=${`Node ${node.node}`}>
@@ -41,6 +42,7 @@ function Node({ node, isAdmin, run }) {
       <div><dt>cores</dt><dd><${Cores} used=${node.cores_used} cores=${node.cores} /></dd></div>
       <div><dt>models</dt><dd>${node.models}</dd></div>
       <div><dt>disk free</dt><dd>${bytes(node.disk_free)}</dd></div>
+      ${isMixed ? html`<div><dt>Packtrain</dt><dd>${node.version || "before 0.2"}</dd></div>` : ""}
       ${node.gpus.map((gpu) => html`<div><dt>GPU</dt><dd>${gpu}</dd></div>`)}
     </dl>
     ${node.reason ? html`<p class="trouble">${node.reason}</p>` : ""}
