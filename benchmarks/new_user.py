@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)
 
 import argparse
+import json
 import os
 import pty
 import re
@@ -68,7 +69,7 @@ class Terminal:
         while self._read(deadline - time.monotonic()):
             pass
         if code := self.process.wait(PATIENCE_S):
-            sys.exit(f"{self.process.args!r} ended with {code}:\n{self.said}")
+            sys.exit(f"a command ended with {code}:\n{self.said}")
         return self.said
 
     @property
@@ -86,15 +87,19 @@ class Terminal:
         return bool(text)
 
 
-def start(host: Host, home: Path, command: str) -> Terminal:
-    """Run a command of README.md at a terminal of a host, with nothing in its environment that a new user has not."""
+def start(host: Host, home: Path, command: str, *, errors: int | None = None) -> Terminal:
+    """Run a command of README.md at a terminal of a host, with nothing in its environment that a new user has not.
+
+    Args:
+        errors: Where its stderr goes, if not to the terminal: there it says what it waits for.
+    """
     ours, theirs = pty.openpty()
     name = f'hostname {host.name} && exec "$@"'
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
         host.command("unshare", "--uts", "sh", "-c", name, host.name, *shlex.split(command, comments=True)),
         env={"HOME": str(home), "PATH": path, "TERM": "xterm", "LANG": "C.UTF-8"},
-        cwd=home, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        cwd=home, stdin=theirs, stdout=theirs, stderr=theirs if errors is None else errors, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     return Terminal(process, ours)
@@ -140,16 +145,16 @@ def two_hosts(folder: Path) -> list[tuple[str, str, float]]:
         rows.append((OTHER, f"{node}   # until it asks for the code", found_after))
         rows.append((OTHER, "  the code is typed, until it takes work", time.monotonic() - typed))
 
-        asked = start(other, homes[OTHER], run)
+        asked = start(other, homes[OTHER], run, errors=subprocess.DEVNULL)
         asked.wait_for(r"\w")
         rows.append((OTHER, f"{run}   # until the first word", asked.seconds))
         answer = asked.end()
         rows.append((OTHER, "  until the answer is complete", asked.seconds))
 
-        jobs = start(head, homes[HEAD], "packtrain jobs").end()
-        if not re.search(rf"SUCCEEDED.*{OTHER}", jobs):
-            sys.exit(f"the job did not run on {OTHER}:\n{jobs}")
-        print(f"\n{OTHER}: {' '.join(answer.split())[:200]}\n{jobs}")
+        jobs = json.loads(start(head, homes[HEAD], "packtrain jobs --json").end())
+        print(f"\n{OTHER}: {' '.join(answer.split())[:200]}\n")
+        if (ran_on := jobs[0]["node"]) != OTHER:
+            sys.exit(f"the job ran on {ran_on}, not on {OTHER}")
     return rows
 
 

@@ -6,6 +6,7 @@ docs/clients.md shows; it is replaced here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from packtrain.broker.states import JobState
 from tests.support.demo_model import MODEL, demo_model_folder
+from tests.support.doc_blocks import CLIENTS, Block, Reason, blocks, excuse_of
 from tests.support.environments import interpreter, needs
 from tests.support.fleets import eventually, fleet, scripted_fleet
 from tests.support.gateways import gateway
@@ -29,6 +31,8 @@ ADDRESS = "http://127.0.0.1:8080"
 _BLOCK = re.compile(r"^```(?:python|sh|yaml)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _END_OF_SHOWN = "# --- end of what docs/clients.md shows"
 SCRIPTS = sorted(HERE.glob("with_*"))
+#: Programs with packages of others on further pages, which tests/e2e/test_docs.py leaves to us.
+ELSEWHERE = [b for b in blocks("python") if b.page != "docs/clients.md" and excuse_of(b.code) is Reason.PACKAGES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,21 @@ def test_it_works(script: Path, doors: Doors, tmp_path: Path) -> None:
         text=True,
         timeout=600,
     )
+
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("block", ELSEWHERE, ids=str)
+def test_what_other_pages_show_of_them_works(block: Block, doors: Doors, tmp_path: Path) -> None:
+    package = str(CLIENTS.findall(block.code)[0])
+    request = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": request}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(row) + "\n")
+    program = tmp_path / "shown.py"
+    program.write_text(block.code.replace(ADDRESS, doors.url))
+    command = [str(interpreter(needs(HERE / f"with_{package}.py"))), str(program)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
 

@@ -16,7 +16,7 @@ from redis import Redis
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.chunks import Chunk
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, new_job_id
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore, Place
 from packtrain.broker.memory_jobs import MemoryJobs

@@ -108,6 +108,17 @@ def test_odd_sizes_are_seen_or_refused(backend: LlamaCppBackend, size: tuple[int
         assert "cannot" in str(refused) or "rows" in str(refused)  # noqa: PT017
 
 
+def test_a_picture_of_more_tokens_than_a_slot_holds_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
+    found = loaded(tmp_path, "idefics3")
+
+    with pytest.raises(ImageUnreadable, match=r"4096 x 4096 is \d+ tokens, and a slot holds 512"):
+        found.see(np.zeros((4096, 4096, 3), np.uint8))
+    with pytest.raises(ImageUnreadable, match="send a smaller one"):
+        found.see(picture(1, 4, 16_384))
+    assert images(found.see(picture(1)))
+    found.shutdown()
+
+
 def test_company_and_cuts_change_no_bit(backend: LlamaCppBackend) -> None:
     assert backend.shape.recipe == "batched"
     assert image_self_test(backend, "batched", backend.see) == ""

@@ -52,6 +52,14 @@ def served(*arguments: str, url: str, **env: str) -> Iterator[tuple[subprocess.P
         process.communicate()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_gateway_that_is_told_to_end_as_it_begins_ends(broker: BrokerServer, number: signal.Signals) -> None:
+    with served("--port", "0", url=broker.url) as (process, _):
+        process.send_signal(number)
+
+        assert process.wait(30) == 0
+
+
 def test_a_fleet_with_a_gateway_says_where_it_is_and_answers_there(tmp_path: Path) -> None:
     with scripted_fleet(tmp_path, {"m1": {}}, http_port=0) as fleet:
         assert fleet.running.gateway is not None

@@ -23,16 +23,20 @@ class Reason(Enum):
     SET_UP = "makes the environment that the tests run in"
     FLEET = "starts the fleet that the tests of commands run in, or ends it"
     OWN_TEST = "a step of `make` or CI itself, or takes minutes"
+    HARM = "takes the fleet away from the commands that follow; tests/integration/test_broker_users.py has its own"
     HOSTS = "takes a second host; benchmarks/new_user.py and tests/integration/test_joining.py have one"
     INTERNET = "takes files from the internet; tests/integration/test_pull.py has a hub of its own"
     CONTAINERS = "takes containers or machines to set up; tests/compose runs the files that these use"
-    MODEL = "takes a model that was made for it; tests/integration/test_gateway.py has one"
+    MODEL = "takes a model that was made for it; tests/contract has those"
     PACKAGES = "takes packages that only `make clients` installs, which runs it"
 
 
+#: Packages that programs of others bring.
+CLIENTS = re.compile(r"^(?:from|import) (openai|langchain_openai|llama_index|litellm|ollama|anthropic)\b", re.MULTILINE)
 #: By how the command begins, or the first line of a block of Python.
 EXCUSED = {
     "apt-get": Reason.SET_UP,
+    "pip install": Reason.SET_UP,
     "make setup": Reason.SET_UP,
     "make demo": Reason.OWN_TEST,
     "make test": Reason.OWN_TEST,
@@ -43,6 +47,7 @@ EXCUSED = {
     "make up": Reason.FLEET,
     "packtrain up": Reason.FLEET,
     "EXAMPLE_API_KEY=... packtrain up": Reason.FLEET,
+    "packtrain nodes revoke": Reason.HARM,
     "packtrain invite": Reason.HOSTS,
     "packtrain node": Reason.HOSTS,
     "packtrain pull": Reason.INTERNET,
@@ -55,8 +60,8 @@ EXCUSED = {
     "git pull": Reason.CONTAINERS,
     "tailscale": Reason.CONTAINERS,
     'fleet.generate("qwen2.5-coder"': Reason.MODEL,
-    "from openai import OpenAI": Reason.PACKAGES,
-    "from anthropic import": Reason.PACKAGES,
+    'fleet.generate("smollm2-shapes"': Reason.MODEL,
+    "packtrain run smollm2-shapes": Reason.MODEL,
 }
 _FENCE = re.compile(r"^```(?P<language>sh|console|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`(?P<code>[^`\n]+)`(?!`)")
@@ -103,11 +108,11 @@ def inline_commands(word: str) -> list[tuple[str, str]]:
     return found
 
 
-def excuse_of(command: str) -> Reason | None:
-    """Why this is not run; None: it is."""
-    return next(
-        (reason for begin, reason in EXCUSED.items() if f"{command} ".startswith((f"{begin} ", f"{begin},"))), None
-    )
+def excuse_of(code: str) -> Reason | None:
+    """Why a command or a block of Python is not run; None: it is."""
+    if CLIENTS.search(code):
+        return Reason.PACKAGES
+    return next((reason for begin, reason in EXCUSED.items() if re.match(rf"{re.escape(begin)}(?![\w-])", code)), None)
 
 
 def calls_of(command: str, program: str) -> list[list[str]]:

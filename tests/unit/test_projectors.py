@@ -15,6 +15,7 @@ from packtrain.broker.placement.view import View
 from packtrain.workers.catalog import Catalog, load_catalog
 from packtrain.workers.catalog_config import CatalogConfig, load_catalog_config
 from packtrain.workers.gguf import read_header
+from packtrain.workers.gguf_projector import PIXEL_BYTES
 from tests.support.factories import model_info, node_beat
 from tests.support.gguf_files import Tensor, Value, gguf_bytes, metadata
 from tests.support.pictures import PROJECTOR
@@ -123,7 +124,10 @@ def test_a_model_with_eyes_takes_more_memory_and_says_what_it_can(tmp_path: Path
 
     assert blind.info.modalities == ("text",)
     assert seeing.info.modalities == ("text", "vision", "audio")
-    assert seeing.info.required_bytes - blind.info.required_bytes == seeing.info.memory.image_bytes > 7 * MAX_PIXELS
+    memory = seeing.info.memory
+    assert memory.picture_bytes == PIXEL_BYTES * MAX_PIXELS
+    assert memory.image_bytes > 64 * 32 * 4
+    assert seeing.info.required_bytes - blind.info.required_bytes == memory.image_bytes + memory.picture_bytes
     assert seeing.fingerprint != blind.fingerprint
     assert seeing.info.file_bytes == blind.info.file_bytes + (tmp_path / "a-mmproj.gguf").stat().st_size
 

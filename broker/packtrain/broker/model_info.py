@@ -28,7 +28,8 @@ class ModelMemory(Report):
     logits_bytes: int = Field(0, description="of as many rows as one step may ask for")
     work_bytes: int = Field(0, description="inputs of one matrix product in the format of its weights")
     adapter_bytes: int = Field(0, description="weights of all its LoRA adapters")
-    image_bytes: int = Field(0, description="of its projector: weights, scratch space, and a picture while it is read")
+    image_bytes: int = Field(0, description="weights and scratch space of its projector")
+    picture_bytes: int = Field(0, description="of the largest picture while it is read")
     buffers: tuple[BufferMemory, ...] = ()
     measured_bytes: int = Field(0, description="most that an instance like this took on this node; 0: none was loaded")
     factor: float = Field(1, description="measured by estimated, of the same model with other slots or context")
@@ -39,8 +40,8 @@ class ModelMemory(Report):
 
     @property
     def scratch_bytes(self) -> int:
-        """What is taken by the first steps, not by the load."""
-        return self.host("compute") + self.logits_bytes + self.work_bytes
+        """What is taken by the first steps and pictures, not by the load."""
+        return self.host("compute") + self.logits_bytes + self.work_bytes + self.picture_bytes
 
     @property
     def estimated_bytes(self) -> int:

@@ -26,7 +26,7 @@ from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOpti
 from packtrain.workers.catalog_projectors import FoundProjector, ProjectorFinder
 from packtrain.workers.catalog_projectors import fingerprint_with as fingerprint_with_projector
 from packtrain.workers.gguf import GgufHeader, merge_parts, read_header
-from packtrain.workers.gguf_projector import image_bytes
+from packtrain.workers.gguf_projector import with_projector
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.memory import default_slots, estimate_kv_bytes_per_token, estimate_memory, estimate_slot_bytes
 from packtrain.workers.model_files import ModelFile, ModelFiles, find_model_files, group_parts, printable
@@ -50,11 +50,6 @@ class CatalogEntry:
     def adapter_bytes(self) -> int:
         """Weights of all adapters that are loaded with the model."""
         return sum(adapter.weights_bytes for adapter in self.info.adapters if not adapter.fault)
-
-    @property
-    def image_bytes(self) -> int:
-        """What its projector takes."""
-        return self.info.memory.image_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +233,7 @@ class _Building:
 
         def memory(n_slots: int) -> ModelMemory:
             estimate = estimate_memory(header, load, n_ctx=n_ctx, n_slots=n_slots)
-            return estimate.model_copy(update={"adapter_bytes": adapter_bytes, "image_bytes": _image_bytes(projector)})
+            return _with_images(estimate.model_copy(update={"adapter_bytes": adapter_bytes}), projector)
 
         n_slots = options.slots or defaults.slots
         if n_slots is None:
@@ -290,9 +285,9 @@ def _modalities(projector: FoundProjector | None) -> tuple[Modality, ...]:
     return header.modalities if header else ("text",)
 
 
-def _image_bytes(projector: FoundProjector | None) -> int:
+def _with_images(memory: ModelMemory, projector: FoundProjector | None) -> ModelMemory:
     header = projector.header if projector else None
-    return image_bytes(header.projector, header.tensor_bytes) if header and header.projector else 0
+    return with_projector(memory, header.projector, header.tensor_bytes) if header else memory
 
 
 def _read(file: ModelFile) -> GgufHeader | ModelFault:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packtrain.broker.images import MAX_PIXELS, Modality
+from packtrain.broker.model_info import ModelMemory
 from packtrain.workers.gguf_form import Form
 
 _PREFIX = {"vision": "clip.vision.", "audio": "clip.audio."}
 #: Bounds of what stands in products here; real ones are far below.
 MAX_SIZE, MAX_SIDE = 2**17, 2**14
 FLOAT_BYTES = 4
-#: Of a picture while it is read: 4 bytes of a decoder's pixel and 3 of ours.
-PIXEL_BYTES = 7
+#: Of a picture while it is read, by the decoder and by llama.cpp: one of 4096 x 4096 took 176 MiB at most.
+PIXEL_BYTES = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ def read_projector(form: Form) -> ProjectorHeader:
     return ProjectorHeader(sees, hears, next(filter(None, widths), 0), compute)
 
 
-def image_bytes(header: ProjectorHeader, tensor_bytes: int) -> int:
-    """What a projector adds to an instance: weights, scratch space, and the largest picture while it is read."""
-    return tensor_bytes + header.compute_bytes + (MAX_PIXELS * PIXEL_BYTES if header.sees else 0)
+def with_projector(memory: ModelMemory, header: ProjectorHeader | None, tensor_bytes: int) -> ModelMemory:
+    """What an instance takes with a projector, or without one."""
+    if header is None:
+        return memory
+    picture = MAX_PIXELS * PIXEL_BYTES if header.sees else 0
+    return memory.model_copy(update={"image_bytes": tensor_bytes + header.compute_bytes, "picture_bytes": picture})

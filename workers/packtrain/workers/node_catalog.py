@@ -180,7 +180,9 @@ class GgufCatalog:
         estimate = self._book.estimate(key) or estimate_memory(
             entry.header, key.options, n_ctx=key.n_ctx, n_slots=key.n_slots
         )
-        return estimate.model_copy(update={"adapter_bytes": entry.adapter_bytes, "image_bytes": entry.image_bytes})
+        said = entry.info.memory
+        extras = {"adapter_bytes": entry.adapter_bytes, "image_bytes": said.image_bytes}
+        return estimate.model_copy(update={**extras, "picture_bytes": said.picture_bytes})
 
     def _key(self, entry: CatalogEntry) -> LoadKey:
         return LoadKey(

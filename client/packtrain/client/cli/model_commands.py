@@ -118,11 +118,10 @@ def memory_table(info: ModelInfo) -> Table:
         if memory.adapter_bytes:
             table.add_row("adapters", _mib(memory.adapter_bytes), "")
         if memory.image_bytes:
-            table.add_row(
-                "images", _mib(memory.image_bytes), "projector, its scratch space, a picture while it is read"
-            )
+            table.add_row("images", _mib(memory.image_bytes), "projector and its scratch space")
         table.add_row("cache", _mib(memory.host("cache")), cache)
-        table.add_row("scratch space", _mib(memory.scratch_bytes), "of one step")
+        picture = ", and the largest picture" if memory.picture_bytes else ""
+        table.add_row("scratch space", _mib(memory.scratch_bytes), f"of one step{picture}")
         table.add_row("in all", _mib(memory.estimated_bytes), _SOURCES[memory.source])
         for buffer in memory.buffers:
             if not buffer.on_host:

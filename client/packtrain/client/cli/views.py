@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from packtrain.broker import vectors
@@ -31,7 +32,7 @@ def show(rows: Sequence[_M], table: Callable[[Sequence[_M]], Table], *, empty: s
     if as_json:
         sys.stdout.write(json.dumps([row.model_dump(mode="json") for row in rows], indent=2) + "\n")
     elif rows:
-        console().print(table(rows))
+        print_table(table(rows))
     else:
         console().print(empty)
 
@@ -48,7 +49,7 @@ def show_job(status: JobStatus, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(status.model_dump(mode="json"), indent=2) + "\n")
         return
     out = console()
-    out.print(jobs_table([status]))
+    print_table(jobs_table([status]))
     if status.cause and not (status.outcome and status.outcome.error):
         out.print(
             f"lost attempts: {status.attempts}, the last time {status.cause.instance} {status.cause}", markup=False
@@ -222,6 +223,13 @@ def console() -> Console:
     """Stdout, as wide as it needs to be when nobody looks at it: a script must not meet cut columns."""
     out = Console(highlight=False, markup=False)
     return out if out.is_terminal else Console(highlight=False, markup=False, width=250)
+
+
+def print_table(table: Table) -> None:
+    """A table in its own width. A narrower terminal wraps its lines: an id that was cut could not be copied."""
+    out = console()
+    needed = Measurement.get(out, out.options.update(width=1_000), table).maximum
+    Console(highlight=False, markup=False, width=max(out.width, needed)).print(table)
 
 
 def size(num_bytes: int) -> str:

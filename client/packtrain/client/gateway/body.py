@@ -35,7 +35,7 @@ async def read_json(request: Request, door: Door, make: Callable[[Object], T]) -
         InvalidParameter: No JSON object, or nested too deep.
         PacktrainError: As `make` does.
     """
-    text = await read_bytes(request, door.settings.max_body)
+    text = await door.images.inlined(await read_bytes(request, door.settings.max_body))
     work = partial(_made, text, door.settings.max_depth, _from_headers(request), make)
     return await door.readers.run(work) if is_large(text) else work()
 

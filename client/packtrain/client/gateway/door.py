@@ -12,6 +12,7 @@ from packtrain.broker.tally_store import Counters
 from packtrain.broker.tracing import Tracing
 from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.access import Access, OpenAccess
+from packtrain.client.gateway.image_urls import ImageUrls
 from packtrain.client.gateway.metrics import Metrics
 from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.readers import Readers
@@ -29,6 +30,7 @@ class Door:
     metrics: Metrics = field(default_factory=Metrics)
     files: Path | None = None  # folder of uploads and batches; None: there are none
     watch: Watch | None = None  # looks at the fleet for its page; None: there is no page
+    images: ImageUrls = field(default_factory=lambda: ImageUrls(()))  # of requests that name them by URL
     readers: Readers = field(default_factory=Readers)  # of large bodies
     tracing: Tracing | None = None  # sends spans; None: nobody asks for them
     now: Callable[[], float] = time.time  # seconds since 1970

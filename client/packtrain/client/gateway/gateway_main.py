@@ -26,6 +26,7 @@ from packtrain.client.aio import AsyncPacktrain
 from packtrain.client.gateway.app import make_app
 from packtrain.client.gateway.batches_keeper import kept_batches
 from packtrain.client.gateway.door import Door
+from packtrain.client.gateway.image_urls import ImageUrls, place_of
 from packtrain.client.gateway.keys import KeyAccess
 from packtrain.client.gateway.page_watch import Watch
 from packtrain.client.gateway.protocol import protocol
@@ -55,14 +56,15 @@ def run(
         SetupError: The port is taken, or other machines would reach it without API keys.
         BrokerUnavailable: The broker does not answer.
     """
+    stop = _Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn stops at them, and then raises them again: nothing is left to do by then.
-        signal.signal(number, lambda *_: None)
-    asyncio.run(_serve(settings, url, files, drain_s, ready))
+        # uvicorn stops at them, too, and then raises them again: nothing is left to do by then.
+        signal.signal(number, stop)
+    asyncio.run(_serve(settings, url, files, drain_s, ready, stop))
 
 
 async def _serve(
-    settings: GatewaySettings, url: str, files: Path, drain_s: float, ready: Callable[[str], None]
+    settings: GatewaySettings, url: str, files: Path, drain_s: float, ready: Callable[[str], None], stop: _Stop
 ) -> None:
     presence = Presence(url, "gateway", load_settings().node)
     redis = connect(url, name=f"gateway.{presence.beat.id}")
@@ -79,6 +81,7 @@ async def _serve(
         door = Door(
             fleet, settings, KeyAccess(keys, settings, masked(url)), Counters(redis), files=files, watch=Watch(redis),
             tracing=tracing,
+            images=ImageUrls([place_of(host) for host in settings.image_hosts]),
         )  # fmt: skip
         config = uvicorn.Config(
             make_app(door),
@@ -93,11 +96,12 @@ async def _serve(
         )
         server = _Server(config, door)
         loop = asyncio.get_running_loop()
+        stop.now_ends(server)
 
-        def stop() -> None:
-            loop.call_soon_threadsafe(setattr, server, "should_exit", True)
+        def at_end() -> None:
+            loop.call_soon_threadsafe(stop)
 
-        lifeline.watch(stop)
+        lifeline.watch(at_end)
         where = _url(listener, is_tls=settings.tls_cert is not None)
         logger.info("Serving at %s", where, extra={"event": "gateway.ready"})
         ready(where)
@@ -107,6 +111,23 @@ async def _serve(
     if tracing:
         tracing.close()
     redis.close()
+
+
+class _Stop:
+    """Ends the server, also when asked before it serves: uvicorn hears no signal until then."""
+
+    def __init__(self) -> None:
+        self._server: uvicorn.Server | None = None
+        self._asked = False
+
+    def __call__(self, *_: object) -> None:
+        self._asked = True
+        if self._server:
+            self._server.should_exit = True
+
+    def now_ends(self, server: uvicorn.Server) -> None:
+        self._server = server
+        server.should_exit = self._asked
 
 
 class _Server(uvicorn.Server):

@@ -248,7 +248,7 @@ def model_facts(
 def _about(info: ModelInfo) -> str:
     if info.remote:
         return info.remote
-    return " ".join(filter(None, [info.architecture, info.quantization]))
+    return " ".join(filter(None, [info.architecture, info.quantization, *info.modalities[1:]]))
 
 
 def events_of(entries: Iterable[Entry], faults: Iterable[Fault]) -> tuple[EventFacts, ...]:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from packtrain.broker.errors import SetupError
 from packtrain.broker.settings import read_settings
+from packtrain.client.gateway.image_urls import place_of
 
 
 class GatewaySettings(BaseSettings):
@@ -42,6 +43,10 @@ class GatewaySettings(BaseSettings):
         (), description="origins of web pages that may call, separated by ','; '*': all"
     )
 
+    image_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="hosts that images may be fetched from by URL, separated by ','; unset: none",
+    )
     max_wait_s: float | None = Field(
         None, gt=0, description="requests that would begin later get a 503 instead, seconds; unset: they wait"
     )
@@ -54,7 +59,14 @@ class GatewaySettings(BaseSettings):
         """True when only this machine reaches it."""
         return is_loopback(self.host)
 
-    @field_validator("cors", mode="before")
+    @field_validator("image_hosts")
+    @classmethod
+    def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            place_of(host)
+        return value
+
+    @field_validator("cors", "image_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -181,7 +181,7 @@ class LlamaCppBackend(LlamaCppModel):
         self._batch = Batch(n_batch)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if projector:
-            self._eyes = Eyes(projector, self._model, name=model, max_rows=n_batch)
+            self._eyes = Eyes(projector, self._model, name=model, max_rows=n_batch, max_tokens=n_ctx)
         if options.numerics == "deterministic":
             try:
                 self._matrix_types = merge_parts([read_header(part) for part in parts_of(path)]).matrix_types

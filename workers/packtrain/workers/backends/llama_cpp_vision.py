@@ -38,14 +38,16 @@ class Eyes:
         model: The loaded model that it is for.
         name: Of the model, for messages.
         max_rows: That one step of the model takes.
+        max_tokens: That one slot holds.
 
     Raises:
         ModelLoadFailed: llama.cpp refuses it, for this model or for any; or it has no eyes.
     """
 
-    def __init__(self, path: Path, model: Any, *, name: str, max_rows: int) -> None:
+    def __init__(self, path: Path, model: Any, *, name: str, max_rows: int, max_tokens: int) -> None:
         self._name = name
         self._max_rows = max_rows
+        self._max_tokens = max_tokens
         self._width = int(C.llama_model_n_embd_inp(model))
         self._marker = M.mtmd_default_marker()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="eyes")
@@ -100,6 +102,12 @@ class Eyes:
             if code := M.mtmd_tokenize(self._ctx, chunks, ctypes.byref(text), bitmaps, 1):
                 raise ImageUnreadable(
                     f"{self._name!r} cannot take a picture of {width} x {height} (mtmd_tokenize: {code})"
+                )
+            # Before it is looked at: a large picture may be thousands of tiles, each looked at by itself.
+            if (total := int(M.mtmd_helper_get_n_tokens(chunks))) >= self._max_tokens:
+                raise ImageUnreadable(
+                    f"to {self._name!r} a picture of {width} x {height} is {total} tokens, and a slot holds "
+                    f"{self._max_tokens}; send a smaller one, or raise `context` for this model in packtrain.toml"
                 )
             seen = [self._piece(M.mtmd_input_chunks_get(chunks, i)) for i in range(M.mtmd_input_chunks_size(chunks))]
         finally:

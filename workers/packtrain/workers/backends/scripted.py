@@ -8,7 +8,8 @@ so every answer belongs visibly to its own prompt. Words in the prompt make trou
     !hang    the step never returns
     !long    the answer is repeated until the slot is full
 
-A picture is four rows to it, each the byte `#`; they are computed apart from text, as by any model that sees.
+A picture is four rows to it, each the byte `#`; they are computed apart from text, as by any model that sees. One that
+is 13 pixels wide ends the process as `!crash` does, as a decoder may that meets hostile bytes.
 
 An answer with LoRA adapters begins with their names and scales: `pirate*0.5 `. A cache knows the adapters of each of
 its tokens, so that one who mixes them is found out.
@@ -43,6 +44,7 @@ from packtrain.workers.receipts import Build
 
 END = 256
 N_DIMS = 8
+CRASHING_WIDTH = 13  # pixels
 #: Its prompt backwards may hold the marks of Qwen: `>kniht<` in a prompt begins reasoning in the answer.
 FORMAT = detect("<think> <tool_call> tools")
 NO_SPECIAL_TEXTS = SpecialTexts(())
@@ -236,6 +238,8 @@ class ScriptedBackend:
 
     def see(self, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> Seen:
         self.pictures.append(picture.shape[:2])
+        if picture.shape[1] == CRASHING_WIDTH:
+            os.abort()
         return (ImageRows(np.zeros((4, N_DIMS), np.float32), 4),)
 
     def set_threads(self, count: int) -> None:
