@@ -16,7 +16,7 @@ from redis import Redis
 from packtrain.broker import errors, jobs, keys
 from packtrain.broker.chat import CallDelta
 from packtrain.broker.chunks import Chunk
-from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId, new_job_id
+from packtrain.broker.ids import InstanceId, JobId, ModelId, NodeId
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import CLAIM_LOOK, MAX_PASSED, MAX_TAIL_CHARS, EmitReply, JobStore, Place
 from packtrain.broker.memory_jobs import MemoryJobs
@@ -770,7 +770,7 @@ class JobStoreContract:
     def test_a_claim_tells_the_trace_and_how_long_the_job_waited_since_it_was_put_back(
         self, store: JobStore, lapse: Lapse
     ) -> None:
-        job_id, trace = new_job_id(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        job_id, trace = JobId("a" * 32), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         store.submit(job_id, spec(), max_waiting=10, traceparent=trace)
         lapse(60)
         first = store.claim(ROUTES, INSTANCE, NODE, lease_ms=LEASE_MS)
@@ -1056,6 +1056,8 @@ class TestRedisJobs(JobStoreContract):
             keys.rate(DETERMINISTIC),
             keys.FAIR_PREFIX + "tiny:i",
             keys.FIRSTS,  # numbers only
+            keys.ENDS,  # figures, until they are counted
+            keys.tally(MODEL, "interactive"),
             *models,
         }
         assert redis.zrange(keys.FAIR_PREFIX + "tiny:i", 0, -1) == ["", "default"]  # the clock, and who is ahead of it

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,16 @@ def test_processes_that_cannot_be_among_the_others_are_refused_and_harm_nothing(
         )
         for kind, (module, _) in ROOTS.items()
     }
+
+    def have_ended() -> bool:
+        processes.put(far)  # or it would lapse while they start, and nobody be refused
+        time.sleep(0.2)
+        return all(process.poll() is not None for process in started.values())
+
     try:
-        said = {kind: process.communicate(timeout=60)[1] for kind, process in started.items()}
-        processes.put(far)  # had it lapsed, nobody would have been refused
+        eventually(have_ended, "the end of all three", 90)
+        said = {kind: process.communicate()[1] for kind, process in started.items()}
+        processes.put(far)
         code, judged = check(fleet.url)
     finally:
         processes.drop(far.id)

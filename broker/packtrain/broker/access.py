@@ -188,8 +188,10 @@ def rules(role: Role, *, node: NodeId | None = None, db: int = 0, can_split: boo
         return ["~*", "&*", "+@all"]
     rights = RIGHTS[role]
     words = ["resetchannels", *(f"&{channel.format(db=db)}" for channel in rights.channels), "resetkeys"]
-    for group, reach in rights.keys.items():
-        for pattern in GROUPS[group].patterns:
+    for name, group in GROUPS.items():  # in this order they are tried: what is used most comes first
+        if (reach := rights.keys.get(name)) is None:
+            continue
+        for pattern in group.patterns:
             words.append(_key(pattern.format(node=node or "*"), reach, can_split=can_split))
             if node and rights.other_nodes and "{node}" in pattern and pattern.startswith("pt:"):
                 words.append(_key(pattern.format(node="*"), rights.other_nodes, can_split=can_split))

@@ -1,7 +1,7 @@
 """Sends spans by OTLP, where OpenTelemetry is installed (`packtrain[otel]`) and its standard variables ask for it.
 
 `OTEL_EXPORTER_OTLP_ENDPOINT` switches it on; the other `OTEL_*` variables are read by OpenTelemetry itself: sampler,
-headers, service name, queue. Without them nothing is imported, and a job costs no more than a field in its record.
+headers, service name, queue. Without them this imports nothing, and a job costs no more than a field in its record.
 """
 
 from __future__ import annotations
