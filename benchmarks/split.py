@@ -32,9 +32,8 @@ from packtrain.workers.gguf import GgufHeader, read_header
 from packtrain.workers.shards.process import ShardProcess
 from packtrain.workers.shards.split import ShardPlace, Split
 from packtrain.workers.tunnel.certificate import new_identity
-from packtrain.workers.tunnel.messages import TunnelConfig
-from packtrain.workers.tunnel.process import TunnelProcess
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.tunnels import end
 
 SLOTS, CONTEXT, PROMPT = 8, 512, 32
 GREEDY = SamplingParams(temperature=0)
@@ -105,15 +104,11 @@ def tunnels(ports: Sequence[int]) -> Iterator[list[int]]:
         near, far = new_identity(folder / "near", "near"), new_identity(folder / "far", "far")
         led = []
         for target in ports:
-            for role, own, peer in (("exit", far, near), ("entry", near, far)):
-                config = TunnelConfig(
-                    role=role, host="127.0.0.1", target_host="127.0.0.1", target_port=target, peer=peer.certificate,
-                    certificate_file=str(own.certificate_file), key_file=str(own.key_file),
-                )  # fmt: skip
-                end = TunnelProcess(config)
-                stack.callback(end.close)
-                target = end.port
-            led.append(target)
+            far_end = end("exit", far, near, target)
+            stack.callback(far_end.close)
+            near_end = end("entry", near, far, far_end.port)
+            stack.callback(near_end.close)
+            led.append(near_end.port)
         yield led
 
 

@@ -24,13 +24,11 @@ from packtrain.workers.backends.llama_cpp_rpc import PROTOCOL, check_is_split
 from packtrain.workers.shards.hello import NoShard, version_at
 from packtrain.workers.shards.process import ShardProcess
 from packtrain.workers.shards.split import ShardPlace, Split
-from packtrain.workers.tunnel.certificate import Identity, new_identity
-from packtrain.workers.tunnel.handshake import Role
-from packtrain.workers.tunnel.messages import TunnelConfig
-from packtrain.workers.tunnel.process import TunnelProcess
+from packtrain.workers.tunnel.certificate import new_identity
 from tests.support.split_head import alone, head
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.tiny_model import write_tiny_model
+from tests.support.tunnels import end
 
 pytestmark = [pytest.mark.contract, pytest.mark.skipif(sys.platform != "linux", reason="a split needs Linux")]
 
@@ -126,13 +124,6 @@ def test_through_a_tunnel_the_bits_are_the_same_and_its_death_ends_the_head(
     tiny: Path, two_shards: list[ShardProcess], tmp_path: Path
 ) -> None:
     near, far = (new_identity(tmp_path / name, name) for name in ("head", "shard"))
-
-    def end(role: Role, own: Identity, peer: Identity, target: int) -> TunnelProcess:
-        config = TunnelConfig(
-            role=role, host="127.0.0.1", target_host="127.0.0.1", target_port=target, peer=peer.certificate,
-            certificate_file=str(own.certificate_file), key_file=str(own.key_file),
-        )  # fmt: skip
-        return TunnelProcess(config)
 
     with ExitStack() as stack:
         way_out = end("exit", far, near, two_shards[0].port)

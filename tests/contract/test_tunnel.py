@@ -15,10 +15,9 @@ import pytest
 
 from packtrain.broker.errors import ModelLoadFailed
 from packtrain.workers.tunnel.certificate import Identity, new_identity
-from packtrain.workers.tunnel.handshake import Role
-from packtrain.workers.tunnel.messages import TunnelConfig
 from packtrain.workers.tunnel.process import TunnelProcess
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.tunnels import end
 
 pytestmark = pytest.mark.contract
 
@@ -57,15 +56,6 @@ class Tunnel:
     link: TcpProxy
     head: Identity
     shard: Identity
-
-
-def end(role: Role, own: Identity, peer: Identity, target: int) -> TunnelProcess:
-    """One end at loopback."""
-    config = TunnelConfig(
-        role=role, host="127.0.0.1", target_host="127.0.0.1", target_port=target, peer=peer.certificate,
-        certificate_file=str(own.certificate_file), key_file=str(own.key_file),
-    )  # fmt: skip
-    return TunnelProcess(config)
 
 
 @contextmanager
@@ -180,10 +170,5 @@ def test_what_one_side_ends_is_over_on_the_other(tmp_path: Path) -> None:
 
 
 def test_an_end_that_cannot_listen_says_so(one: Tunnel) -> None:
-    config = TunnelConfig(
-        role="exit", host="127.0.0.1", port=one.exit.port, target_host="127.0.0.1", target_port=1,
-        peer=one.head.certificate, certificate_file=str(one.shard.certificate_file), key_file=str(one.shard.key_file),
-    )  # fmt: skip
-
     with pytest.raises(ModelLoadFailed, match=f"cannot listen at 127.0.0.1:{one.exit.port}"):
-        TunnelProcess(config)
+        end("exit", one.shard, one.head, 1, port=one.exit.port)
