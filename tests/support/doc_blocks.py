@@ -46,7 +46,6 @@ EXCUSED = {
     ".venv/bin/pytest": Reason.OWN_TEST,
     "make up": Reason.FLEET,
     "packtrain up": Reason.FLEET,
-    "EXAMPLE_API_KEY=... packtrain up": Reason.FLEET,
     "packtrain nodes revoke": Reason.HARM,
     "packtrain invite": Reason.HOSTS,
     "packtrain node": Reason.HOSTS,
@@ -112,7 +111,12 @@ def excuse_of(code: str) -> Reason | None:
     """Why a command or a block of Python is not run; None: it is."""
     if CLIENTS.search(code):
         return Reason.PACKAGES
-    return next((reason for begin, reason in EXCUSED.items() if re.match(rf"{re.escape(begin)}(?![\w-])", code)), None)
+    return next((reason for begin, reason in EXCUSED.items() if begins(code, begin)), None)
+
+
+def begins(code: str, begin: str) -> bool:
+    """Whether a command or a block begins so. Variables that are set for one call stand before it."""
+    return re.match(rf"(?:[A-Z_]+=\S+ )*{re.escape(begin)}(?![\w-])", code) is not None
 
 
 def calls_of(command: str, program: str) -> list[list[str]]:

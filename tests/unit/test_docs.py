@@ -18,7 +18,7 @@ from docs.site.staging import places, turned
 from packtrain.client.cli.main import app
 from packtrain.workers.catalog_config import CatalogConfig
 from tests.conftest import ROOT
-from tests.support.doc_blocks import EXCUSED, PAGES, blocks, calls_of, inline_commands
+from tests.support.doc_blocks import EXCUSED, PAGES, begins, blocks, calls_of, inline_commands
 
 pytestmark = pytest.mark.unit
 
@@ -86,7 +86,7 @@ def test_packtrain_toml_as_shown_is_taken(page: str) -> None:
 def test_no_excuse_is_left_over() -> None:
     shown = [command for _, command in SHELL] + [block.code for block in blocks("python")]
 
-    assert {begin for begin in EXCUSED if not any(text.startswith(begin) for text in shown)} == set()
+    assert {begin for begin in EXCUSED if not any(begins(text, begin) for text in shown)} == set()
 
 
 # --- what the site makes of them ----------------------------------------------------------------------------------

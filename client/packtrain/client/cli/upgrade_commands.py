@@ -8,6 +8,7 @@ from typing import Final
 import typer
 from redis.exceptions import RedisError
 from rich.table import Table
+from rich.text import Text
 
 from packtrain.broker.compatibility import Judged, State, Verdict, judge
 from packtrain.broker.connection import connect, masked, unavailable
@@ -80,7 +81,7 @@ def _table(processes: tuple[Judged, ...]) -> Table:
         messages = ", ".join([f"all {usual}" if not odd else f"others {usual}", *odd])
         table.add_row(
             each.node, each.kind, each.id, each.version, each.schema_version, messages,
-            f"[{colour}]{'as here' if each.standing == 'same' else each.standing}[/]",
+            Text("as here" if each.standing == "same" else each.standing, colour),
         )  # fmt: skip
     return table
 
