@@ -24,9 +24,11 @@ from packtrain.workers.backends.llama_cpp_rpc import PROTOCOL, check_is_split
 from packtrain.workers.shards.hello import NoShard, version_at
 from packtrain.workers.shards.process import ShardProcess
 from packtrain.workers.shards.split import ShardPlace, Split
+from packtrain.workers.tunnel.certificate import new_identity
 from tests.support.split_head import alone, head
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.tiny_model import write_tiny_model
+from tests.support.tunnels import end
 
 pytestmark = [pytest.mark.contract, pytest.mark.skipif(sys.platform != "linux", reason="a split needs Linux")]
 
@@ -115,6 +117,26 @@ def test_a_cut_link_ends_the_head(tiny: Path, two_shards: list[ShardProcess]) ->
             far.take(10)
 
             assert far.process.wait(timeout=30) == -signal.SIGABRT
+    assert version_at(two_shards[0].port) == PROTOCOL
+
+
+def test_through_a_tunnel_the_bits_are_the_same_and_its_death_ends_the_head(
+    tiny: Path, two_shards: list[ShardProcess], tmp_path: Path
+) -> None:
+    near, far = (new_identity(tmp_path / name, name) for name in ("head", "shard"))
+
+    with ExitStack() as stack:
+        way_out = end("exit", far, near, two_shards[0].port)
+        stack.callback(way_out.close)
+        way_in = end("entry", near, far, way_out.port)
+        stack.callback(way_in.close)
+        split = Split(shards=(ShardPlace(port=way_in.port, layers=3),))
+        head_process = stack.enter_context(head(tiny, split, "deterministic"))
+        assert head_process.take(7) == alone(tiny, "deterministic", 6)
+        os.kill(way_out.pid, signal.SIGKILL)
+        head_process.take(10)
+
+        assert head_process.process.wait(timeout=30) == -signal.SIGABRT
     assert version_at(two_shards[0].port) == PROTOCOL
 
 

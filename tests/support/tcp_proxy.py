@@ -26,6 +26,7 @@ class TcpProxy:
         self.port = int(self._listener.getsockname()[1])
         self.num_sent = 0  # bytes to the target
         self.num_received = 0
+        self.seen = bytearray()  # the first megabyte, both ways
         self._ends: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -90,6 +91,8 @@ class TcpProxy:
                 self.num_sent += len(data)
             else:
                 self.num_received += len(data)
+            if len(self.seen) < 2**20:
+                self.seen += data
             with arrived:
                 under_way.append((time.monotonic() + self._delay_s, data))
                 arrived.notify()

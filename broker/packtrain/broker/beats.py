@@ -23,6 +23,14 @@ class DeviceMemory(Report):
     unified: bool = Field(False, description="machine and GPU share it")
 
 
+class NodeLink(Report):
+    """A link to another node, as this one measured it."""
+
+    bytes_per_s: float = Field(gt=0, description="that came from there")
+    round_trip_s: float = Field(ge=0, description="the shortest of some")
+    at_ms: int = Field(description="when it was measured")
+
+
 class NodeBeat(Report):
     """What an agent says of its node every 2 s. Sizes in bytes."""
 
@@ -48,6 +56,12 @@ class NodeBeat(Report):
     files_url: str = Field("", description="where other nodes may read its model files; empty: nowhere")
     loopback: str = Field("", description="equal for nodes that reach each other at 127.0.0.1")
     version: str = ""
+    build: str = Field("", description="of llama.cpp, equal where nodes may hold a model together; empty: without RPC")
+    split: bool = Field(False, description="it may hold a part of a model with others")
+    links: dict[str, NodeLink] = Field(default_factory=dict, description="to other nodes that do")
+    weights_per_s: float = Field(
+        0, description="bytes of weights that a step of one job reads a second here, the most that was seen; 0: none"
+    )
 
     @cached_property
     def files_scope(self) -> str | None:

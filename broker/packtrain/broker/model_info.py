@@ -95,6 +95,9 @@ class ModelInfo(Report):
     n_ctx_train: int = 0
     n_layer: int = 0
     n_head_kv: int = 0
+    n_embd: int = Field(0, description="elements of a hidden state")
+    layer_bytes: tuple[int, ...] = Field((), description="weights of each layer")
+    output_bytes: int = Field(0, description="of the matrix that makes logits")
     has_chat_template: bool = False
     embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
     modalities: tuple[Modality, ...] = Field(("text",), description="what may stand in a prompt")
@@ -117,7 +120,7 @@ class ModelInfo(Report):
 
     def offer(self) -> ModelInfo:
         """What placement needs of it, which is a tenth of the bytes."""
-        return self.model_copy(update={"memory": ModelMemory(), "adapters": (), "options": {}})
+        return self.model_copy(update={"memory": ModelMemory(), "adapters": (), "options": {}, "layer_bytes": ()})
 
 
 class ModelFault(Report):

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     fetch_stall_s: float = Field(
         60, gt=0, description="a fetch of a model file without a sign of life of its source fails after this, seconds"
     )
+    split: bool = Field(
+        False, description="this node may hold a part of a model with other nodes; it measures its links to them"
+    )
     scripted: bool = Field(False, description="offer scripted models instead of GGUF files; for tests and benchmarks")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 

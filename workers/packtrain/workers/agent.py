@@ -36,10 +36,11 @@ from packtrain.workers.files.exchange import Exchange
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.managed import Managed
-from packtrain.workers.node_catalog import NodeCatalog
+from packtrain.workers.node_catalog import NodeCatalog, rpc_build
 from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.quarantine import SETTLED_S
 from packtrain.workers.remote.catalog import NO_PROOF
+from packtrain.workers.step_speed import StepSpeed
 from packtrain.workers.supervision import Limits, verdict
 from packtrain.workers.waking import Wakefulness
 
@@ -98,6 +99,8 @@ class Agent:
         self._deaf = ""  # why no command arrives
         self._waking = Wakefulness()
         self._waking.start()
+        self._build = rpc_build()
+        self._speed = StepSpeed()
         self._exchange = Exchange(settings, registry, catalog, self._registry_ms)
 
     @property
@@ -300,6 +303,7 @@ class Agent:
             self._standing.failed(was, cause, kill_reason=managed.kill_reason, others=others, now_ms=now_ms)
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
+        self._speed.forget(instance)
         self._dealer.remove(instance)
 
     def give_back(self, cause: Cause) -> None:
@@ -322,6 +326,7 @@ class Agent:
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.resident_bytes(self._catalog)})
                 self._registry.put_instance(managed.beat)
+                self._note_speed(managed.beat)
             if self._standing.follow(self._registry.node_wish(self._node), now_ms=self._registry_ms()):
                 self._dealer.set_budget(self._standing.terms.cores)
             offered = self._catalog.offered()
@@ -360,7 +365,19 @@ class Agent:
             files_url=self._exchange.url,
             loopback=self._exchange.loopback,
             version=self._version,
+            build=self._build,
+            split=self._settings.split,
+            links=self._exchange.links,
+            weights_per_s=self._speed.bytes_per_s,
         )
+
+    def _note_speed(self, beat: InstanceBeat) -> None:
+        info, _ = self._catalog.models.get(ModelId(beat.model), (None, None))
+        if info and info.layer_bytes:
+            step_bytes = sum(info.layer_bytes) + info.output_bytes
+            self._speed.note(
+                beat.instance, time.monotonic(), steps=beat.steps, tokens=beat.tokens_out, step_bytes=step_bytes
+            )
 
     def _is_remote(self, model: ModelId) -> bool:
         return self._catalog.remote(model) is not None

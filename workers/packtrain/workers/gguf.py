@@ -14,7 +14,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packtrain.broker.errors import ModelFileInvalid
@@ -31,6 +31,7 @@ MAX_CONTEXT = 2**31 - 1  # tokens
 MAX_PARTS = 99_999  # the five digits of `-00001-of-00003.gguf`
 
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LAYER = re.compile(r"blk\.\d{1,4}(?=\.)", re.ASCII)
 _NOT_MODELS = ("adapter", "mmproj", "imatrix")
 
 #: Architectures for which llama.cpp makes no cache (`llama_model::create_memory`): they look at a whole text at once.
@@ -84,6 +85,7 @@ class GgufHeader:
     split_count: int  # 1: not split
     hints: Mapping[str, int]  # whole numbers of `<architecture>.*`, prefix removed: "ssm.state_size"
     lora: LoraHeader | None = None  # of an adapter
+    bytes_by_part: Mapping[str, int] = field(default_factory=dict)  # "blk.7", "output.weight", "token_embd.weight"
     projector: ProjectorHeader | None = None  # of an mmproj
 
     @property
@@ -121,6 +123,16 @@ class GgufHeader:
         return self.n_head_kv if isinstance(self.n_head_kv, tuple) else (self.n_head_kv,) * self.n_layer
 
     @property
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Weights of each layer."""
+        return tuple(self.bytes_by_part.get(f"blk.{layer}", 0) for layer in range(self.n_layer))
+
+    @property
+    def output_bytes(self) -> int:
+        """Of the matrix that makes logits; some models use their input's for it."""
+        return self.bytes_by_part.get("output.weight") or self.bytes_by_part.get("token_embd.weight", 0)
+
+    @property
     def sliding_window(self) -> int:
         """Tokens that a sliding-window layer looks back on; 0: the model has no such layer."""
         return self.hints.get("attention.sliding_window", 0)
@@ -151,15 +163,17 @@ def read_header(path: Path) -> GgufHeader:
 
 def merge_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
     """One header for a split model: the shape that its first part holds, the weights of all of them."""
-    tensor_types = Counter[str]()
+    tensor_types, bytes_by_part = Counter[str](), Counter[str]()
     for part in parts:
         tensor_types.update(part.tensor_types)
+        bytes_by_part.update(part.bytes_by_part)
     return replace(
         parts[0],
         parameters=sum(part.parameters for part in parts),
         tensor_bytes=sum(part.tensor_bytes for part in parts),
         tensor_types=dict(tensor_types),
         matrix_types=frozenset().union(*(part.matrix_types for part in parts)),
+        bytes_by_part=dict(bytes_by_part),
     )
 
 
@@ -200,8 +214,19 @@ def _describe(form: Form) -> GgufHeader:
         split_count=split_count,
         hints=pairs.hints(f"{architecture}.") if has_shape else {},
         lora=read_lora(form) if kind == "adapter" else None,
+        bytes_by_part=_bytes_by_part(form.table) if kind == "model" else {},
         projector=read_projector(form) if kind == "mmproj" else None,
     )
+
+
+def _bytes_by_part(table: Mapping[str, TensorLine]) -> dict[str, int]:
+    found = Counter[str]()
+    for name, line in table.items():
+        if layer := _LAYER.match(name):
+            found[layer[0]] += line.size
+        elif name in ("output.weight", "token_embd.weight"):
+            found[name] = line.size
+    return dict(found)
 
 
 def _matrix_types(table: Mapping[str, TensorLine]) -> frozenset[str]:

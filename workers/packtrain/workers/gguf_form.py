@@ -69,6 +69,7 @@ class TensorLine:
 
     dims: tuple[int, ...]  # the innermost first, as ggml counts
     type_name: str
+    size: int  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +293,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[Tens
                 f"{what} is at offset {offset}; after the tensors before it comes {_padded(end, alignment)}"
             )
         end = offset + elements // block * block_bytes
-        table[name.decode(errors="replace")] = TensorLine(dims, type_name)
+        table[name.decode(errors="replace")] = TensorLine(dims, type_name, end - offset)
         parameters += elements
         bytes_by_type[type_name] += end - offset
         count_by_type[type_name] += 1

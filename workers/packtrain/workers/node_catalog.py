@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -239,3 +240,11 @@ def llama_build() -> str:
     library = next(iter(sorted((Path(spec.origin).parent / "lib").glob("libllama.*"))), None)
     seen = f" {library.stat().st_size} {library.stat().st_mtime_ns}" if library else ""
     return version("llama-cpp-python") + seen
+
+
+def rpc_build() -> str:
+    """The llama.cpp of this node as others must have it to hold a model with it; empty where it has no RPC."""
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None or not list((Path(spec.origin).parent / "lib").glob("libggml-rpc.*")):
+        return ""
+    return f"{version('llama-cpp-python')} {platform.machine()}"

@@ -16,7 +16,6 @@ It costs 0.1 ms a chat and 11 MiB an instance. The child has no environment to s
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any
 
+from packtrain.workers.bare_process import bare_environment
 from packtrain.workers.chat.template import ChatTemplate
 
 #: CPU time for one chat, seconds. Usual templates take 0.0002, and 0.2 for the longest chats that are let in.
@@ -35,8 +35,6 @@ CPU_S = 2.0
 MEMORY_BYTES = 1024**3
 #: Of JSON for one character, at most.
 _JSON_BYTES = 12
-#: Of our own environment, for the child: where Python finds its modules, and how the clock is read.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 
 
 class TemplateUnusable(Exception):
@@ -133,7 +131,7 @@ class TemplateProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            env=bare_environment(),
             start_new_session=True,
         )
         self._end_child = weakref.finalize(self, _end, self._child)  # also where nobody closes this

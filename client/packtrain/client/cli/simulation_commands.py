@@ -38,6 +38,7 @@ from packtrain.broker.simulation import (
 )
 from packtrain.client.cli import views
 from packtrain.client.cli.options import JSON
+from packtrain.client.cli.split_view import show_split
 
 #: Lines of one table; the rest is in --json.
 MAX_ROWS = 20
@@ -82,12 +83,22 @@ def plan(
     fleet: Annotated[
         Path | None, typer.Argument(metavar="FLEET.toml", help="A fleet on paper; left out: the one that runs.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="How this model would lie over several nodes, docs/split.md.")
+    ] = None,
     as_json: JSON = False,
 ) -> None:
     """Say which models fit together, and which take turns.
 
     As if all were wanted at once and nothing were loaded. Speeds are those that were measured, or that the file says.
     """
+    if model is not None:
+        if fleet:
+            raise InvalidParameter(
+                "--model is about the fleet that runs, whose links are measured; leave the file out", field="model"
+            )
+        show_split(_live()[0], model, as_json=as_json)
+        return
     found = fit(*(on_paper(_read(fleet)) if fleet else _live()))
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from packtrain.broker.beats import InstanceBeat
+from packtrain.broker.beats import InstanceBeat, NodeLink
 from packtrain.broker.ids import InstanceId, ModelId, NodeId
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.orders import NodeCommand
@@ -24,6 +24,7 @@ from packtrain.broker.settings import Settings, split_address
 from packtrain.broker.states import InstanceState
 from packtrain.workers.files.addresses import files_url, is_everywhere, loopback_id
 from packtrain.workers.files.fetch import Fetch, disk_free
+from packtrain.workers.files.links import LinkMeter
 from packtrain.workers.files.part_file import remove_abandoned
 from packtrain.workers.files.progress import Progress, mib
 from packtrain.workers.files.secret import FleetSecret
@@ -114,6 +115,11 @@ class Exchange:
             else:
                 self._host = host
                 self.url = files_url(host, self._server.port, settings.broker_url())
+        self._meter: LinkMeter | None = None
+        if settings.split:
+            self._meter = LinkMeter(
+                settings.node, registry.nodes, secret=self._secret, loopback=self.loopback, clock_ms=clock_ms
+            )
         self._is_serving = False
         self._closing = threading.Event()
         remove_abandoned(self._folder)
@@ -125,7 +131,14 @@ class Exchange:
             logger.info("Serving model files at %s", self.url, extra={"event": "files.serving"})
             if is_everywhere(self._host):
                 threading.Thread(target=self._follow_address, args=(self._server.port,), daemon=True).start()
+        if self._meter and not self._is_serving:
+            self._meter.start()
         self._is_serving = True
+
+    @property
+    def links(self) -> dict[str, NodeLink]:
+        """Measured links to other nodes."""
+        return self._meter.links if self._meter else {}
 
     @property
     def disk_free(self) -> int:
@@ -210,6 +223,8 @@ class Exchange:
     def close(self) -> None:
         """End serving and fetching; part files stay for the next agent."""
         self._closing.set()
+        if self._meter:
+            self._meter.close()
         fetches = [*self._left, *(coming.fetch for coming in self._coming.values())]
         for fetch in fetches:
             fetch.cancel()

@@ -3,6 +3,7 @@
     HEAD /models/<model>/<n>   size, hash and number of parts of part n of a model, counted from 0; one that has a
                                projector says so, and gives it under the number behind the last part
     GET  /models/<model>/<n>   the same with its bytes, or those that `Range` names, if the hash is that of `If-Match`
+    GET  /link/<bytes>         so many random bytes, LINK_BYTES at most: for whoever measures the way here
 
 A model file is named by the id that the catalog gave it, so no URL can lead elsewhere. Every request needs a token, see
 `tokens`. The hash stands in `ETag`: who goes on with a file tomorrow notices that it is another one.
@@ -43,12 +44,15 @@ SILENT_S = 30.0
 HASH_WAIT_S = 5.0
 #: Bytes that go out between two looks at the limit.
 PIECE_BYTES = 256 * 1024
+#: Of one look at a link: 67 ms at 1 Gbit/s.
+LINK_BYTES = 8 * 1024 * 1024
 
 #: Refused requests are logged this often at most, seconds.
 REFUSALS_NOTED_S = 10.0
 
 PARTS_HEADER, PROJECTOR_HEADER, HASHED_HEADER = "Packtrain-Parts", "Packtrain-Projector", "Packtrain-Hashed"
 _PATH = re.compile(r"/models/([a-z0-9][a-z0-9._-]{0,79})/(\d{1,4})", re.ASCII)
+_LINK_PATH = re.compile(r"/link/(\d{1,8})", re.ASCII)
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -185,9 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_bytes: bool) -> None:
         self.close_connection = True  # a place is for a transfer, not for who may want one
         files = self.server.files
-        match = _PATH.fullmatch(self.path)
-        if not match:
-            self._refuse(HTTPStatus.NOT_FOUND, "paths are /models/<model>/<n>")
+        match, link = _PATH.fullmatch(self.path), _LINK_PATH.fullmatch(self.path)
+        if not match and not link:
+            self._refuse(HTTPStatus.NOT_FOUND, "paths are /models/<model>/<n> and /link/<bytes>")
             return
         try:
             why = self._why_closed()
@@ -197,6 +201,9 @@ class _Handler(BaseHTTPRequestHandler):
         if why:
             files.note_refusal(f"{self.path} to {self.client_address[0]}: {why}")
             self._refuse(HTTPStatus.FORBIDDEN, why)
+            return
+        if not match:
+            self._send_anything(min(int(link[1]), LINK_BYTES) if link and with_bytes else 0)
             return
         model, number = match[1], int(match[2])
         parts = files.parts(ModelId(model))
@@ -255,6 +262,15 @@ class _Handler(BaseHTTPRequestHandler):
                     count = min(files.piece_bytes, wanted.stop - start)
                     if not files.throttle(count) or self.connection.sendfile(file, start, count) != count:
                         return  # we close, or the file has shrunk: the reader sees fewer bytes than were promised
+
+    def _send_anything(self, size: int) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+        piece = os.urandom(PIECE_BYTES)  # what cannot be packed on its way
+        for start in range(0, size, PIECE_BYTES):
+            self.wfile.write(piece[: size - start])
 
     def _refuse(self, status: HTTPStatus, why: str, **headers: str) -> None:
         body = f"{why}\n".encode() if why and self.command != "HEAD" else b""
