@@ -19,7 +19,9 @@ secret() { # NAME: 192 random bits as hex digits
     mv "$folder/$1.new" "$folder/$1"
     echo "made $folder/$1"
 }
-for name in password api_key flower_password grafana_password; do secret "$name"; done
+mkdir -p "$folder/users" # of the broker, one for each part: docs/security.md
+for name in password api_key flower_password grafana_password \
+    users/coordinator users/gateway users/node users/client users/flower users/reader; do secret "$name"; done
 # A machine that is not the head has its token here; compose wants every secret's file to be there.
 if [ ! -e "$folder/join" ]; then
     (umask 022 && : >"$folder/join")

@@ -1,8 +1,10 @@
 """Prints what pyproject.toml asks for, one requirement a line, without packtrain itself and without llama.cpp.
 
     python deploy/requirements.py pyproject.toml worker,gateway
+    python deploy/requirements.py --pins deploy/requirements.lock      versions alone, as constraints for pip
 
-So an image gets its libraries in a layer that stays the same while only our code changes. Standard library only.
+So an image gets its libraries in a layer that stays the same while only our code changes, in the versions of the lock
+though it takes not all of them. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 
 #: Built apart, with flags of its own: `build_llama.py`.
 APART = "llama-cpp-python"
+_PIN = re.compile(r"^[A-Za-z0-9][\w.-]*==[^\s\\;]+(?: ?;[^\\]*)?", re.MULTILINE)
 _OURS = re.compile(r"^packtrain\[([\w,\s-]+)\]$")
 
 
@@ -29,6 +32,11 @@ def requirements(pyproject: str, extras: Sequence[str]) -> list[str]:
     return sorted(line for line in found if not line.startswith(APART))
 
 
+def pins(lock: str) -> list[str]:
+    """Names with versions, and markers where there are some, without hashes."""
+    return [pin.strip() for pin in _PIN.findall(lock)]
+
+
 def _of(known: Mapping[str, Sequence[str]], extras: Sequence[str]) -> Iterator[str]:
     for extra in extras:
         if extra not in known:
@@ -41,4 +49,7 @@ def _of(known: Mapping[str, Sequence[str]], extras: Sequence[str]) -> Iterator[s
 
 
 if __name__ == "__main__":
-    print("\n".join(requirements(Path(sys.argv[1]).read_text(), [e for e in sys.argv[2].split(",") if e])))
+    if sys.argv[1] == "--pins":
+        print("\n".join(pins(Path(sys.argv[2]).read_text())))
+    else:
+        print("\n".join(requirements(Path(sys.argv[1]).read_text(), [e for e in sys.argv[2].split(",") if e])))

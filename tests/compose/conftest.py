@@ -144,7 +144,8 @@ def client(fleet: TwoHosts) -> Iterator[Packtrain]:
 
 def _secrets(folder: Path) -> dict[str, str]:
     subprocess.run(["sh", "deploy/init-secrets.sh", str(folder)], cwd=ROOT, check=True, capture_output=True)
-    return {file.name: file.read_text().strip() for file in folder.iterdir() if file.stat().st_size}
+    files = [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size]
+    return {file.relative_to(folder).as_posix(): file.read_text().strip() for file in files}
 
 
 def _invited(head: Project) -> str | None:

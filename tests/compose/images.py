@@ -14,11 +14,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.requirements import requirements
+from deploy.requirements import pins, requirements
 
 from tests.compose.engine import Engine, NoEngine
 from tests.conftest import ROOT
@@ -105,15 +106,18 @@ def _wheels(folder: Path) -> None:
     llama = _run([sys.executable, "deploy/build_llama.py", "--python", sys.executable], **_LLAMA).split()[-1]
     shutil.copy(llama, folder)
     wanted = [*requirements(text, EXTRAS), *build, *_OLDER_PYTHON, f"{folder}/{Path(llama).name}"]
-    _run([sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), *wanted])
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.write("\n".join(pins((ROOT / "deploy/requirements.lock").read_text())))
+        constraints.flush()
+        asked = ["--dest", str(folder), "--constraint", constraints.name, *wanted]
+        _run([sys.executable, "-m", "pip", "download", "--quiet", *asked])
     (folder / f".{_wheels_key()}").touch()
 
 
 def _wheels_key() -> str:
-    text = (ROOT / "pyproject.toml").read_text() + _run(
-        [sys.executable, "deploy/build_llama.py", "--print-key"], **_LLAMA
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    key = _run([sys.executable, "deploy/build_llama.py", "--print-key"], **_LLAMA)
+    made_of = (ROOT / "pyproject.toml").read_text() + (ROOT / "deploy/requirements.lock").read_text() + key
+    return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
 def _run(command: Sequence[str], **env: str) -> str:

@@ -12,6 +12,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from functools import partial
+from typing import Self, TypeVar
 
 import pytest
 
@@ -21,13 +24,16 @@ from packtrain.client import Job, Packtrain, Result
 from tests.compose import images
 from tests.compose.conftest import ATTIC_MEMORY, HEAD_MEMORY, TwoHosts, tell
 from tests.compose.engine import Engine
+from tests.compose.projects import Project
 from tests.support.fleets import eventually
 
-pytestmark = [pytest.mark.compose, pytest.mark.timeout(600)]
+T = TypeVar("T")
+
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(1800)]
 
 MODEL = "smollm2"
 #: So long that a container can be ended meanwhile.
-TOKENS = 64
+TOKENS = 48
 
 
 def test_the_image_is_small_and_runs_as_nobody(engine: Engine) -> None:
@@ -59,12 +65,19 @@ def test_the_limits_of_a_container_are_the_budget_of_its_node(client: Packtrain)
 def test_jobs_run_on_both_hosts_and_the_second_fetches_the_model(client: Packtrain) -> None:
     """Its folder of models is empty: the file comes from the head's container, over published ports."""
     client.set_node("head", memory=256 * 2**20)  # too little for it, so the second host must have it
-    client.load(MODEL, replicas=2)
+    eventually(lambda: budget_of(client, "head") == 256 * 2**20, "the head's smaller budget", 30)
+    client.load(MODEL)
     eventually(lambda: ready_on(client) == {"attic"}, "an instance on the second host", 120)
     client.set_node("head", memory=0)  # as it was started
+    eventually(lambda: budget_of(client, "head") > 2**30, "the head's old budget", 30)
+    client.load(MODEL, replicas=2)
     eventually(lambda: ready_on(client) == {"head", "attic"}, "an instance on each host", 120)
 
-    results = client.map(MODEL, [f"Count to {n}." for n in range(16)], max_tokens=24)
+    results: list[Result] = []
+    for _ in range(5):  # who hears a bell first takes the job: a quick instance may take all of one round
+        results += client.map(MODEL, [f"Count to {n}." for n in range(16)], max_tokens=24)
+        if {result.node for result in results} == {"head", "attic"}:
+            break
 
     assert {result.node for result in results} == {"head", "attic"}
     assert all(result.usage.completion_tokens for result in results)
@@ -90,7 +103,7 @@ def test_no_secret_is_in_what_the_engine_tells_or_a_part_logs(fleet: TwoHosts) -
             seen[f"processes of {name}"] = fleet.engine.run("top", container.id, "-eo", "pid,args").stdout
     seen["history"] = fleet.engine.run("history", "--no-trunc", images.IMAGE).stdout
 
-    assert all(seen.values())
+    assert all(text for where, text in seen.items() if not where.startswith("log "))
     for secret, value in fleet.secrets.items():
         assert [where for where, text in seen.items() if value in text] == [], secret
 
@@ -112,59 +125,40 @@ def test_a_host_dies_and_its_jobs_go_on(fleet: TwoHosts, client: Packtrain) -> N
     """SIGKILL to the container's first process, as when memory runs out. The engine starts it again."""
     eventually(lambda: ready_on(client) == {"head", "attic"}, "an instance on each host", 120)
     attic = fleet.containers["attic"]
-    jobs = [client.submit(MODEL, f"Tell me about {n}.", max_tokens=TOKENS, ignore_eos=True) for n in range(12)]
+    jobs = [client.submit(MODEL, f"Tell me about {n}.", max_tokens=TOKENS, ignore_eos=True) for n in range(8)]
     eventually(lambda: any(runs_on(job, "attic") for job in jobs), "a job on the second host", 60)
 
     os.kill(attic.pid, signal.SIGKILL)
     died = time.monotonic()
     results = [job.result(timeout=240) for job in jobs]
-    tell(f"12 jobs were done {time.monotonic() - died:.1f} s after the second host died")
+    tell(f"8 jobs were done {time.monotonic() - died:.1f} s after the second host died")
 
-    assert [result.usage.completion_tokens for result in results] == [TOKENS] * 12
+    assert [result.usage.completion_tokens for result in results] == [TOKENS] * 8
     eventually(lambda: fleet.containers["attic"].facts["RestartCount"] == 1, "the engine's restart", 60)
     eventually(lambda: {node.node for node in client.nodes()} == {"head", "attic"}, "the second host's return", 60)
 
 
-def test_a_rolling_upgrade_loses_no_job(fleet: TwoHosts, client: Packtrain) -> None:
-    """Each container is made anew from another image, one after the other, broker last, while jobs keep coming."""
-    before = fleet.until_healthy()
-    ending = threading.Event()
-    jobs: list[Job] = []
-    refused: list[str] = []
-
-    def keep_asking() -> None:
-        with Packtrain(fleet.url) as asking:
-            while not ending.wait(0.5):
-                try:
-                    jobs.append(asking.submit(MODEL, f"Job {len(jobs)}", max_tokens=16, ignore_eos=True))
-                except TryLater as error:  # the broker was away for longer than the client tries
-                    refused.append(str(error))
-
-    asker = threading.Thread(target=keep_asking)
-    asker.start()
-    try:
-        for project, services in (
-            (fleet.attic, ["node"]),
-            (fleet.head, ["node", "coordinator", "gateway", "pairing", "flower"]),
-        ):
+def test_a_rolling_upgrade_loses_no_job(fleet: TwoHosts) -> None:
+    """Each container is made anew from another image, one by one, the broker last; four clients ask meanwhile."""
+    before = fleet.containers
+    with Asking(fleet.url, clients=4) as asking:
+        for project, service in (
+            (fleet.attic, "node"), (fleet.head, "node"), (fleet.head, "coordinator"), (fleet.head, "gateway"),
+            (fleet.head, "pairing"), (fleet.head, "flower"),
+        ):  # fmt: skip
             project.env["PACKTRAIN_IMAGE"] = images.NEXT
-            for service in services:
-                project.run("up", "--detach", "--no-build", "--no-deps", service)
-                eventually(lambda: project.containers()[service].health == "healthy", f"health of {service}", 120)  # noqa: B023
+            project.run("up", "--detach", "--no-build", "--no-deps", service)
+            until_well(project, service)
         fleet.head.run("up", "--detach", "--no-build", "--no-deps", "--force-recreate", "broker")
-        eventually(lambda: fleet.head.containers()["broker"].health == "healthy", "health of the broker", 60)
-    finally:
-        ending.set()
-        asker.join(60)
-    results = [result_of(fleet, job) for job in jobs]
-    after = fleet.until_healthy()
-    tell(f"{len(jobs)} jobs during the upgrade, all answered; {len(refused)} were refused and not taken")
+        asked = len(asking.answered)
+        eventually(lambda: len(asking.answered) >= asked + 4, "answers after the broker came back", 90)
+    after = fleet.containers
+    tell(f"{len(asking.answered)} jobs were asked for and answered during the upgrade of 7 containers")
 
-    assert len(jobs) > 10
-    assert [result.usage.completion_tokens for result in results] == [16] * len(jobs)
+    assert asking.failures == []
+    assert [result.usage.completion_tokens for result in asking.answered] == [Asking.TOKENS] * len(asking.answered)
     for name in ("attic", "node", "coordinator", "gateway", "pairing", "flower", "broker"):
         assert before[name].id != after[name].id, name
-    # Those that ran models drained: nobody had to be killed.
     assert {after[name].facts["Config"]["Image"] for name in ("attic", "node", "coordinator")} == {images.NEXT}
 
 
@@ -180,6 +174,10 @@ def test_a_stop_drains(fleet: TwoHosts, client: Packtrain) -> None:
     assert [job.result(timeout=120).usage.completion_tokens for job in jobs] == [TOKENS] * 8
 
 
+def budget_of(client: Packtrain, name: str) -> int:
+    return next(node.memory_budget for node in client.nodes() if node.node == name)
+
+
 def ready_on(client: Packtrain) -> set[str]:
     return {instance.node for instance in client.instances() if instance.state.value == "READY"}
 
@@ -189,6 +187,59 @@ def runs_on(job: Job, node: str) -> bool:
     return status.state is JobState.RUNNING and status.node == node
 
 
-def result_of(fleet: TwoHosts, job: Job) -> Result:
-    with Packtrain(fleet.url) as client:
-        return client.job(job.id).result(timeout=120)
+def until_well(project: Project, service: str) -> None:
+    """As the container's own check says, which the engine asks less often."""
+    words = ("exec", "--no-TTY", service, "python", "-m", "packtrain.broker.health")
+    eventually(lambda: project.run(*words, check=False).returncode == 0, f"health of {service}", 90)
+
+
+class Asking:
+    """Clients that each ask for a job, wait for its answer, and ask for the next."""
+
+    TOKENS = 16
+
+    def __init__(self, url: str, *, clients: int) -> None:
+        self.answered: list[Result] = []
+        self.failures: list[str] = []
+        self._url = url
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(180)
+        self.failures += ["a client still waits" for thread in self._threads if thread.is_alive()]
+
+    def _ask(self, number: int) -> None:
+        asked = 0
+        with Packtrain(self._url) as client:
+            while not self._ending.is_set():
+                asked += 1
+                try:
+                    job = patiently(
+                        partial(
+                            client.submit, MODEL, f"Job {asked}", max_tokens=self.TOKENS, ignore_eos=True,
+                            idempotency_key=f"{number}-{asked}",
+                        )
+                    )  # fmt: skip
+                    self.answered.append(patiently(partial(job.result, timeout=120)))
+                except Exception as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Again while the broker is away for longer than a client tries by itself, as the error asks."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return ask()
+        except TryLater:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

@@ -25,12 +25,10 @@ pytestmark = pytest.mark.unit
 COMMANDS: Any = typer.main.get_command(app)
 SHELL = [(str(block), command) for block in blocks("sh", "console") for command in block.commands]
 SHOWN = SHELL + inline_commands("packtrain") + inline_commands("make")
-#: Variables of tests, benchmarks, set-up scripts, compose files and between our own processes.
-_COMPOSE = [ROOT / "docker-compose.yml", *(ROOT / "deploy").glob("compose.*.yml")]
-OTHER_VARIABLES = {
-    "PACKTRAIN_CACHE",
-    *(name for file in _COMPOSE for name in re.findall(r"PACKTRAIN_[A-Z_]+", file.read_text())),
-}
+_DEPLOY = [ROOT / "docker-compose.yml", *(ROOT / "deploy").glob("compose.*.yml"), *(ROOT / "deploy/systemd").iterdir()]
+_OF_DEPLOY = {name for file in _DEPLOY for name in re.findall(r"PACKTRAIN_[A-Z_]+", file.read_text())}
+#: Variables of tests, benchmarks, set-up scripts, what deploys, and between our own processes.
+OTHER_VARIABLES = {"PACKTRAIN_CACHE", *_OF_DEPLOY}
 
 
 def faults_of(arguments: list[str]) -> list[str]:

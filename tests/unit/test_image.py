@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from deploy.requirements import requirements
+from deploy.requirements import pins, requirements
 
 from tests.conftest import ROOT
 
@@ -25,6 +25,18 @@ def test_requirements_are_those_of_the_extras_once_without_ourselves_and_llama_c
     assert requirements(PYPROJECT, []) == ["redis>=7"]
     with pytest.raises(SystemExit, match="'bulk' is no extra"):
         requirements(PYPROJECT, ["bulk"])
+
+
+def test_pins_are_the_versions_of_the_lock_without_its_hashes() -> None:
+    lock = """# made by
+amqp==5.4.2 \\
+    --hash=sha256:93 \\
+    --hash=sha256:e6
+win==1.0 ; sys_platform == 'win32' \\
+    --hash=sha256:a
+"""
+
+    assert pins(lock) == ["amqp==5.4.2", "win==1.0 ; sys_platform == 'win32'"]
 
 
 def test_the_extras_of_the_image_are_in_pyproject() -> None:
