@@ -22,6 +22,7 @@ from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.base import StepRows
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.shards.split import Split
+from tests.support.hosts import Host
 
 PROMPT = tuple(range(10, 40))
 N_CTX, N_SLOTS = 256, 2
@@ -93,9 +94,11 @@ class Head:
 
 
 @contextmanager
-def head(path: Path, split: Split, numerics: Numerics) -> Iterator[Head]:
-    """One that loads."""
+def head(path: Path, split: Split, numerics: Numerics, on: Host | None = None) -> Iterator[Head]:
+    """One that loads, on this machine or on a host of ours."""
     command = [sys.executable, "-m", "tests.support.split_head", str(path), split.model_dump_json(), numerics]
+    if on:
+        command = on.command(*command)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

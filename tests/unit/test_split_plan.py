@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packtrain.broker.beats import NodeBeat, NodeLink
+from packtrain.broker.errors import UnknownModel
 from packtrain.broker.ids import ModelId, NodeId
 from packtrain.broker.model_info import BufferMemory, ModelInfo, ModelMemory
 from packtrain.broker.placement.snapshot import Snapshot
 from packtrain.broker.placement.split import Link, Links, Member, NoSplit, SplitModel, SplitPlan, deal, plan_split
 from packtrain.broker.placement.split_fleet import LINK_LIFE_MS, SHARD_BYTES, SplitFit, fit_split, split_model
 from packtrain.broker.placement.split_speed import STEP_BYTES, forecast
+from packtrain.client.cli.split_view import show_split
 from packtrain.workers.step_speed import StepSpeed
 from tests.support.factories import MIB, node_beat
 
@@ -302,3 +304,29 @@ def test_models_that_are_never_split_say_why(change: dict[str, object], reason: 
 
     assert not said.shares
     assert reason in said.missing[0]
+
+
+def shown(capsys: pytest.CaptureFixture[str], *nodes: NodeBeat) -> str:
+    """What a person sees of the plan."""
+    model = ModelId("big")
+    offers = {model: {NodeId(n.node): INFO for n in nodes if "big" in n.models}}
+    show_split(Snapshot(1_000_000, nodes=nodes, models={model: INFO}, offers=offers), "big", as_json=False)
+    return capsys.readouterr().out
+
+
+def test_a_person_sees_who_holds_what_and_how_fast_it_would_be(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(capsys, big_node("a", 600, weights_per_s=1e9), big_node("b", 700, models=(), weights_per_s=2e9))
+
+    assert "a     head: input, output  2 (0 to 1)" in said
+    assert "b     shard                2 (2 to 3)" in said
+    assert "forecast for one job alone: 2.6 tokens/s" in said
+    assert "a plan only: fleets do not load split models yet" in said
+
+
+def test_a_person_sees_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(capsys, big_node("a", 600), big_node("b", 700, split=False))
+
+    assert "it cannot be split now:" in said
+    assert "b does not take part in splits" in said
+    with pytest.raises(UnknownModel, match="no node offers the model 'small'; offered: big"):
+        show_split(Snapshot(1, models={ModelId("big"): INFO}), "small", as_json=False)
