@@ -123,6 +123,7 @@ def test_no_list_no_figure_and_no_error_tells_a_key_of_models_that_it_may_not_us
         return others & set(re.findall(r"[a-z0-9]+", response.text))
 
     assert keyed.post("anna", HELLO).status_code == 200  # so that it is loaded
+    eventually(lambda: told(keyed.get("/api/ps", "root")), "it to be seen as loaded")
     lists = ["/v1/models", "/api/tags", "/api/ps", "/metrics"]
     lists += [f"{PREFIX}/{what}" for what in ("models", "nodes", "instances", "waiting", "jobs", "fleet")]
     for path in lists:
