@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,9 @@ def flower(
         settings.home / "flower", port, host=address, password_file=password_file, option="--port"
     )  # fmt: skip
     await_broker(url)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Python only notes a signal, and what it has noted is lost when this process becomes another one.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if as_json:
         print_json({"url": page.url, "user": USER, "password_file": str(page.password_file)})
     else:
