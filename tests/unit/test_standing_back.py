@@ -8,7 +8,7 @@ import pytest
 
 from packtrain.broker.ids import JobId
 from packtrain.broker.sampling import SamplingParams
-from packtrain.workers.backends.base import Interrupted
+from packtrain.workers.backends.base import DecodeFailed, Interrupted
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import Engine
 from packtrain.workers.engine.sequence import End, Ended, SequenceRequest, Tokens
@@ -159,3 +159,22 @@ def test_of_two_steps_of_bulk_sequences_one_is_whole() -> None:
 
     assert broken == [1, 1, 2, 2, 3, 3]
     assert len(bench.texts["!long a"]) >= 3
+
+
+def test_a_step_after_a_failure_that_is_broken_off_counts_as_any_other() -> None:
+    bench = Bench()
+    bench.bulk("a", "b")
+
+    def fail() -> None:
+        bench.model.within = lambda: bench.submit("one", max_new=1)
+        raise DecodeFailed("once")
+
+    bench.model.within = fail
+    bench.engine.step()  # fails; of those that run alone then the first is broken off
+    assert bench.model.num_broken_off == 1
+    while not bench.texts["one"]:
+        bench.engine.step()
+    bench.model.within = lambda: bench.submit("two", max_new=1)
+    bench.engine.step()
+
+    assert bench.model.num_broken_off == 1

@@ -113,8 +113,8 @@ def _instances(instances: Sequence[InstanceBeat]) -> Iterator[Metric]:
 
     labels = ("model", "node", "instance_id")
 
-    def of(values: Mapping[str, float], of: Sequence[InstanceBeat] = living) -> dict[Labels, float]:
-        return {(each.model, each.node, each.instance): values[each.instance] for each in of}
+    def of(values: Mapping[str, float]) -> dict[Labels, float]:
+        return {(each.model, each.node, each.instance): values[each.instance] for each in living}
 
     gauges = {
         "slots_used": ("Slots at work.", {i.instance: i.slots_used for i in living}),

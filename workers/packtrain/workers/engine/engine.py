@@ -278,7 +278,6 @@ class Engine:
             self._attempt(rows)
         except Interrupted:
             self._repair(rows)
-            self._standing_back.computed([row.sequence for row in rows], whole=False)
         except SequenceFailed as failed:
             self._fail(failed, rows)
         except DecodeFailed as error:
@@ -337,9 +336,14 @@ class Engine:
             )
             for r in rows
         ]  # fmt: skip
-        results = iter(self._backend.step(requests, self._should_stop(rows)))
+        sequences = [row.sequence for row in rows]
+        try:
+            results = iter(self._backend.step(requests, self._should_stop(rows)))
+        except Interrupted:
+            self._standing_back.computed(sequences, whole=False)
+            raise
+        self._standing_back.computed(sequences, whole=True)
         self._failures_in_a_row = 0
-        self._standing_back.computed([row.sequence for row in rows], whole=True)
         self._steps += 1
         self._meter.step(len(rows))
         self._batch_peak = max(self._batch_peak, len(rows))
