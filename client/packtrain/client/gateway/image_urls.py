@@ -125,7 +125,7 @@ class ImageUrls:
             raise _refusal(f"the images have {size} bytes together, at most {MAX_IMAGES_BYTES} are taken")
         came = dict(zip(wanted, map(data_uri, images), strict=True))
         for holder, key in found:
-            _put(holder, key, came[str(holder[key])])
+            holder[key] = came[str(holder[key])]
         return json.dumps(body, ensure_ascii=False).encode()
 
     def _client(self) -> httpx2.AsyncClient:
@@ -224,10 +224,6 @@ def _urls(body: object) -> Iterator[tuple[MutableMapping[str, Any], str]]:
 
 def _is_remote(url: object) -> bool:
     return isinstance(url, str) and url.lower().startswith(("http://", "https://"))
-
-
-def _put(holder: MutableMapping[str, Any], key: str, url: str) -> None:
-    holder[key] = url
 
 
 def _refusal(what: str) -> InvalidParameter:
