@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.images import MAX_IMAGE_BYTES, MAX_IMAGES
+from packtrain.broker.images import MAX_IMAGE_BYTES
+from packtrain.broker.media import MAX_MEDIA
 from packtrain.client.gateway.image_urls import ImageUrls, place_of
 from packtrain.client.gateway.settings import GatewaySettings
 from packtrain.client.openai import parse_call
@@ -66,7 +67,7 @@ def test_an_image_comes_from_the_address_that_was_looked_at_under_the_name_that_
     assert web.asked == [f"https://{PUBLIC}/a.png?x=1"]
     assert web.hosts == ["images.example.org"]
     (spec,) = parse_call("/v1/chat/completions", body).specs
-    assert spec.images[0].data == PICTURE
+    assert spec.media[0].data == PICTURE
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_too_much_and_errors_are_refused() -> None:
         gone.inlined(chat("https://a.example.org/"), ".example.org")
     with pytest.raises(InvalidParameter, match="does not come"):
         Web(breaks).inlined(chat("https://a.example.org/"), ".example.org")
-    many = {"input": [chat(f"https://a.example.org/{number}") for number in range(MAX_IMAGES + 1)]}
+    many = {"input": [chat(f"https://a.example.org/{number}") for number in range(MAX_MEDIA + 1)]}
     with pytest.raises(InvalidParameter, match="17 images"):
         Web().inlined(many, ".example.org")
 

@@ -26,7 +26,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import httpx2
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.images import MAX_IMAGE_BYTES, MAX_IMAGES, MAX_IMAGES_BYTES, data_uri
+from packtrain.broker.images import MAX_IMAGE_BYTES, data_uri
+from packtrain.broker.media import MAX_MEDIA, MAX_MEDIA_BYTES
 
 #: For all images of a request together, seconds.
 TIMEOUT_S = 15.0
@@ -114,15 +115,15 @@ class ImageUrls:
         if not found:
             return text
         wanted = dict.fromkeys(str(holder[key]) for holder, key in found)
-        if len(wanted) > MAX_IMAGES:
-            raise _refusal(f"the request names {len(wanted)} images, at most {MAX_IMAGES} are taken")
+        if len(wanted) > MAX_MEDIA:
+            raise _refusal(f"the request names {len(wanted)} images, at most {MAX_MEDIA} are taken")
         try:
             async with asyncio.timeout(TIMEOUT_S), self._client() as client:
                 images = await asyncio.gather(*(self._fetch(client, url) for url in wanted))
         except TimeoutError:
             raise _refusal(f"the images took longer than {TIMEOUT_S:g} s to come") from None
-        if (size := sum(map(len, images))) > MAX_IMAGES_BYTES:
-            raise _refusal(f"the images have {size} bytes together, at most {MAX_IMAGES_BYTES} are taken")
+        if (size := sum(map(len, images))) > MAX_MEDIA_BYTES:
+            raise _refusal(f"the images have {size} bytes together, at most {MAX_MEDIA_BYTES} are taken")
         came = dict(zip(wanted, map(data_uri, images), strict=True))
         for holder, key in found:
             holder[key] = came[str(holder[key])]
