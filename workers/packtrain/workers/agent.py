@@ -239,7 +239,7 @@ class Agent:
             try:
                 self._groups.hold(beat, command, n_threads=n_threads, disk_free=disk_free)
             except OSError as error:
-                self._end(beat, InstanceState.FAILED, f"no folder for its tensors: {error}")
+                self._end(beat, InstanceState.FAILED, f"it cannot be a shard now: {error}")
 
     def _load(self, command: NodeCommand, instance: InstanceId, split: Split | None = None) -> None:
         beat = self._beat_of(command, instance)
@@ -510,7 +510,8 @@ def groups_of(settings: Settings, registry: Registry, reached: Callable[[], str]
         return None
     listen, _ = split_address(settings.files_address)
     return Groups(
-        registry, new_identity(run_folder(settings) / "tunnel", settings.node), listen=listen, reached=reached,
+        registry, new_identity(run_folder(settings) / "tunnel", settings.node), listen=listen,
+        first_port=settings.split_port, reached=reached,
         caches=settings.home / "shards", drain_s=settings.drain_s + DRAINING_MARGIN_S,
     )  # fmt: skip
 
