@@ -10,7 +10,7 @@ from redis import Redis
 
 from packtrain.broker import keys
 from packtrain.broker.election import Election
-from packtrain.broker.ids import NodeId, Route
+from packtrain.broker.ids import InstanceId, NodeId, Route
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.offer_book import DIGEST
 from packtrain.broker.orders import Desired
@@ -42,6 +42,14 @@ class RegistryContract:
         registry.put_instance(instance_beat(state=InstanceState.READY))
 
         assert [i.state for i in registry.instances()] == [InstanceState.READY]
+
+    def test_several_are_written_at_once_and_some_are_read_by_name(self, registry: Registry) -> None:
+        registry.put_instances([instance_beat(name) for name in ("a", "b", "c")])
+
+        assert [i.instance for i in registry.instances()] == ["a", "b", "c"]
+        assert [i.instance for i in registry.instances_named([InstanceId("a"), InstanceId("c")])] == ["a", "c"]
+        assert registry.instances_named([InstanceId("gone")]) == []
+        assert registry.instances_named([]) == []
 
     def test_a_node_that_leaves_is_gone(self, registry: Registry) -> None:
         registry.put_node(node_beat())

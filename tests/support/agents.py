@@ -16,8 +16,9 @@ from typing import Any
 from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.celery_app import Doorbell, make_app
 from packtrain.broker.connection import connect
+from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import NodeId
-from packtrain.broker.orders import NodeCommand
+from packtrain.broker.orders import NodeCommand, ShardOrder
 from packtrain.broker.registry import RedisRegistry
 from packtrain.broker.states import InstanceState
 from tests.support.fleets import eventually
@@ -88,17 +89,48 @@ class Agents:
         assert beat
         return beat
 
-    def load(self, model: str, node: str, *, fetch_from: str = "", term: int = 1) -> str:
+    def load(self, model: str, node: str, *, fetch_from: str = "", numerics: Numerics = "fast", term: int = 1) -> str:
         """Command a load; the new instance."""
         instance = f"{model}-{next(self._numbers)}"
         self.bells.command(
             NodeId(node),
             NodeCommand(
                 id=f"load-{instance}", term=term, verb="load", instance=instance, model=model, n_slots=2, n_ctx=512,
-                reserved_bytes=2**20, fetch_from=fetch_from, reason="a test",
+                reserved_bytes=2**20, fetch_from=fetch_from, numerics=numerics, reason="a test",
             ),
         )  # fmt: skip
         return instance
+
+    def load_split(self, model: str, layers: dict[str, int], *, n_layer: int) -> list[str]:
+        """Command a group: the layers of each node, the head first. Its instances in that order."""
+        head, *others = layers
+        names = [f"{model}-{next(self._numbers)}" for _ in layers]
+        common = {"term": 1, "model": model, "n_slots": 2, "n_ctx": 512, "numerics": "deterministic",
+                  "reserved_bytes": 2**28, "reason": "a test"}  # fmt: skip
+        self.registry.put_instances(
+            [
+                InstanceBeat(
+                    instance=name, model=model, node=node, state=InstanceState.REQUESTED, group=names[0],
+                    layers=layers[node], reserved_bytes=2**28,
+                )
+                for name, node in zip(names, layers, strict=True)
+            ]
+        )  # fmt: skip
+        orders = []
+        for name, node in zip(names[1:], others, strict=True):
+            command = {"group": names[0], "layers": layers[node], "peer": self.beat(head).certificate}
+            told = NodeCommand.model_validate(
+                {"id": f"shard-{name}", "verb": "shard", "instance": name, "cache_key": "k", **command, **common}
+            )
+            self.bells.command(NodeId(node), told)
+            certificate = self.beat(node).certificate
+            orders.append(ShardOrder(instance=name, node=node, layers=layers[node], certificate=certificate))
+        assert sum(layers.values()) == n_layer
+        told = NodeCommand.model_validate(
+            {"id": f"load-{names[0]}", "verb": "load", "instance": names[0], "layers": layers[head], **common}
+        )
+        self.bells.command(NodeId(head), told.model_copy(update={"shards": tuple(orders)}))
+        return names
 
     def unload(self, instance: str, node: str, *, term: int = 1) -> None:
         """Command an unload."""

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from packtrain.broker.beats import DeviceMemory
-from packtrain.workers.device_probe import AGAIN_S, DeviceWatch
+from packtrain.workers.device_probe import AGAIN_S, DeviceWatch, Found
 from packtrain.workers.devices import FoundDevice, memories
 from tests.support.factories import node_beat
 
@@ -46,6 +46,11 @@ def test_memory_that_is_shared_with_a_gpu_is_one(gpu: FoundDevice) -> None:
     assert gpu.name in only.name
 
 
+def said(device: FoundDevice) -> str:
+    """By a probe."""
+    return Found(devices=(device,), features="x86_64 AVX2").model_dump_json()
+
+
 def probe(code: str) -> DeviceWatch:
     return DeviceWatch([sys.executable, "-c", code])
 
@@ -66,7 +71,7 @@ def watched(watch: DeviceWatch, now_s: float = 0) -> bool:
 
 
 def test_while_there_is_a_gpu_it_is_looked_at_again_each_minute() -> None:
-    watch = probe(f"print('[{CUDA.model_dump_json()}]')")
+    watch = probe(f"print('{said(CUDA)}')")
 
     assert watched(watch)
     assert watch.found == (CUDA,)
@@ -75,7 +80,7 @@ def test_while_there_is_a_gpu_it_is_looked_at_again_each_minute() -> None:
 
 
 def test_without_one_nobody_looks_again() -> None:
-    watch = probe(f"print('[{CPU.model_dump_json()}]')")
+    watch = probe(f"print('{said(CPU)}')")
 
     assert watched(watch)
     assert not ask(watch, 10 * AGAIN_S)

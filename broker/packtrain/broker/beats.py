@@ -59,6 +59,8 @@ class NodeBeat(Report):
     build: str = Field("", description="of llama.cpp, equal where nodes may hold a model together; empty: without RPC")
     split: bool = Field(False, description="it may hold a part of a model with others")
     links: dict[str, NodeLink] = Field(default_factory=dict, description="to other nodes that do")
+    certificate: str = Field("", description="of its ends of tunnels, PEM; empty: it takes no part in groups")
+    cpu: str = Field("", description="what of its CPU tells on the bits of an answer; equal in deterministic groups")
     weights_per_s: float = Field(
         0, description="bytes of weights that a step of one job reads a second here, the most that was seen; 0: none"
     )
@@ -86,6 +88,9 @@ class InstanceBeat(Report):
     model: SafeId
     node: SafeId
     state: InstanceState
+    group: str = Field("", description="the head's instance, of a head and its shards; empty: it has the whole model")
+    layers: int = Field(0, description="of a head or shard: how many it holds")
+    address: str = Field("", description="of a shard: host:port at which its tunnel waits for the head's")
     reason: str = Field("", description="why FAILED, LOST or DRAINING; how far a FETCHING one is")
     pid: int = 0
     n_slots: int = 0
@@ -118,3 +123,15 @@ class InstanceBeat(Report):
     last_used_ms: int = 0
     ended_ms: int = Field(0, description="when its process was seen gone")
     out_of_memory: bool = Field(False, description="it FAILED, as far as can be told, for want of memory")
+    forecast_tokens_per_s: float = Field(0, description="of a head: of one job alone, before it was loaded; 0: none")
+    alone_tokens_per_s: float = Field(0, description="of a head: the most that one job alone has got; 0: not seen yet")
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds layers for another instance, and answers no job itself."""
+        return bool(self.group) and self.group != self.instance
+
+    @property
+    def is_head(self) -> bool:
+        """Whether others hold layers for it."""
+        return bool(self.group) and self.group == self.instance

@@ -115,6 +115,7 @@ class ModelInfo(Report):
     min_replicas: int = Field(0, description="keep at least this many loaded, job or no job")
     max_replicas: int = Field(0, description="load no more than this by ourselves; 0: one on each node")
     nodes: dict[str, str] = Field(default_factory=dict, description="labels that a node must have to load it")
+    split_over: tuple[SafeId, ...] = Field((), description="nodes that always hold it together; empty: where it fits")
     file_bytes: int = Field(0, description="of all its files; 0: not known")
     fetchable: bool = Field(False, description="another node may read its files from here")
 

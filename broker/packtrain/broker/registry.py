@@ -70,8 +70,16 @@ class Registry(Protocol):
         """Report an instance; lives `keys.INSTANCE_TTL_MS`, or `INSTANCE_ENDED_TTL_MS` once its state is terminal."""
         ...
 
+    def put_instances(self, beats: Sequence[InstanceBeat]) -> None:
+        """Report several at once: all of them or, when that fails, none."""
+        ...
+
     def instances(self) -> list[InstanceBeat]:
         """Instances that live or ended lately, by id."""
+        ...
+
+    def instances_named(self, names: Sequence[InstanceId]) -> list[InstanceBeat]:
+        """Those of these that live or ended lately."""
         ...
 
     def put_models(self, models: Sequence[ModelInfo]) -> None:
@@ -160,11 +168,18 @@ class RedisRegistry:
         return self._all(keys.NODES, NodeBeat)
 
     def put_instance(self, beat: InstanceBeat) -> None:
-        ttl = keys.INSTANCE_ENDED_TTL_MS if beat.state.is_terminal else keys.INSTANCE_TTL_MS
-        self._put([(keys.INSTANCES, beat.instance, keys.instance(InstanceId(beat.instance)), beat, ttl)])
+        self.put_instances([beat])
+
+    def put_instances(self, beats: Sequence[InstanceBeat]) -> None:
+        self._put(
+            [(keys.INSTANCES, b.instance, keys.instance(InstanceId(b.instance)), b, _instance_ttl_ms(b)) for b in beats]
+        )
 
     def instances(self) -> list[InstanceBeat]:
         return self._all(keys.INSTANCES, InstanceBeat)
+
+    def instances_named(self, names: Sequence[InstanceId]) -> list[InstanceBeat]:
+        return self._facts(keys.INSTANCES, InstanceBeat, names)
 
     def put_models(self, models: Sequence[ModelInfo]) -> None:
         self._put([(keys.MODELS, info.id, keys.model(ModelId(info.id)), info, keys.MODEL_TTL_MS) for info in models])
@@ -267,12 +282,18 @@ class RedisRegistry:
         pipe.execute()
 
     def _all(self, index: str, cls: type[_M]) -> list[_M]:
-        members = sorted(cast(list[str], self._redis.zrange(index, 0, -1)))
+        return self._facts(index, cls, sorted(cast(list[str], self._redis.zrange(index, 0, -1))))
+
+    def _facts(self, index: str, cls: type[_M], members: Sequence[str]) -> list[_M]:
         pipe = self._redis.pipeline(transaction=False)
         for member in members:
             pipe.hgetall(_KINDS[index](member))
         rows = zip(members, pipe.execute(), strict=True)
         return [fact for member, fields in rows if fields and (fact := load_fact(cls, member, fields))]
+
+
+def _instance_ttl_ms(beat: InstanceBeat) -> int:
+    return keys.INSTANCE_ENDED_TTL_MS if beat.state.is_terminal else keys.INSTANCE_TTL_MS
 
 
 def _parse_wish(row: str | None) -> NodeWish:
@@ -321,11 +342,17 @@ class MemoryRegistry:
         return cast(list[NodeBeat], self._live("node"))
 
     def put_instance(self, beat: InstanceBeat) -> None:
-        ttl = keys.INSTANCE_ENDED_TTL_MS if beat.state.is_terminal else keys.INSTANCE_TTL_MS
-        self._facts["instance"][beat.instance] = (self.now_ms() + ttl, beat)
+        self._facts["instance"][beat.instance] = (self.now_ms() + _instance_ttl_ms(beat), beat)
+
+    def put_instances(self, beats: Sequence[InstanceBeat]) -> None:
+        for beat in beats:
+            self.put_instance(beat)
 
     def instances(self) -> list[InstanceBeat]:
         return cast(list[InstanceBeat], self._live("instance"))
+
+    def instances_named(self, names: Sequence[InstanceId]) -> list[InstanceBeat]:
+        return [beat for beat in self.instances() if beat.instance in names]
 
     def put_models(self, models: Sequence[ModelInfo]) -> None:
         for info in models:

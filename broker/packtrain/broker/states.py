@@ -8,6 +8,8 @@
     instance:  REQUESTED → [FETCHING] → STARTING → LOADING → WARMING → READY → DRAINING → STOPPED
                any of these → FAILED (with a reason) or LOST (its node is gone)
 
+    shard:     REQUESTED → STARTING → LOADING (its head may come) → HOLDING → [DRAINING →] STOPPED, else as above
+
 Terminal states absorb: nothing leaves them. The Lua scripts enforce the first table on the server.
 """
 
@@ -41,6 +43,7 @@ class InstanceState(StrEnum):
     STARTING = "STARTING"  #: process spawned
     LOADING = "LOADING"  #: reading weights
     WARMING = "WARMING"  #: decoding its first token
+    HOLDING = "HOLDING"  #: a shard: has its layers, and computes them for its head
     READY = "READY"  #: consumes the queue of its model
     DRAINING = "DRAINING"  #: takes no new job, finishes or releases those it has
     STOPPED = "STOPPED"  #: process seen gone, memory read again

@@ -25,7 +25,7 @@ from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.orders import NodeCommand
 from packtrain.broker.outcome import Cause
 from packtrain.broker.registry import Registry
-from packtrain.broker.settings import Settings
+from packtrain.broker.settings import Settings, split_address
 from packtrain.broker.states import InstanceState, JobState
 from packtrain.workers import machine
 from packtrain.workers.consumer_watch import ConsumerWatch
@@ -40,8 +40,11 @@ from packtrain.workers.node_catalog import NodeCatalog, rpc_build
 from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.quarantine import SETTLED_S
 from packtrain.workers.remote.catalog import NO_PROOF
+from packtrain.workers.shards.groups import Groups
+from packtrain.workers.shards.split import Split
 from packtrain.workers.step_speed import StepSpeed
-from packtrain.workers.supervision import Limits, verdict
+from packtrain.workers.supervision import DRAINING_MARGIN_S, Limits, verdict
+from packtrain.workers.tunnel.certificate import new_identity
 from packtrain.workers.waking import Wakefulness
 
 logger = logging.getLogger(__name__)
@@ -102,6 +105,7 @@ class Agent:
         self._build = rpc_build()
         self._speed = StepSpeed()
         self._exchange = Exchange(settings, registry, catalog, self._registry_ms)
+        self._groups = groups_of(settings, registry, lambda: self._exchange.host) if self._build else None
 
     @property
     def run_folder(self) -> Path:
@@ -127,6 +131,7 @@ class Agent:
         if self._devices:
             changed |= self._devices.poll(now)
         changed |= self._look_at_fetches(now)
+        changed |= self._look_at_groups(now)
         if changed or self._ended or now >= self._next_beat:
             self._next_beat = now + BEAT_S
             self._report()
@@ -145,13 +150,18 @@ class Agent:
         self._exchange.close()
         for managed in self._instances.values():
             managed.begin_drain("the node stops")
-        while self._instances:
+        for beat in self._group_beats():
+            self._leave_group(InstanceId(beat.instance), "the node stops")
+        while self._instances or (self._group_beats() and keep_beating()):  # unheard, no head lets go of its shard
             for managed in list(self._instances.values()):
                 self._look_at(managed, time.monotonic())
+            self._look_at_groups(time.monotonic())
             if keep_beating():
                 self._report()
             time.sleep(TICK_S)
         self._report()
+        if self._groups:
+            self._groups.close()
         if self._devices:
             self._devices.close()
 
@@ -199,18 +209,40 @@ class Agent:
             if managed and not managed.is_draining:
                 managed.begin_drain(command.reason)
                 return True
-            return self._cancel_fetch(instance, command.reason)
+            return self._cancel_fetch(instance, command.reason) or self._leave_group(instance, command.reason)
         if instance in self._instances or self._exchange.has(instance) or not self._takes_new:
             return False  # said before, or too late
-        self._load(command, instance)
+        if not (command.shards or command.verb == "shard"):
+            self._load(command, instance)
+        elif not (self._groups and self._groups.has(instance)):
+            self._join_group(command, instance)
         return True
 
-    def _load(self, command: NodeCommand, instance: InstanceId) -> None:
-        beat = InstanceBeat(
+    def _beat_of(self, command: NodeCommand, instance: InstanceId) -> InstanceBeat:
+        return InstanceBeat(
             instance=instance, model=command.model, node=self._node, state=InstanceState.STARTING,
             n_slots=command.n_slots, n_ctx=command.n_ctx, numerics=command.numerics,
             reserved_bytes=command.reserved_bytes, requested_ms=self._registry_ms(),
+            group=command.group, layers=command.layers, forecast_tokens_per_s=command.forecast_tokens_per_s,
         )  # fmt: skip
+
+    def _join_group(self, command: NodeCommand, instance: InstanceId) -> None:
+        """Hold a shard, or wait for those of a head."""
+        beat = self._beat_of(command, instance)
+        if self._groups is None:
+            reason = f"{self._node} takes no part in groups (any more); set PACKTRAIN_SPLIT=1 for its agent"
+            self._end(beat, InstanceState.FAILED, reason)
+        elif command.shards:
+            self._groups.gather(beat, command, time.monotonic())
+        else:
+            n_threads, disk_free = self._dealer.next_share(), self._exchange.disk_free
+            try:
+                self._groups.hold(beat, command, n_threads=n_threads, disk_free=disk_free)
+            except OSError as error:
+                self._end(beat, InstanceState.FAILED, f"no folder for its tensors: {error}")
+
+    def _load(self, command: NodeCommand, instance: InstanceId, split: Split | None = None) -> None:
+        beat = self._beat_of(command, instance)
         entry = self._catalog.models.get(ModelId(command.model))
         if entry is None and command.fetch_from:
             self._exchange.begin(command, beat, time.monotonic())
@@ -230,7 +262,7 @@ class Agent:
             n_ctx=command.n_ctx, n_threads=1 if remote else self._dealer.next_share(), report_fd=-1,
             options=self._catalog.options(ModelId(info.id)).model_copy(update={"numerics": command.numerics}),
             adapters=self._catalog.adapters(ModelId(info.id)), remote=remote,
-            projector=str(self._catalog.projector(ModelId(info.id)) or ""),
+            projector=str(self._catalog.projector(ModelId(info.id)) or ""), split=split,
         )  # fmt: skip
         logger.info("Starting %s: %s", instance, command.reason, extra={"event": "instance.start"})
         process = InstanceProcess(
@@ -242,11 +274,18 @@ class Agent:
         if not config.remote:  # else it computes nothing
             self._dealer.add(instance, process, config.n_threads)
         told = {"pid": process.pid, "reserved_slots": reserved, "estimated_bytes": info.memory.by_device}
+        limit = None
+        if split:
+            told |= {"group": instance, "estimated_bytes": {}}
+            limit = info.weights_bytes - sum(info.layer_bytes[len(info.layer_bytes) - split.num_layers :])
         beat = beat.model_copy(update=told)
-        self._instances[instance] = Managed(beat, process, config, index, state_since=time.monotonic())
+        now = time.monotonic()
+        self._instances[instance] = Managed(beat, process, config, index, state_since=now, mapped_limit=limit)
 
     def _end(self, beat: InstanceBeat, state: InstanceState, reason: str) -> None:
-        """One that never had a process."""
+        """One that has no process (any more)."""
+        if self._groups:
+            self._groups.forget_head(InstanceId(beat.instance))
         beat = beat.model_copy(update={"state": state, "reason": reason, "ended_ms": self._registry_ms()})
         self._ended[InstanceId(beat.instance)] = (beat, Cause(instance=beat.instance, reason=reason))
 
@@ -266,6 +305,38 @@ class Agent:
         for command in news.arrived:
             self._load(command.model_copy(update={"fetch_from": ""}), InstanceId(command.instance))
         return news.is_news
+
+    def _look_at_groups(self, now: float) -> bool:
+        if self._groups is None:
+            return False
+        news = self._groups.poll(now)
+        for beat in news.ended:
+            logger.info("%s is %s: %s", beat.instance, beat.state, beat.reason, extra={"event": "group.ended"})
+            self._end(beat, beat.state, beat.reason)
+        for command, split in news.ready:
+            self._load(command, InstanceId(command.instance), split)
+        for instance, reason in news.kill:
+            if (managed := self._instances.get(instance)) and not managed.kill_reason:
+                managed.kill(f"cannot go on: {reason}")
+        for instance, reason in news.drain:
+            if (managed := self._instances.get(instance)) and not managed.is_draining:
+                managed.begin_drain(reason)
+                news.is_news = True
+        for managed in self._instances.values():
+            if managed.config.split and managed.beat.state is InstanceState.LOADING:
+                said = self._groups.said(InstanceId(managed.beat.instance))
+                managed.beat = managed.beat.model_copy(update={"reason": said})
+        return news.is_news or bool(news.ended or news.ready)
+
+    def _leave_group(self, instance: InstanceId, reason: str) -> bool:
+        if self._groups is None or not self._groups.has(instance):
+            return False
+        if beat := self._groups.leave(instance, reason):
+            self._end(beat, InstanceState.STOPPED, reason)
+        return True
+
+    def _group_beats(self) -> list[InstanceBeat]:
+        return self._groups.beats if self._groups else []
 
     def _cancel_fetch(self, instance: InstanceId, reason: str) -> bool:
         beat = self._exchange.cancel(instance)
@@ -300,13 +371,15 @@ class Agent:
         instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
         log = logger.error if has_failed else logger.info
         log("%s is %s: %s", instance, beat.state, beat.reason, extra={"event": "instance.ended", "state": beat.state})
-        if has_failed and not managed.config.remote:  # what another server does tells nothing of this node
+        if has_failed and not managed.config.remote and not managed.config.split:  # which tells nothing of this node
             others = [other.beat for other in self._instances.values()]
             self._standing.failed(was, cause, kill_reason=managed.kill_reason, others=others, now_ms=now_ms)
         self._ended[instance] = (beat, cause)
         del self._instances[instance]
         self._speed.forget(instance)
         self._dealer.remove(instance)
+        if self._groups:
+            self._groups.forget_head(instance)
 
     def give_back(self, cause: Cause) -> None:
         """Requeue the jobs of an instance that is gone, and ring for them."""
@@ -325,6 +398,9 @@ class Agent:
                 del self._ended[instance]
             for beat in self._exchange.beats:
                 self._registry.put_instance(beat)
+            if self._groups:
+                self._groups.note_memory()
+                self._registry.put_instances(self._groups.beats)
             for managed in self._instances.values():
                 managed.beat = managed.beat.model_copy(update={"resident_bytes": managed.resident_bytes(self._catalog)})
                 self._registry.put_instance(managed.beat)
@@ -358,7 +434,9 @@ class Agent:
             faults=self._catalog.faults,
             not_deterministic=self._not_deterministic
             | {m: NO_PROOF for m in self._catalog.models if self._is_remote(m)},
-            instances=tuple(sorted([*self._instances, *(beat.instance for beat in self._exchange.beats)])),
+            instances=tuple(
+                sorted([*self._instances, *(b.instance for b in (*self._exchange.beats, *self._group_beats()))])
+            ),
             term_seen=self._term_seen,
             draining=not self._takes_new,
             quarantine=self._standing.quarantine.reason(self._registry_ms()) or self._deaf,
@@ -368,14 +446,16 @@ class Agent:
             loopback=self._exchange.loopback,
             version=self._version,
             build=self._build,
-            split=self._settings.split,
+            split=self._groups is not None,
             links=self._exchange.links,
+            certificate=self._groups.certificate if self._groups else "",
+            cpu=self._devices.features if self._devices else "",
             weights_per_s=self._speed.bytes_per_s,
         )
 
     def _note_speed(self, beat: InstanceBeat) -> None:
         info, _ = self._catalog.models.get(ModelId(beat.model), (None, None))
-        if info and info.layer_bytes:
+        if info and info.layer_bytes and not beat.group:
             step_bytes = sum(info.layer_bytes) + info.output_bytes
             self._speed.note(
                 beat.instance, time.monotonic(), steps=beat.steps, tokens=beat.tokens_out, step_bytes=step_bytes
@@ -391,9 +471,10 @@ class Agent:
     def _keep_to_terms(self) -> bool:
         """Let go of instances that the node has no room for any more. True: some leave."""
         staying = [managed.beat for managed in self._instances.values() if not managed.is_draining]
-        leaving = self._standing.must_leave([*staying, *self._exchange.beats])
+        parts = self._groups.staying if self._groups else []
+        leaving = self._standing.must_leave([*staying, *self._exchange.beats, *parts])
         for instance, reason in leaving:
-            if not self._cancel_fetch(instance, reason):
+            if not self._cancel_fetch(instance, reason) and not self._leave_group(instance, reason):
                 self._instances[instance].begin_drain(reason)
         return bool(leaving)
 
@@ -419,6 +500,21 @@ class Agent:
     def _registry_ms(self) -> int:
         """The broker's clock, by its last known distance from ours: beats must be written while it is away, too."""
         return _local_ms() + self._clock_skew_ms
+
+
+def groups_of(settings: Settings, registry: Registry, reached: Callable[[], str]) -> Groups | None:
+    """What a node that takes part in groups has for that; None: it does not.
+
+    Args:
+        reached: Says by which address others find this node.
+    """
+    if not settings.split or not settings.files_address:
+        return None
+    listen, _ = split_address(settings.files_address)
+    return Groups(
+        registry, new_identity(run_folder(settings) / "tunnel", settings.node), listen=listen, reached=reached,
+        caches=settings.home / "shards", drain_s=settings.drain_s + DRAINING_MARGIN_S,
+    )  # fmt: skip
 
 
 def run_folder(settings: Settings) -> Path:

@@ -1,4 +1,5 @@
-"""A short-lived process that lists this machine's devices, so that the agent never loads llama.cpp; and who asks it.
+"""A short-lived process that lists this machine's devices, and what llama.cpp uses of its CPU, so that the agent never
+loads llama.cpp; and who asks it.
 
 The agent asks once at its start, and then each minute while there is a GPU: what is free on it changes, and its driver
 alone knows.
@@ -6,7 +7,6 @@ alone knows.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from packtrain.workers.devices import GPU, FoundDevice
 
@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 60
 AGAIN_S = 60.0
 _COMMAND = (sys.executable, "-m", "packtrain.workers.device_probe")
-_FOUND = TypeAdapter(tuple[FoundDevice, ...])
+
+
+class Found(BaseModel):
+    """What a probe says."""
+
+    devices: tuple[FoundDevice, ...] = ()
+    features: str = ""  # of CPU and build; who has the same computes the same bits
 
 
 class DeviceWatch:
@@ -36,6 +42,7 @@ class DeviceWatch:
 
     def __init__(self, command: Sequence[str] = _COMMAND) -> None:
         self.found: tuple[FoundDevice, ...] = ()
+        self.features = ""
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._next: float | None = 0.0  # None: never again
@@ -56,16 +63,16 @@ class DeviceWatch:
         output, _ = self._process.communicate()  # some hundred bytes: they never filled the pipe
         self._process = None
         try:
-            found = _FOUND.validate_json(output)
+            said = Found.model_validate_json(output)
         except ValidationError as error:
             logger.warning(
                 "Cannot see this machine's devices: %s", error.errors()[0]["msg"], extra={"event": "devices.unseen"}
             )
             self._next = None  # whatever it is, it is not better in a minute
             return False
-        self._next = now_s + AGAIN_S if any(device.type == GPU for device in found) else None
-        is_news = found != self.found
-        self.found = found
+        self._next = now_s + AGAIN_S if any(device.type == GPU for device in said.devices) else None
+        is_news = (said.devices, said.features) != (self.found, self.features)
+        self.found, self.features = said.devices, said.features
         return is_news
 
     def close(self) -> None:
@@ -94,8 +101,9 @@ def main() -> int:
     signal.alarm(TIMEOUT_S)
     os.nice(10)
     from packtrain.workers.backends.llama_cpp_devices import found_devices
+    from packtrain.workers.backends.llama_cpp_library import features
 
-    sys.stdout.write(json.dumps([device.model_dump() for device in found_devices()]) + "\n")
+    sys.stdout.write(Found(devices=tuple(found_devices()), features=features()).model_dump_json() + "\n")
     return 0
 
 

@@ -17,6 +17,7 @@ from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.own_memory import OwnMemory
 from packtrain.workers.remote.options import RemoteOptions
+from packtrain.workers.shards.split import Split
 
 
 class InstanceConfig(BaseModel):
@@ -38,6 +39,7 @@ class InstanceConfig(BaseModel):
     options: LoadOptions = LoadOptions()
     adapters: tuple[AdapterFile, ...] = ()
     projector: str = ""  # path of what turns images into input; empty: it takes text alone
+    split: Split | None = None  # where its last layers are, if on shards
 
 
 class InstanceOrder(BaseModel):

@@ -69,6 +69,7 @@ def load_backend(config: InstanceConfig) -> Backend:
         options=config.options,
         adapters=config.adapters,
         projector=Path(config.projector) if config.projector else None,
+        split=config.split,
     )
 
 

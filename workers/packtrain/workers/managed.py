@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import psutil
@@ -17,6 +17,7 @@ from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.instance_process import InstanceProcess
 from packtrain.workers.memory_book import Readings
 from packtrain.workers.own_memory import own_memory
+from packtrain.workers.step_speed import StepSpeed
 from packtrain.workers.supervision import Observed, is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Managed:
     tokens_before: tuple[float, int] = (0.0, 0)  # for the rate
     is_draining: bool = False
     most_private: int = 0  # bytes of its own memory, the most that was seen
+    mapped_limit: int | None = None  # bytes of its files that count; None: as the catalog says
+    alone: StepSpeed = field(default_factory=StepSpeed)  # of a head: how fast one job alone got on
 
     def begin_drain(self, reason: str) -> None:
         """Ask it to finish its jobs and end."""
@@ -108,6 +111,10 @@ class Managed:
         }
         if report.steps != before.steps or report.slots_used:
             update["last_used_ms"] = now_ms
+        if before.is_head:
+            # One byte a step: then its bytes a second are tokens.
+            self.alone.note(before.instance, now, steps=report.steps, tokens=report.tokens_out, step_bytes=1)
+            update["alone_tokens_per_s"] = round(self.alone.bytes_per_s, 1)
         if state is InstanceState.READY and not before.ready_ms:
             update["ready_ms"] = update["last_used_ms"] = now_ms
             seconds = now - self.process.started_at
@@ -148,6 +155,8 @@ class Managed:
             now = own_memory(self.process.pid)
         except psutil.Error:  # it is gone, and will be buried
             return 0
+        if self.mapped_limit is not None:
+            return now.private + min(now.mapped, self.mapped_limit)
         report = self.process.last_report
         if self.beat.state is not InstanceState.READY or not report or not report.before_load or not report.loaded:
             return now.resident

@@ -33,6 +33,9 @@ _MEANING = {
     "SIGFPE": "llama.cpp divided by zero; the model file is probably broken",
     "SIGKILL": "by hand, or by the kernel because memory ran out",
 }
+#: What llama.cpp writes before it ends a head that reaches a shard no more.
+_OF_RPC = "Remote RPC server"
+_LOST_SHARD = "a shard of its group ended, or the way to it was cut"
 #: What llama.cpp and Python say when they get no memory.
 _NO_MEMORY = re.compile(
     r"out of memory|fail\w* to allocate|unable to allocate|cannot allocate|bad_alloc", re.IGNORECASE
@@ -106,7 +109,8 @@ def why_ended(
     elif said:
         return Cause(instance=instance, reason=said, exit_code=exit_code)
     elif name:
-        reason = f"was killed by {name}" + (f" ({_MEANING[name]})" if name in _MEANING else "")
+        meaning = _LOST_SHARD if any(_OF_RPC in line for line in tail) else _MEANING.get(name, "")
+        reason = f"was killed by {name}" + (f" ({meaning})" if meaning else "")
     else:
         reason = "ended since a thread of it died" if exit_code == EXIT_THREAD_DIED else f"exited with code {exit_code}"
     return Cause(instance=instance, reason=reason, exit_code=None if name else exit_code, signal=name, tail=tuple(tail))

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from packtrain.broker.beats import InstanceBeat, NodeLink
 from packtrain.broker.ids import InstanceId, ModelId, NodeId
@@ -134,6 +135,11 @@ class Exchange:
         if self._meter and not self._is_serving:
             self._meter.start()
         self._is_serving = True
+
+    @property
+    def host(self) -> str:
+        """By which other nodes reach this one; empty: they do not."""
+        return urlsplit(self.url).hostname or ""
 
     @property
     def links(self) -> dict[str, NodeLink]:

@@ -8,8 +8,14 @@ came to its end, for a shard that is killed leaves half a file behind.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
+
+#: Models whose tensors a node keeps. They may be gigabytes each.
+MAX_MODELS = 4
+#: A shard keeps tensors only where so many times its memory is free on the disk.
+SPARE = 2
 
 #: There when all that is in the folder is whole. No tensor's name: those are hex digits.
 _WHOLE = "whole"
@@ -35,3 +41,20 @@ def end(folder: Path) -> None:
 def size(folder: Path) -> int:
     """Bytes of its tensors."""
     return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+
+
+def folder_of(parent: Path, key: str) -> Path:
+    """Of a model.
+
+    Args:
+        key: Equal for equal files; anything.
+    """
+    return parent / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def sweep(parent: Path, *, keep: Path) -> None:
+    """Remove the caches of all models but those used last, and one."""
+    others = [folder for folder in parent.glob("*") if folder.is_dir() and folder != keep]
+    others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in others[MAX_MODELS - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
