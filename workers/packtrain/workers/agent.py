@@ -364,7 +364,9 @@ class Agent:
         report = managed.process.last_report
         if report and report.not_deterministic:
             self._not_deterministic[managed.beat.model] = report.not_deterministic
-        was, now_ms = managed.beat, self._registry_ms()
+        now_ms = self._registry_ms()
+        managed.take_report(time.monotonic(), now_ms)  # READY and gone between two looks: it was loaded all the same
+        was = managed.beat
         beat = managed.ended(cause, now_ms)
         instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
         log = logger.error if has_failed else logger.info

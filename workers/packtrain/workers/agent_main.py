@@ -80,7 +80,7 @@ def run(settings: Settings) -> None:
     )
     catalog = RemoteCatalog(files, config)
     devices = None if settings.scripted else DeviceWatch()
-    hub, bell = HubBeat(), Doorbell(app)
+    hub, bell = HubBeat(settings.stall_s), Doorbell(app)
     consumer = ConsumerWatch(lambda number: bell.echo(settings.node_id, number), lambda: hub.age_s, settings.stall_s)
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
     with held_alone(run_folder(settings), settings.node):
