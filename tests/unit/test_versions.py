@@ -24,7 +24,7 @@ from tests.support import message_forms
 pytestmark = pytest.mark.unit
 
 #: What refuses unknown fields, and is always written whole.
-STRICT = {"PullRequest"}
+STRICT: set[str] = set()
 #: What changed so that the version before cannot read it, and why that is no matter. Name of a message → beginnings.
 _HOLDING = "state has values that the older version cannot read: HOLDING"
 NO_MATTER: dict[str, dict[str, str]] = {
