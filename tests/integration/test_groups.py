@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from packtrain.broker.beats import InstanceBeat
-from packtrain.broker.connection import connect
 from packtrain.broker.server import BrokerServer
 from packtrain.broker.states import InstanceState
 from packtrain.client import Packtrain, Result
@@ -37,8 +36,6 @@ BOUND_S = 10
 
 @pytest.fixture(scope="module")
 def fleet(broker: BrokerServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
-    with connect(broker.url, name="test") as redis:
-        redis.flushdb()
     with agents(broker.url, tmp_path_factory.mktemp("groups")) as running:
         path = running.models("near") / "m.gguf"
         write_tiny_model(path, n_layer=N_LAYER, kind=gguf.GGMLQuantizationType.Q8_0)
