@@ -323,8 +323,9 @@ class Agent:
                 managed.begin_drain(reason)
                 news.is_news = True
         for managed in self._instances.values():
-            if managed.config.split and managed.beat.state is InstanceState.LOADING:
-                said = self._groups.said(InstanceId(managed.beat.instance))
+            if managed.config.split and not managed.is_draining:
+                is_loading = managed.beat.state is InstanceState.LOADING
+                said = self._groups.said(InstanceId(managed.beat.instance)) if is_loading else ""
                 managed.beat = managed.beat.model_copy(update={"reason": said})
         return news.is_news or bool(news.ended or news.ready)
 
