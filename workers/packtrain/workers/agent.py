@@ -239,7 +239,7 @@ class Agent:
             try:
                 self._groups.hold(beat, command, n_threads=n_threads, disk_free=disk_free)
             except OSError as error:
-                self._end(beat, InstanceState.FAILED, f"no folder for its tensors: {error}")
+                self._end(beat, InstanceState.FAILED, f"it cannot be a shard now: {error}")
 
     def _load(self, command: NodeCommand, instance: InstanceId, split: Split | None = None) -> None:
         beat = self._beat_of(command, instance)
@@ -364,7 +364,9 @@ class Agent:
         report = managed.process.last_report
         if report and report.not_deterministic:
             self._not_deterministic[managed.beat.model] = report.not_deterministic
-        was, now_ms = managed.beat, self._registry_ms()
+        now_ms = self._registry_ms()
+        managed.take_report(time.monotonic(), now_ms)  # READY and gone between two looks: it was loaded all the same
+        was = managed.beat
         beat = managed.ended(cause, now_ms)
         instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
         log = logger.error if has_failed else logger.info
@@ -510,7 +512,8 @@ def groups_of(settings: Settings, registry: Registry, reached: Callable[[], str]
         return None
     listen, _ = split_address(settings.files_address)
     return Groups(
-        registry, new_identity(run_folder(settings) / "tunnel", settings.node), listen=listen, reached=reached,
+        registry, new_identity(run_folder(settings) / "tunnel", settings.node), listen=listen,
+        first_port=settings.split_port, reached=reached,
         caches=settings.home / "shards", drain_s=settings.drain_s + DRAINING_MARGIN_S,
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ class InstanceOrder(BaseModel):
 
 
 class InstanceReport(BaseModel):
-    """One line on the pipe, each second and at every change of state or of `is_busy`."""
+    """One line on the pipe, each second at least and at every change of state or of `is_busy`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
