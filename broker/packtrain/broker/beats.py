@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from packtrain.broker.fields import Numerics, Recipe, Report, SafeId
+from packtrain.broker.ids import Route, is_deterministic, model_of
 from packtrain.broker.model_info import ModelFault
 from packtrain.broker.states import InstanceState
 
@@ -135,3 +136,16 @@ class InstanceBeat(Report):
     def is_head(self) -> bool:
         """Whether others hold layers for it."""
         return bool(self.group) and self.group == self.instance
+
+    @property
+    def part(self) -> str:
+        """For people, what of its model it has; empty: all of it."""
+        if not self.group:
+            return ""
+        layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
+        return f"head of a group, {layers}" if self.is_head else f"shard of {self.group}, {layers}"
+
+    def serves(self, route: Route) -> bool:
+        """Whether it runs jobs of this route, as soon as it is READY: by its model and numerics. No shard does."""
+        fits = self.numerics == "deterministic" or not is_deterministic(route)
+        return self.model == model_of(route) and fits and not self.is_shard
