@@ -450,6 +450,7 @@ class Agent:
             split=self._groups is not None,
             links=self._exchange.links,
             certificate=self._groups.certificate if self._groups else "",
+            read_rates=self._devices.rates if self._devices else {},
             cpu=self._devices.features if self._devices else "",
             weights_per_s=self._speed.bytes_per_s,
         )
