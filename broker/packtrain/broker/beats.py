@@ -66,6 +66,11 @@ class NodeBeat(Report):
         0, description="bytes of weights that a step of one job reads a second here, the most that was seen; 0: none"
     )
 
+    read_rates: dict[str, float] = Field(
+        default_factory=dict,
+        description="bytes of weights a second, by their type, as a step of one job reads them: measured at the start",
+    )
+
     @cached_property
     def files_scope(self) -> str | None:
         """Who reaches its model files: "" everybody, else nodes with this `loopback`; None: nobody."""

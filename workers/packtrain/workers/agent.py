@@ -323,8 +323,9 @@ class Agent:
                 managed.begin_drain(reason)
                 news.is_news = True
         for managed in self._instances.values():
-            if managed.config.split and managed.beat.state is InstanceState.LOADING:
-                said = self._groups.said(InstanceId(managed.beat.instance))
+            if managed.config.split and not managed.is_draining:
+                is_loading = managed.beat.state is InstanceState.LOADING
+                said = self._groups.said(InstanceId(managed.beat.instance)) if is_loading else ""
                 managed.beat = managed.beat.model_copy(update={"reason": said})
         return news.is_news or bool(news.ended or news.ready)
 
@@ -449,6 +450,7 @@ class Agent:
             split=self._groups is not None,
             links=self._exchange.links,
             certificate=self._groups.certificate if self._groups else "",
+            read_rates=self._devices.rates if self._devices else {},
             cpu=self._devices.features if self._devices else "",
             weights_per_s=self._speed.bytes_per_s,
         )

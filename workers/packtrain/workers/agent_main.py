@@ -79,7 +79,7 @@ def run(settings: Settings) -> None:
         else GgufCatalog(settings, lambda: granted_bytes(standing), memory_book(settings), MemoryProber())
     )
     catalog = RemoteCatalog(files, config)
-    devices = None if settings.scripted else DeviceWatch()
+    devices = None if settings.scripted else DeviceWatch(rates_with=standing.terms.cores if settings.split else 0)
     hub, bell = HubBeat(settings.stall_s), Doorbell(app)
     consumer = ConsumerWatch(lambda number: bell.echo(settings.node_id, number), lambda: hub.age_s, settings.stall_s)
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from packtrain.broker.errors import ModelError, ModelTooLarge
 from packtrain.broker.ids import NodeId, Route, model_of
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.placement.failures import Failures
+from packtrain.broker.placement.read_rates import read_rate
 from packtrain.broker.placement.rooms import Room
 from packtrain.broker.placement.split import (
     MAX_MEMBERS,
@@ -83,7 +84,7 @@ class Gathering:
 
     def tokens_per_s(self, plan: SplitPlan) -> float:
         """The forecast for one job alone; 0: not known."""
-        rates = {room.name: room.node.weights_per_s for room in self._rooms}
+        rates = {room.name: read_rate(room.node, self.info) for room in self._rooms}
         return speed_of(plan, self.info, rates).tokens_per_s or 0.0
 
     def short_of_memory(self) -> str:

@@ -210,7 +210,7 @@ def deal(layers: Sequence[int], rooms: Sequence[int], *, least: int = 0) -> list
     ends = [end * total / whole for end in accumulate(rooms)]
     # Each leaves as many as those behind it must have.
     stops = [max(0, len(layers) - least * behind) for behind in reversed(range(len(rooms)))]
-    counts: list[int] = []
+    counts = list[int]()
     taken = first = 0
     for end, stop in zip(ends, stops, strict=True):
         count, must = 0, least if counts else 0

@@ -10,6 +10,7 @@ from packtrain.broker.beats import NodeBeat
 from packtrain.broker.fields import Report
 from packtrain.broker.ids import ModelId, NodeId
 from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.placement.read_rates import read_rate
 from packtrain.broker.placement.snapshot import Snapshot
 from packtrain.broker.placement.split import Link, Member, NoSplit, SplitModel, SplitPlan, plan_split
 from packtrain.broker.placement.split_speed import Forecast, forecast
@@ -77,7 +78,8 @@ def fit_split(model: ModelId, now: Snapshot) -> SplitFit:
     found = plan_split(split_model(info), members, links_of(taking_part, now.now_ms), over_all=bool(over))
     if isinstance(found, NoSplit):
         return answer.model_copy(update={"missing": (*left_out(asked), *found.reasons)})
-    return answer.model_copy(update=_told(found, info, {NodeId(node.node): node.weights_per_s for node in open_nodes}))
+    rates = {NodeId(node.node): read_rate(node, info) for node in open_nodes}
+    return answer.model_copy(update=_told(found, info, rates))
 
 
 def takes_part(node: NodeBeat) -> bool:
