@@ -17,7 +17,7 @@ from packtrain.broker.placement.rooms import Room, Victim
 from packtrain.broker.placement.snapshot import Candidate, Load, Plan, Reject, Snapshot, Unload
 from packtrain.broker.placement.verdicts import no_offer, too_large
 from packtrain.broker.placement.view import View, is_up
-from packtrain.broker.placement.worth import held_bytes, idle_ms, mib, regret, residency_ms, swap_cost
+from packtrain.broker.placement.worth import held_bytes, idle_ms, mib, regret, residency_ms, stay_ms, swap_cost
 from packtrain.broker.states import InstanceState
 
 
@@ -244,7 +244,7 @@ class _Pass:
                 instance, now.min_residency_ms
             ):
                 idle.append(Victim(instance, regret(instance, now.now_ms, replicas)))
-            elif self._is_overdue and now.now_ms - instance.ready_ms >= now.min_residency_ms:
+            elif self._is_overdue and stay_ms(instance, now.now_ms) >= now.min_residency_ms:
                 wanted.append(Victim(instance, swap_cost(instance, now.now_ms)))
         return Room(
             node,
