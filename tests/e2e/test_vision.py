@@ -5,30 +5,22 @@ It can tell shapes, colours and numbers of what is in a picture, and a wrong or 
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from operator import eq
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image
 from redis import Redis
 
 from packtrain.broker import keys
 from packtrain.broker.images import ImageRef
-from packtrain.client import ImageGone, ImagesUnsupported, ImageUnreadable, InvalidParameter, Packtrain
-from tests.support.bulk_runs import PROGRAM
+from packtrain.client import ImageGone, ImagesUnsupported, ImageUnreadable, InvalidParameter
 from tests.support.demo_model import MODEL, demo_model_folder
+from tests.support.doors import GREEDY, WAIT_S, Asked, Doors, doors, through_every_door
 from tests.support.fleets import Fleet, eventually, fleet
 from tests.support.pictures import EXPECTED, PROJECTOR, Sample, asked, hostile, png_bomb, samples
 
@@ -36,10 +28,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 SEEING = "smollm2-shapes"
 N_SLOTS = 16
-#: No measure of speed: a busy machine is no defect.
-WAIT_S = 200
-#: Greedy, and no more than the longest answer.
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +51,13 @@ def http(seeing: Fleet) -> Iterator[httpx2.Client]:
         yield client
 
 
+@pytest.fixture
+def asking(seeing: Fleet) -> Iterator[Doors]:
+    assert seeing.running.gateway
+    with doors(seeing.client, seeing.url, seeing.running.gateway.url, SEEING) as found:
+        yield found
+
+
 def questions() -> list[tuple[Sample, str]]:
     return [(sample, kind) for sample in samples() for kind in sample.questions]
 
@@ -81,106 +76,17 @@ def test_the_answers_about_the_samples_are_as_right_as_the_readme_says(seeing: F
     assert number_right([job.result(WAIT_S).text for job in jobs]) == EXPECTED
 
 
-def test_a_chat_over_http_sees_as_well(http: httpx2.Client) -> None:
-    def ask(sample: Sample) -> bool:
-        body = {"model": SEEING, "messages": asked(sample.data, sample.questions["describe"]), **GREEDY}
-        answer = http.post("/v1/chat/completions", json=body)
-        assert answer.status_code == 200, answer.text
-        return bool(answer.json()["choices"][0]["message"]["content"] == sample.answers["describe"])
+def test_every_other_door_is_as_right_about_all_of_them(asking: Doors, tmp_path: Path) -> None:
+    answers = through_every_door(asking, tmp_path, [Asked(each.path, each.questions["describe"]) for each in samples()])
 
-    with ThreadPoolExecutor(16) as pool:
-        assert sum(pool.map(ask, samples())) == EXPECTED["describe"]
+    right = [sample.answers["describe"] for sample in samples()]
+    number = {door: sum(map(eq, said, right)) for door, said in answers.items()}
+    assert number == dict.fromkeys(answers, EXPECTED["describe"])
+    assert len(answers) == 10
 
 
 #: Samples of one shape each, of which the model gets everything right.
 FEW = [sample for sample in samples() if sample.answers["count"] == "One."][:4]
-
-
-@pytest.mark.parametrize("sample", FEW[:2], ids=lambda sample: sample.path.stem)
-def test_every_other_door_sees_the_same(seeing: Fleet, http: httpx2.Client, tmp_path: Path, sample: Sample) -> None:
-    question, right = "Which colour is the shape?", sample.answers["colour"]
-    encoded = base64.b64encode(sample.data).decode()
-    uri = f"data:image/png;base64,{encoded}"
-    text = {"type": "text", "text": question}
-
-    def said(path: str, body: dict[str, Any]) -> Any:
-        answer = http.post(path, json={"model": SEEING, **body})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    options = {"temperature": 0, "num_predict": 12}
-    shown = {"type": "input_image", "image_url": uri}
-    responded = said(
-        "/v1/responses",
-        {
-            "input": [{"role": "user", "content": [shown, {"type": "input_text", "text": question}]}],
-            "temperature": 0,
-            "max_output_tokens": 12,
-        },
-    )
-    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": encoded}}
-    chat = [{"role": "user", "content": question, "images": [encoded]}]
-    with Packtrain(str(http.base_url)) as over_http:
-        answers = {
-            "responses": responded["output"][0]["content"][0]["text"],
-            "messages": said("/v1/messages", {"messages": [{"role": "user", "content": [block, text]}], **GREEDY})[
-                "content"
-            ][0]["text"],
-            "ollama chat": said("/api/chat", {"messages": chat, "stream": False, "options": options})["message"][
-                "content"
-            ],
-            "ollama generate": said(
-                "/api/generate", {"prompt": question, "images": [encoded], "stream": False, "options": options}
-            )["response"],
-            "bytes": seeing.client.generate(SEEING, question, images=sample.data, **GREEDY).text,
-            "Pillow": seeing.client.generate(
-                SEEING, question, images=[Image.open(io.BytesIO(sample.data))], **GREEDY
-            ).text,
-            "messages in Python": seeing.client.generate(
-                SEEING, [{"role": "user", "content": [{"type": "image_url", "image_url": sample.path}, text]}], **GREEDY
-            ).text,
-            "Python over HTTP": over_http.generate(SEEING, question, images=sample.path, **GREEDY).text,
-        }
-
-    assert answers == dict.fromkeys(answers, right)
-
-
-def command(seeing: Fleet, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        env={**os.environ, "PACKTRAIN_URL": seeing.url},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
-
-
-def test_the_command_line_and_bulk_rows_see(seeing: Fleet, tmp_path: Path) -> None:
-    sample = FEW[0]
-    run = command(
-        seeing, "run", SEEING, "--image", str(sample.path), "Which shape is it?", "--temperature", "0",
-        "--max-tokens", "12",
-    )  # fmt: skip
-    rows = [
-        {
-            "custom_id": each.path.stem,
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": {"model": SEEING, "messages": asked(each.data, "Which shape is it?"), **GREEDY},
-        }
-        for each in FEW
-    ]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bulk = command(seeing, "bulk", "run", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"))
-    listed = command(seeing, "models")
-
-    assert run.stdout.strip() == sample.answers["shape"], run.stderr
-    assert bulk.returncode == 0, bulk.stderr
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    found = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
-    assert found == {each.path.stem: each.answers["shape"] for each in FEW}
-    assert "chat, vision" in listed.stdout
 
 
 def test_sixteen_questions_about_four_images_run_beside_sixteen_texts(seeing: Fleet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from packtrain.broker.states import InstanceState
 from packtrain.client import Packtrain
 from tests.support.agents import Agents, agents
 from tests.support.fleets import eventually
+from tests.support.pictures import png
 from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_projectors import write_tiny_projector
 
 pytestmark = pytest.mark.integration
 
@@ -27,17 +30,21 @@ def fleet(broker: BrokerServer, redis: Redis, tmp_path: Path) -> Iterator[Agents
         yield running
 
 
-def test_a_model_that_has_no_room_where_its_file_is_runs_on_a_node_that_fetches_it(fleet: Agents) -> None:
+def test_a_model_with_no_room_where_its_file_is_runs_on_a_node_that_fetches_it_and_its_projector(fleet: Agents) -> None:
     source = write_tiny_model(fleet.models("n1") / "tiny.gguf")
+    eyes = write_tiny_projector(fleet.models("n1") / "mmproj-f16.gguf", "mlp")
     fleet.start("n1", PACKTRAIN_MEMORY=str(2**20))
     fleet.start("n2")
     fleet.start_coordinator()
 
     with Packtrain(fleet.url) as client:
-        result = client.generate("tiny", "hello", max_tokens=4, ignore_eos=True, timeout=60)
+        result = client.generate("tiny", "hello", images=png(64, 64), max_tokens=4, ignore_eos=True, timeout=60)
 
     assert (result.node, result.usage.completion_tokens) == ("n2", 4)
     assert (fleet.models("n2") / "tiny.gguf").read_bytes() == source.read_bytes()
+    assert (fleet.models("n2") / "tiny-mmproj.gguf").read_bytes() == eyes.read_bytes()
+    assert result.receipt is not None
+    assert result.receipt.projector_sha256 == hashlib.sha256(eyes.read_bytes()).hexdigest()
     assert fleet.beat("n2").models == ("tiny",)
 
 

@@ -18,6 +18,8 @@ from packtrain.broker.pulls import PullStatus, new_pull
 from packtrain.broker.registry import MemoryRegistry
 from packtrain.broker.server import BrokerServer
 from packtrain.client.cli.main import app
+from packtrain.workers.catalog import load_catalog
+from packtrain.workers.catalog_config import CatalogConfig
 from packtrain.workers.files import pull as pull_module
 from packtrain.workers.files.hub import Hub
 from packtrain.workers.files.pull import models_in, pull
@@ -26,6 +28,7 @@ from tests.support.agents import agents
 from tests.support.fleets import eventually
 from tests.support.hub_server import REPO, FakeHub, fake_hub
 from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_projectors import write_tiny_projector
 
 pytestmark = pytest.mark.integration
 
@@ -42,9 +45,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield running
 
 
-def bring(folder: Path, file: str, revision: str = "main", repo: str = REPO) -> tuple[PullStatus, list[PullStatus]]:
+def bring(
+    folder: Path, file: str, revision: str = "main", repo: str = REPO, mmproj: str = ""
+) -> tuple[PullStatus, list[PullStatus]]:
     seen: list[PullStatus] = []
-    end = pull(new_pull(repo, file, revision), Hub(), folder / "models", folder / "hashes.json", seen.append)
+    end = pull(new_pull(repo, file, revision, mmproj), Hub(), folder / "models", folder / "hashes.json", seen.append)
     return end, seen
 
 
@@ -69,6 +74,50 @@ def test_all_parts_of_a_split_model_come_whichever_is_named(hub: FakeHub, tmp_pa
 
     assert names(tmp_path) == [f"big-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     assert (end.model, end.total) == ("big", 3000)
+
+
+def test_a_projector_comes_along_and_the_catalog_gives_it_to_the_model(hub: FakeHub, tmp_path: Path) -> None:
+    eyes = {
+        kind: write_tiny_projector(tmp_path / f"{kind}.gguf", "mlp", seed=n) for n, kind in enumerate(("F16", "F32"))
+    }
+    hub.files |= {f"mmproj-{kind}.gguf": path.read_bytes() for kind, path in eyes.items()}
+    hub.files["tiny-Q8_0.gguf"] = write_tiny_model(tmp_path / "tiny.gguf").read_bytes()
+    hub.files["other-Q8_0.gguf"] = write_tiny_model(tmp_path / "other.gguf").read_bytes()
+
+    end, seen = bring(tmp_path, "tiny-Q8_0.gguf")
+    bring(tmp_path, "other-Q8_0.gguf", mmproj="none")
+    offered = load_catalog([tmp_path / "models"], CatalogConfig(), 2**34).models
+
+    sizes = len(hub.files["tiny-Q8_0.gguf"]), len(hub.files["mmproj-F16.gguf"])
+    assert names(tmp_path) == ["other-Q8_0.gguf", "tiny-Q8_0.gguf", "tiny-mmproj-f16.gguf"]
+    assert (tmp_path / "models" / "tiny-mmproj-f16.gguf").read_bytes() == hub.files["mmproj-F16.gguf"]
+    assert (end.total, end.projector, end.projector_size) == (sum(sizes), "mmproj-F16.gguf", sizes[1])
+    assert {(status.total, status.projector) for status in seen} == {(sum(sizes), "mmproj-F16.gguf")}
+    assert {model: entry.info.projector for model, entry in offered.items()} == {
+        "tiny-q8_0": "tiny-mmproj-f16.gguf", "other-q8_0": "",
+    }  # fmt: skip
+
+
+def test_projectors_of_two_repositories_with_one_name_lie_beside_each_other(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files |= {"tiny-Q8.gguf": CONTENT, "mmproj-F16.gguf": b"one"}
+    bring(tmp_path, "tiny-Q8.gguf")
+    bring(tmp_path, "tiny.Q4.gguf")  # the same one again
+    hub.files["mmproj-F16.gguf"] = b"another"
+
+    end, _ = bring(tmp_path, "tiny.Q4.gguf")
+
+    found = {path.name: path.read_bytes() for path in (tmp_path / "models").glob("*mmproj*")}
+    assert found == {"tiny-mmproj-f16.gguf": b"one", "tiny.Q4-mmproj-f16.gguf": b"another"}
+    assert end.paths[-1].endswith("tiny.Q4-mmproj-f16.gguf")
+
+
+def test_a_projector_that_is_not_there_is_said_before_anything_comes(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files["mmproj-F16.gguf"] = b"eyes"
+
+    with pytest.raises(ModelFetchFailed, match=r"no projector 'q8_0' for 'tiny\.Q4\.gguf': it has mmproj-F16\.gguf"):
+        bring(tmp_path, "tiny.Q4.gguf", mmproj="q8_0")
+
+    assert hub.starts == []
 
 
 def test_a_pull_that_was_cut_off_goes_on_the_next_time(hub: FakeHub, tmp_path: Path) -> None:
@@ -170,6 +219,12 @@ def test_a_listing_has_each_model_once_and_says_what_fits(hub: FakeHub) -> None:
         ("tiny.Q4.gguf", len(CONTENT), 1, True),
         ("Q8/big-00001-of-00002.gguf", 4_000_000, 2, False),
     ]
+    hub.files["mmproj-F32.gguf"] = bytes(800_000)
+    small, _, eyes = models_in(Hub().look(REPO, "main"), budget=2_000_000)
+    assert (small.file, small.projector, small.projector_size, small.fits) == (
+        "tiny.Q4.gguf", "mmproj-F32.gguf", 800_000, False,
+    )  # fmt: skip
+    assert (eyes.file, eyes.is_projector, eyes.projector) == ("mmproj-F32.gguf", True, "")
 
 
 @pytest.mark.parametrize("repo", ["", "/", "one", "a/b/c", "../b", "a/..", "a b/c", "-a/b"])
@@ -219,6 +274,7 @@ def test_the_command_pulls_here_and_to_a_node_where_the_model_is_offered_at_once
     broker: BrokerServer, redis: Redis, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.files["tiny.gguf"] = write_tiny_model(tmp_path / "tiny.gguf").read_bytes()
+    hub.files["mmproj-F16.gguf"] = write_tiny_projector(tmp_path / "eyes.gguf", "mlp").read_bytes()
     for name, value in {"HF_ENDPOINT": hub.url, "PACKTRAIN_URL": broker.url, "PACKTRAIN_HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
 
@@ -231,7 +287,7 @@ def test_the_command_pulls_here_and_to_a_node_where_the_model_is_offered_at_once
     with agents(broker.url, tmp_path) as fleet:
         fleet.start("n1")
         here = packtrain(f"{REPO}/tiny.gguf", "--json")
-        there = packtrain(f"{REPO}/tiny.gguf", "--node", "n1")
+        there = packtrain(f"{REPO}/tiny.gguf", "--node", "n1", "--mmproj", "f16")
         listing = packtrain(REPO, "--node", "n1", "--json")
         with pytest.raises(ModelFetchFailed, match="it has no such file"):
             packtrain(f"{REPO}/other.gguf", "--node", "n1")
@@ -241,5 +297,7 @@ def test_the_command_pulls_here_and_to_a_node_where_the_model_is_offered_at_once
 
     assert json.loads(here)["model"] == "tiny"
     assert (tmp_path / "models" / "tiny.gguf").read_bytes() == hub.files["tiny.gguf"]
-    assert "are there on n1; `packtrain run tiny" in there
-    assert [(row["file"], row["fits"]) for row in json.loads(listing)] == [("tiny.gguf", True), ("tiny.Q4.gguf", True)]
+    assert "are there on n1, projector and all; `packtrain run tiny" in there
+    assert [(row["file"], row["fits"], row["is_projector"]) for row in json.loads(listing)] == [
+        ("tiny.gguf", True, False), ("tiny.Q4.gguf", True, False), ("mmproj-F16.gguf", True, True),
+    ]  # fmt: skip

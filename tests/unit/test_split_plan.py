@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packtrain.broker.beats import NodeBeat, NodeLink
@@ -94,6 +94,7 @@ def test_only_the_links_of_the_head_count() -> None:
         ([member("a"), member("b", build="")], "ab", "b has not told yet which llama.cpp"),
         ([member("a"), member("b")], "", "the link between a and b is not measured"),
         ([member("a", 60), member("b", 60)], "ab", "36 MiB too little"),
+        ([member("a", 900), member("b", 5)], "ab", "a shard needs 5 MiB besides its layers, and b can give no more"),
     ],
 )
 def test_where_there_is_no_split_the_node_and_the_remedy_are_named(
@@ -141,6 +142,7 @@ def fleets(draw: st.DrawFn) -> tuple[list[Member], Links]:
     return nodes, links
 
 
+@settings(deadline=None)
 @given(fleet=fleets(), num_layers=st.integers(2, 60), head=st.integers(0, 8), shard=st.integers(0, 4))
 def test_a_plan_keeps_its_promises_in_any_fleet(
     fleet: tuple[list[Member], Links], num_layers: int, head: int, shard: int
@@ -167,7 +169,7 @@ def test_a_plan_keeps_its_promises_in_any_fleet(
     ]
     if isinstance(plan, NoSplit):
         assert plan.reasons
-        assert not best or num_layers < len(nodes)  # a member may be left without a layer where there are few
+        assert not best
         return
     assert sum(share.count for share in plan.shares) == num_layers
     assert [share.first for share in plan.shards] == [
@@ -180,9 +182,7 @@ def test_a_plan_keeps_its_promises_in_any_fleet(
     for share in plan.shares:
         assert share.size <= share.usable <= by_name[share.node].free * 3 / 4
     narrowest = min(share.link.width for share in plan.shards if share.link)
-    assert (len(plan.shards), -narrowest) >= min(best)
-    if num_layers >= 3 * len(nodes):  # else rounding may leave somebody without a layer
-        assert len(plan.shards) == min(best)[0]
+    assert (len(plan.shards), -narrowest) == min(best)
 
 
 def test_a_forecast_adds_what_members_read_and_what_links_take() -> None:
@@ -258,6 +258,7 @@ def big_node(node: str, free_mib: int, **fields: Any) -> NodeBeat:
     """One that takes part, with a link to all others."""
     links = {other: NodeLink(bytes_per_s=1e8, round_trip_s=0.001, at_ms=990_000) for other in "ab" if other != node}
     defaults = {"memory_free": free_mib * MIB, "models": ("big",), "build": "b", "split": True, "links": links}
+    defaults["certificate"] = f"PEM of {node}"
     return node_beat(node, **{**defaults, **fields})
 
 

@@ -118,7 +118,8 @@ class Doorbell:
         Raises:
             kombu.exceptions.OperationalError: The broker is away.
         """
-        payload = {"request": request.model_dump(mode="json")}
+        # Agents of the version before refuse fields that they do not know.
+        payload = {"request": request.model_dump(mode="json", exclude_defaults=True)}
         self._send(NODE_PULL, payload, keys.node_queue(node), expires=COMMAND_EXPIRES_S)
 
     def echo(self, node: NodeId, number: int) -> None:

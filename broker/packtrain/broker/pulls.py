@@ -28,6 +28,10 @@ class PullRequest(Input):
     repo: Annotated[str, StringConstraints(pattern=rf"^{_NAME}/{_NAME}$")]
     file: str = Field("", max_length=500, description="path in the repository; empty: only list what there is")
     revision: str = Field("main", max_length=200, description="branch, tag or commit")
+    mmproj: str = Field(
+        "", max_length=500,
+        description="what projector comes along: its type, its path in the repository, or none; empty: the model's own",
+    )  # fmt: skip
 
 
 def may_fit(size: int, budget: int) -> bool:
@@ -44,12 +48,20 @@ def with_headroom(num_bytes: int) -> int:
 
 
 class HubFile(Report):
-    """One model in a repository: a GGUF file, or all parts of a split one."""
+    """One model in a repository, a GGUF file or all parts of a split one; or a projector of models."""
 
     file: str = Field(description="path in the repository, of the first part")
     size: int = Field(description="bytes, all parts together")
     parts: int = 1
     fits: bool = Field(True, description="its weights leave a tenth of what the node may use")
+    is_projector: bool = False
+    projector: str = Field("", description="path of the projector that comes along; empty: none")
+    projector_size: int = 0
+
+    @property
+    def whole_size(self) -> int:
+        """Bytes of all that comes."""
+        return self.size + self.projector_size
 
 
 class PullStatus(Report):
@@ -60,6 +72,8 @@ class PullStatus(Report):
     file: str = Field("", description="that is coming")
     done: int = Field(0, description="bytes")
     total: int = 0
+    projector: str = Field("", description="path of the projector that comes along; empty: none")
+    projector_size: int = Field(0, description="bytes of it")
     trouble: str = Field("", description="why it does not go on right now")
     model: str = Field("", description="id that the catalog gives it, once done")
     paths: tuple[str, ...] = Field((), description="where its files are now, for people")
@@ -72,14 +86,14 @@ def pull_ttl_ms(status: PullStatus) -> int:
     return RUNNING_TTL_MS if status.state == "running" else ENDED_TTL_MS
 
 
-def new_pull(repo: str, file: str, revision: str) -> PullRequest:
-    """A request with an id of its own.
+def new_pull(repo: str, file: str, revision: str, mmproj: str = "", *, pull_id: str = "") -> PullRequest:
+    """A request, with an id of its own if none is given.
 
     Raises:
         InvalidParameter: A name cannot be.
     """
     try:
-        return PullRequest(id=secrets.token_hex(16), repo=repo, file=file, revision=revision)
+        return PullRequest(id=pull_id or secrets.token_hex(16), repo=repo, file=file, revision=revision, mmproj=mmproj)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0])

@@ -111,6 +111,12 @@ class Settings(BaseSettings):
     split: bool = Field(
         False, description="this node may hold a part of a model with other nodes; it measures its links to them"
     )
+    split_port: int = Field(
+        0,
+        ge=0,
+        le=65_000,
+        description="other nodes' tunnels to shards come to this port and the next 15; 0: to any free ones",
+    )
     scripted: bool = Field(False, description="offer scripted models instead of GGUF files; for tests and benchmarks")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 

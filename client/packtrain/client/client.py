@@ -359,18 +359,20 @@ class Packtrain:
         """Ask the fleet to unload a model once its running jobs have ended."""
         self._transport.set_desired(ModelId(model), replicas=0, unload=True)
 
-    def pull(self, repo: str, file: str, *, node: str, revision: str = "main") -> str:
+    def pull(self, repo: str, file: str, *, node: str, revision: str = "main", mmproj: str = "") -> str:
         """Have a node pull a model file from Hugging Face; returns an id for `pull_status` at once.
 
         Args:
             repo: `owner/name`.
             file: Path in it, of a GGUF file; of a split one all parts come.
+            mmproj: The projector that comes along, where there is one: its type such as `q8_0`, its path in the
+                repository, or `none` to leave it out. Empty: of several types the first of f16, bf16, q8_0, f32.
 
         Raises:
             UnknownNode
             InvalidParameter: A name cannot be.
         """
-        request = new_pull(repo, file, revision)
+        request = new_pull(repo, file, revision, mmproj)
         self._transport.pull(NodeId(node), request)
         return request.id
 

@@ -85,6 +85,7 @@ class PullBody(_Body):
     repo: str = Field(description="owner/name")
     file: str = Field("", description="path of a GGUF file in it; empty: list what there is")
     revision: str = "main"
+    mmproj: str = Field("", description="its projector: a type, a path in the repository, or none; empty: f16 if there")
     id: str | None = Field(None, description="of the pull, 32 hex digits; null: drawn")
 
 

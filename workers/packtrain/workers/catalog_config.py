@@ -1,5 +1,7 @@
 """`packtrain.toml`: what the operator of a node says about its models. Everything in it is optional.
 
+    split = true                # this node may hold parts of models with others, see docs/split.md
+
     [defaults]
     context = 4096              # tokens of one slot
     slots = 8                   # sequences at once; left out: what fits in a quarter of the memory
@@ -234,6 +236,9 @@ class ModelOptions(LoadOptions):
 class CatalogConfig(_Section):
     """The whole file."""
 
+    split: Annotated[bool, Field(strict=True)] = Field(
+        False, description="this node may hold parts of models with others, see docs/split.md"
+    )
     defaults: Defaults = Defaults()
     models: dict[SafeId, ModelOptions] = Field(default_factory=dict)
     aliases: dict[SafeId, AliasOptions] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from packtrain.workers.model_files import ModelFile, ModelFiles
 _MARK = re.compile(r"mmproj|(?<![a-z])model(?![a-z])|(?<![a-z0-9])(?:f16|bf16|f32|q8_0|q5_k_m|q4_k_m|q4_0)$")
 _BETWEEN = re.compile(r"[^a-z0-9]+")
 #: Of several that fit the one in the first of these types: half precision loses nothing of what a model was made with.
-_TYPES = ("F16", "BF16", "Q8_0", "F32")
+TYPES = ("F16", "BF16", "Q8_0", "F32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class ProjectorFinder:
             return self._named(said, base)
         beside = [found for found in self._by_folder.get(file.path.parent, ()) if _fits(found.header, base)]
         is_alike = self._widths.get(file.path.parent, set()) == {base.n_embd}
-        return _best(beside, _key(file.stem), is_alike=is_alike)
+        return _best(beside, key_of(file.stem), is_alike=is_alike)
 
     def _named(self, path: str, base: GgufHeader) -> FoundProjector | str:
         places = (folder / path for folder in self._folders)
@@ -97,30 +97,32 @@ def _fits(header: GgufHeader, base: GgufHeader) -> bool:
     return projector is not None and bool(projector.sees or projector.hears) and projector.width in (0, base.n_embd)
 
 
-def _best(found: Iterable[FoundProjector], model: str, *, is_alike: bool) -> FoundProjector | None:
-    def rank(each: FoundProjector) -> tuple[int, int, str]:
-        kind = each.header.quantization
-        return -len(name_of(each.file)), _TYPES.index(kind) if kind in _TYPES else len(_TYPES), each.file.path.name
+def _best(found: Sequence[FoundProjector], model: str, *, is_alike: bool) -> FoundProjector | None:
+    names = {each.file.path: name_of(each.file.path.stem) for each in found}
 
-    able = [each for each in found if (name := name_of(each.file)) and model.startswith(name)]
-    able = able or [each for each in found if not name_of(each.file) and is_alike]
+    def rank(each: FoundProjector) -> tuple[int, int, str]:
+        kind, path = each.header.quantization, each.file.path
+        return -len(names[path]), TYPES.index(kind) if kind in TYPES else len(TYPES), path.name
+
+    able = [each for each in found if (name := names[each.file.path]) and model.startswith(name)]
+    able = able or [each for each in found if not names[each.file.path] and is_alike]
     return min(able, key=rank, default=None)
 
 
-def name_of(file: ModelFile) -> str:
-    """The name of the model that a projector's file says it is for, letters and digits alone; empty: none.
+def name_of(stem: str) -> str:
+    """The name of the model that a projector's file name says it is for, letters and digits alone; empty: none.
 
-    >>> from packtrain.workers.model_files import ModelFile
-    >>> [name_of(ModelFile(Path(p), p, 0, 0, 0, (0, 0))) for p in ("mmproj-Qwen2-VL-f16.gguf", "mmproj-model-f16.gguf")]
-    ['qwen2vl', '']
+    >>> name_of("mmproj-Qwen2-VL-f16"), name_of("mmproj-model-f16")
+    ('qwen2vl', '')
     """
-    stem, before = file.path.stem.lower(), ""
+    stem, before = stem.lower(), ""
     while stem != before:
         before, stem = stem, _MARK.sub("", stem).strip("-_. ")
     return _BETWEEN.sub("", stem)
 
 
-def _key(stem: str) -> str:
+def key_of(stem: str) -> str:
+    """A model's file name as `name_of` has it: a projector is for it if that begins with the projector's."""
     return _BETWEEN.sub("", stem.lower())
 
 

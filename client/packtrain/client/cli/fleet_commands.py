@@ -28,7 +28,18 @@ from packtrain.client.cli import views
 from packtrain.client.cli.gateway_page import missing_for_gateway
 from packtrain.client.cli.join_commands import CODE, FLEET, JOIN, join_fleet, need_joining
 from packtrain.client.cli.node_commands import labels_of
-from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
+from packtrain.client.cli.options import (
+    CORES,
+    FILES_ADDRESS,
+    HOME,
+    JSON,
+    LABEL,
+    MEMORY,
+    MODELS,
+    NODE,
+    SPLIT,
+    parse_size,
+)
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 from packtrain.client.gateway.settings import load_gateway_settings
 
@@ -82,6 +93,7 @@ def up(
     cores: CORES = None,
     files_address: FILES_ADDRESS = None,
     label: LABEL = None,
+    split: SPLIT = False,
     drain: Annotated[
         float | None, typer.Option(min=0, max=86_400, help="Seconds that running jobs may take at the end; default 30.")
     ] = None,
@@ -122,7 +134,7 @@ def up(
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
         maxmemory=broker_memory,
-        env={**_limits(memory, cores, label), **_files(settings, files_address, listen)},
+        env={**_terms(memory, cores, label, split=split), **_files(settings, files_address, listen)},
         quiet=quiet,
     )
     raise typer.Exit(run_up(options, said, as_json=as_json))
@@ -141,6 +153,7 @@ def node(
     cores: CORES = None,
     files_address: FILES_ADDRESS = None,
     label: LABEL = None,
+    split: SPLIT = False,
     join: JOIN = None,
     code: CODE = None,
     fleet: FLEET = None,
@@ -161,7 +174,7 @@ def node(
         "PACKTRAIN_HOME": str(settings.home),
         "PACKTRAIN_NODE": settings.node,
         "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
-        **_limits(memory, cores, label),
+        **_terms(memory, cores, label, split=split),
         # Everywhere: the address by which we reach the broker may change, as on a laptop.
         **_files(settings, files_address, "0.0.0.0" if _is_elsewhere(settings.broker_url()) else ""),  # noqa: S104
     }
@@ -289,7 +302,8 @@ def _settings(home: Path | None, node: str | None, models: list[Path] | None) ->
     return settings.model_copy(update={"models": (*models, *settings.models)}) if models else settings
 
 
-def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> dict[str, str]:
+def _terms(memory: str | None, cores: int | None, labels: list[str] | None, *, split: bool) -> dict[str, str]:
+    """On which this node takes part."""
     env = {}
     if memory:
         env["PACKTRAIN_MEMORY"] = str(parse_size(memory))
@@ -297,6 +311,8 @@ def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> 
         env["PACKTRAIN_CORES"] = str(cores)
     if labels:
         env["PACKTRAIN_LABELS"] = ",".join(f"{key}={value}" for key, value in labels_of(labels).items())
+    if split:
+        env["PACKTRAIN_SPLIT"] = "1"
     return env
 
 

@@ -67,7 +67,8 @@ def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_js
     out.print(memory_table(info))
     for beat in loaded:
         took = f"{views.size(beat.resident_bytes)} resident, {views.size(beat.reserved_bytes)} reserved"
-        out.print(f"on {beat.node} as {beat.instance}, {beat.state}: {took}")
+        part = f" ({beat.part})" if beat.part else ""
+        out.print(f"on {beat.node} as {beat.instance}{part}, {beat.state}: {took}", soft_wrap=True)
     if not loaded:
         out.print("not loaded now")
 

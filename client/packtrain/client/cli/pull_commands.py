@@ -42,15 +42,24 @@ def pull(
         str | None, typer.Option("--node", metavar="NODE", help="Of the fleet, to pull to; default: this machine.")
     ] = None,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    mmproj: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE|PATH|none",
+            help="The model's projector: its type, its path in the repository, or none to leave it out; default: f16 "
+            "where there is a choice.",
+        ),
+    ] = "",
     home: HOME = None,
     as_json: JSON = False,
 ) -> None:
     """Pull a model file from Hugging Face, or list a repository.
 
-    All parts of a split model come. Run it again to go on where it was cut off. HF_ENDPOINT names another hub, HF_TOKEN
-    opens what is gated or private; with --node those of the node's agent count.
+    All parts of a split model come, and the projector (mmproj) of one that sees or hears. Run it again to go on where
+    it was cut off. HF_ENDPOINT names another hub, HF_TOKEN opens what is gated or private; with --node those of the
+    node's agent count.
     """
-    request = parse(what, revision)
+    request = parse(what, revision, mmproj)
     settings = load_settings(**({"home": home} if home else {}))
     if not request.file:
         (listing,) = (status for status in here(request, settings) if status.state == "done")
@@ -64,10 +73,13 @@ def pull(
         views.print_json(last.model_dump(mode="json", include={"node", "model", "paths", "total"}))
     else:
         where = f" on {last.node}" if last.node else ""
-        views.console().print(f"{views.size(last.total)} are there{where}; `packtrain run {last.model} ...` uses them")
+        eyes = ", projector and all" if last.projector else ""
+        views.console().print(
+            f"{views.size(last.total)} are there{where}{eyes}; `packtrain run {last.model} ...` uses them"
+        )
 
 
-def parse(what: str, revision: str) -> PullRequest:
+def parse(what: str, revision: str, mmproj: str = "") -> PullRequest:
     """What an argument asks for.
 
     >>> parse("ggml-org/models/tinyllamas/stories260K.gguf", "main").file
@@ -75,7 +87,7 @@ def parse(what: str, revision: str) -> PullRequest:
     """
     owner, _, rest = what.partition("/")
     name, _, file = rest.partition("/")
-    return new_pull(f"{owner}/{name}", file, revision)
+    return new_pull(f"{owner}/{name}", file, revision, mmproj)
 
 
 def here(request: PullRequest, settings: Settings) -> Generator[PullStatus]:
@@ -99,7 +111,7 @@ def here(request: PullRequest, settings: Settings) -> Generator[PullStatus]:
 def there(request: PullRequest, node: str) -> Generator[PullStatus]:
     """Have a node pull. It goes on when nobody follows any more."""
     with Packtrain() as fleet:
-        pull_id = fleet.pull(request.repo, request.file, node=node, revision=request.revision)
+        pull_id = fleet.pull(request.repo, request.file, node=node, revision=request.revision, mmproj=request.mmproj)
         asked_at, was_seen = time.monotonic(), False
         while True:
             status = fleet.pull_status(pull_id)
@@ -128,6 +140,11 @@ def _follow(statuses: Generator[PullStatus], *, quiet: bool) -> PullStatus:
         task = None
         for last in statuses:
             name = Path(last.file).name
+            if task is None and last.projector:
+                bar.console.print(
+                    f"its projector comes along: {last.projector}, {views.size(last.projector_size)} "
+                    "(--mmproj none leaves it out)"
+                )
             if task is None:  # what an earlier pull brought is no speed
                 task = bar.add_task(name, total=last.total, completed=last.done)
             bar.update(task, description=name, completed=last.done)
@@ -143,13 +160,14 @@ def _budget_of(node: str) -> int:
 
 
 def _fits(file: HubFile, budget: int | None) -> HubFile:
-    return file if budget is None else file.model_copy(update={"fits": may_fit(file.size, budget)})
+    return file if budget is None else file.model_copy(update={"fits": may_fit(file.whole_size, budget)})
 
 
 def _files_table(rows: Sequence[HubFile]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("FILE", "SIZE", "PARTS", "FITS"):
+    for column in ("FILE", "SIZE", "PARTS", "FITS", "PROJECTOR"):
         table.add_column(column, no_wrap=True)
     for row in rows:
-        table.add_row(row.file, views.size(row.size), str(row.parts), "yes" if row.fits else "no")
+        eyes = f"{row.projector}, {views.size(row.projector_size)}" if row.projector else "(is one)" * row.is_projector
+        table.add_row(row.file, views.size(row.size), str(row.parts), "yes" if row.fits else "no", eyes)
     return table

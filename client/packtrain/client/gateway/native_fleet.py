@@ -6,12 +6,10 @@ import asyncio
 from functools import partial
 
 from fastapi import APIRouter
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.fields import invalid
 from packtrain.broker.ids import ModelId, NodeId, is_safe_id
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.node_wishes import NodeChange
@@ -108,13 +106,7 @@ def pull_request(body: PullBody) -> PullRequest:
     Raises:
         InvalidParameter: A name cannot be.
     """
-    asked = new_pull(body.repo, body.file, body.revision)
-    if body.id is None:
-        return asked
-    try:
-        return PullRequest(id=body.id, repo=body.repo, file=body.file, revision=body.revision)
-    except ValidationError as error:
-        raise invalid(error) from None
+    return new_pull(body.repo, body.file, body.revision, body.mmproj, pull_id=body.id or "")
 
 
 def _node(text: str) -> NodeId:
