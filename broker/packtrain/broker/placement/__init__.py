@@ -30,8 +30,8 @@ gets a second one for its backlog. What packtrain.toml splits over certain nodes
     routes     who serves what, and since when nobody   replicas   how many
     failures   what failed loads mean for the next      worth      seconds that an instance is worth
     verdicts   what a job is told that cannot run       planner    the pass
-    packing    snapshots as text, to be planned again    gathering   the nodes of a group, and why there is none
-    split, split_fleet, split_speed    who holds which layers, and how fast
+    gathering  the nodes of a group, or why there is    leaving    who may be unloaded, and who is not needed
+    packing    snapshots as text, to be planned again    split, split_fleet, split_speed    layers by node, and speed
 """
 
 from packtrain.broker.placement.failures import CRASH_BACKOFF_MS, LOAD_BACKOFF_MS, MAX_LOAD_FAILURES

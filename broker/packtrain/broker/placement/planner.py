@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 
@@ -14,13 +14,14 @@ from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_determin
 from packtrain.broker.placement.choosing import Choice, Clearing, Place
 from packtrain.broker.placement.failures import Failures, crash_wait_ms
 from packtrain.broker.placement.gathering import Gathering
-from packtrain.broker.placement.replicas import Another, another, why_unwanted
+from packtrain.broker.placement.leaving import Leavers
+from packtrain.broker.placement.replicas import Another, another
 from packtrain.broker.placement.rooms import Room, Victim
 from packtrain.broker.placement.snapshot import Candidate, Load, Plan, Reject, ShardLoad, Snapshot, Unload
 from packtrain.broker.placement.split import SplitPlan
 from packtrain.broker.placement.verdicts import no_offer
-from packtrain.broker.placement.view import View, is_up
-from packtrain.broker.placement.worth import held_bytes, idle_ms, mib, regret, residency_ms, swap_cost
+from packtrain.broker.placement.view import View
+from packtrain.broker.placement.worth import mib
 from packtrain.broker.states import InstanceState
 
 
@@ -36,16 +37,10 @@ class _Pass:
         self._view = view
         self._now = view.now
         self._plan = Plan()
-        # By model, less those that leave in the course of this plan.
-        self._ready = Counter(
-            (i.model, i.numerics)
-            for i in self._now.instances
-            if i.state is InstanceState.READY and not self._is_sent_away(i)
-        )
+        self._leavers = Leavers(view)
         self._leaving: set[str] = set()
         self._by_cost: dict[bool, list[tuple[float, int, str, Room]]] = {False: [], True: []}  # by the keys of pools
-        self._is_overdue = any(view.waited_ms(route) >= self._now.max_wait_ms for route in self._now.unserved_since)
-        self._rooms = [self._room(name) for name in view.open_nodes]
+        self._rooms = [self._leavers.room(name) for name in view.open_nodes]
         self._rooms.sort(key=_by_free)
         self._room_of = {room.name: room for room in self._rooms}
         for room in self._rooms:
@@ -113,7 +108,7 @@ class _Pass:
                 self._load_group(route, found, verdict)
                 return True
             verdict = self._make_way_for_group(route, verdict, choice)
-        if isinstance(verdict, ModelError) and not has_any:
+        if isinstance(verdict, ModelError) and not has_any and self._now.waiting.get(route):
             self._plan.rejects.append(Reject(route, verdict))
         elif not more:
             self._plan.waits[route] = str(verdict)
@@ -214,7 +209,7 @@ class _Pass:
             self._claim(self._room_of[share.node], share.size)
 
     def _reach(self, wanted: bool | None, room: Room) -> int:
-        return room.reach(self._may_leave(room, wanted=wanted))
+        return room.reach(self._leavers.may_leave(room, wanted=wanted))
 
     def _leaving_for(self, found: SplitPlan, wanted: bool | None) -> list[Victim] | None:
         """Who must leave before a model can be loaded so; None: operators want too many of them kept."""
@@ -223,7 +218,9 @@ class _Pass:
         victims: list[Victim] = []
         for share in found.shares:
             room = rooms[share.node]
-            eviction = room.eviction(share.free, self._may_leave(room, wanted=wanted, gone=gone), below=float("inf"))
+            eviction = room.eviction(
+                share.free, self._leavers.may_leave(room, wanted=wanted, gone=gone), below=float("inf")
+            )
             if eviction is None:
                 return None
             for victim in eviction.victims:
@@ -236,7 +233,7 @@ class _Pass:
 
     def _clear_group(self, route: Route, found: SplitPlan, victims: Sequence[Victim]) -> str:
         reason = f"idle, makes room for {route}"
-        if any(not self._is_idle(victim.instance) for victim in victims):
+        if any(not self._leavers.is_idle(victim.instance) for victim in victims):
             reason = _why_driven_out(route, self._waited_ms(route))
         for victim in victims:
             self._send_away(victim, reason)
@@ -281,7 +278,7 @@ class _Pass:
         name, model, node = InstanceId(instance.instance), ModelId(instance.model), NodeId(instance.node)
         self._plan.unloads.append(Unload(name, model, node, reason, cost, candidates))
         self._leaving.add(instance.instance)
-        self._ready[instance.model, instance.numerics] -= not self._is_sent_away(instance)
+        self._leavers.leaves(instance)
 
     def _givers(self, *, wanted: bool) -> Iterator[Room]:
         """Nodes that get room when some leave, cheapest first, then those with most free memory."""
@@ -289,80 +286,14 @@ class _Pass:
 
     def _find_pools(self, room: Room) -> None:
         """Who may leave a node."""
-        for wanted in (False, True) if self._is_overdue else (False,):
+        for wanted in (False, True) if self._leavers.is_overdue else (False,):
             keys = self._by_cost[wanted]
             if before := room.pools.pop(wanted, None):
                 del keys[bisect.bisect_left(keys, before.key, key=itemgetter(0, 1, 2))]
-            victims = self._may_leave(room, wanted=wanted)
+            victims = self._leavers.may_leave(room, wanted=wanted)
             if victims or room.leaving:
                 room.pools[wanted] = pool = room.pool(victims)
                 bisect.insort(keys, (*pool.key, room), key=itemgetter(0, 1, 2))
-
-    def _may_leave(self, room: Room, *, wanted: bool | None, gone: Mapping[str, int] | None = None) -> list[Victim]:
-        """Instances of a node that may be unloaded, less those that operators want kept.
-
-        Args:
-            wanted: Those that jobs wait for, too; None: nobody.
-            gone: By model, how many more are unloaded elsewhere.
-        """
-        if wanted is None or (not room.idle and not (wanted and room.wanted)):
-            return []
-        pool = sorted((*room.idle, *(room.wanted if wanted else ())), key=lambda v: v.cost)
-        spare: dict[str, int] = {}
-        found = []
-        for victim in pool:
-            model = victim.instance.model
-            if model not in spare:
-                floor = self._view.floor(ModelId(model))
-                left = self._num_ready(model) - (gone.get(model, 0) if gone else 0)
-                spare[model] = left - floor if floor else len(pool)
-            if spare[model] > 0:
-                spare[model] -= 1
-                found.append(victim)
-        return found
-
-    def _room(self, name: NodeId) -> Room:
-        node, now = self._view.open_nodes[name], self._now
-        here = self._view.alive_on.get(name)
-        if not here:
-            return Room(node, node.memory_budget, node.memory_free, [], [], [])
-        coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
-        leaving, idle, wanted = [], [], []
-        for instance in here:
-            replicas = self._num_ready(instance.model)
-            head = self._view.head_of(instance)  # for all but shards the instance itself
-            if head is None or head.state.is_terminal or InstanceState.DRAINING in (instance.state, head.state):
-                leaving.append(Victim(instance, regret(head or instance, now.now_ms, replicas)))
-            elif head.state is not InstanceState.READY or self._is_pinned(head):
-                continue
-            elif self._is_idle(head) and idle_ms(head, now.now_ms) >= residency_ms(head, now.min_residency_ms):
-                idle.append(Victim(instance, regret(head, now.now_ms, replicas)))
-            elif self._is_overdue and now.now_ms - head.ready_ms >= now.min_residency_ms:
-                wanted.append(Victim(instance, swap_cost(head, now.now_ms)))
-        return Room(
-            node,
-            budget=node.memory_budget - sum(map(held_bytes, here)),
-            machine=node.memory_free - coming,
-            leaving=leaving,
-            idle=idle,
-            wanted=wanted,
-            replicas=dict(Counter(i.model for i in here if is_up(i))),
-        )
-
-    def _num_ready(self, model: str) -> int:
-        return self._ready[model, "fast"] + self._ready[model, "deterministic"]
-
-    def _is_sent_away(self, instance: InstanceBeat) -> bool:
-        """True when an operator wants it gone."""
-        return instance.requested_ms < self._view.unload_before_ms(ModelId(instance.model))
-
-    def _is_pinned(self, instance: InstanceBeat) -> bool:
-        offer = self._view.offer(instance.node, ModelId(instance.model))
-        return bool(offer and offer.pinned)
-
-    def _is_idle(self, instance: InstanceBeat) -> bool:
-        head = self._view.head_of(instance) or instance
-        return head.slots_used == 0 and not self._view.is_waited_for(head)
 
     def _waited_ms(self, route: Route) -> int:
         """How long its jobs have waited with nobody to serve them; 0: there are none."""
@@ -375,23 +306,8 @@ class _Pass:
     def _unload_unwanted(self) -> None:
         for instance in self._now.instances:
             is_there = instance.state is InstanceState.READY and instance.instance not in self._leaving
-            if is_there and (reason := self._why_unwanted(instance)):
+            if is_there and (reason := self._leavers.why_unwanted(instance)):
                 self._unload(instance, reason)
-
-    def _why_unwanted(self, instance: InstanceBeat) -> str:
-        if self._is_sent_away(instance):
-            return "an operator asked for it"
-        if self._is_pinned(instance) or not self._is_idle(instance):
-            return ""
-        model = ModelId(instance.model)
-        floor = self._view.floor(model)
-        if floor and self._num_ready(model) <= floor:
-            return ""
-        is_fast = instance.numerics == "fast"
-        beside = (self._num_ready(model) if is_fast else self._ready[model, "deterministic"]) - 1
-        offer = self._view.offer(instance.node, model)
-        idle_s = idle_ms(instance, self._now.now_ms) / 1000
-        return why_unwanted(instance, idle_s, beside, offer.keep_alive_s if offer else 0)
 
 
 def _why_driven_out(route: Route, waited_ms: int) -> str:

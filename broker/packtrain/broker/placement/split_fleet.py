@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import Field
 
-from packtrain.broker.beats import NodeBeat
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.fields import Report
 from packtrain.broker.ids import ModelId, NodeId
 from packtrain.broker.model_info import ModelInfo
@@ -15,6 +15,7 @@ from packtrain.broker.placement.snapshot import Snapshot
 from packtrain.broker.placement.split import Link, Member, NoSplit, SplitModel, SplitPlan, plan_split
 from packtrain.broker.placement.split_speed import Forecast, forecast
 from packtrain.broker.placement.view import View
+from packtrain.broker.states import InstanceState
 
 #: A shard before it holds anything: Python, llama.cpp and its buffers for messages. 56 MiB measured.
 SHARD_BYTES = 72 * 1024 * 1024
@@ -37,8 +38,18 @@ class ShareFit(Report):
     round_trip_s: float | None = Field(None, description="of its link to the head")
 
 
+class GroupSeen(Report):
+    """A model that lies over several nodes now."""
+
+    instance: str = Field(description="of its head")
+    state: InstanceState
+    layers: dict[str, int] = Field(description="by node, the head first")
+    forecast_tokens_per_s: float | None = Field(None, description="of one job alone, before it was loaded")
+    alone_tokens_per_s: float | None = Field(None, description="the most that one job alone has got; null: not seen")
+
+
 class SplitFit(Report):
-    """Whether and how a model would be split."""
+    """Whether and how a model would be split, and how it is."""
 
     model: str
     required_bytes: int = Field(0, description="on one node")
@@ -51,10 +62,14 @@ class SplitFit(Report):
     compute_s: float | None = Field(None, description="of a step, forecast")
     load_s: float = Field(0, description="for weights to cross the links the first time, forecast")
     unmeasured: tuple[str, ...] = Field((), description="nodes that have computed nothing yet, so of unknown speed")
+    groups: tuple[GroupSeen, ...] = Field((), description="over which it lies now")
 
 
-def fit_split(model: ModelId, now: Snapshot) -> SplitFit:
+def fit_split(model: ModelId, now: Snapshot, loaded: Sequence[InstanceBeat] = ()) -> SplitFit:
     """The split of a model over the nodes of a snapshot, with the memory that they have in it.
+
+    Args:
+        loaded: What is loaded in fact.
 
     Raises:
         KeyError: No node offers the model.
@@ -67,7 +82,10 @@ def fit_split(model: ModelId, now: Snapshot) -> SplitFit:
         if (offer := offers.get(NodeId(node.node))) and offer.required_bytes <= _free(node)
     )  # fmt: skip
     over = view.rules(model).split_over
-    answer = SplitFit(model=model, required_bytes=info.required_bytes, fits_on=fits_on, split_over=over)
+    answer = SplitFit(
+        model=model, required_bytes=info.required_bytes, fits_on=fits_on, split_over=over,
+        groups=tuple(_groups(model, loaded)),
+    )  # fmt: skip
     if fault := why_never(info):
         return answer.model_copy(update={"missing": (fault,)})
     asked = [node for node in open_nodes if not over or node.node in over]
@@ -80,6 +98,18 @@ def fit_split(model: ModelId, now: Snapshot) -> SplitFit:
         return answer.model_copy(update={"missing": (*left_out(asked), *found.reasons)})
     rates = {NodeId(node.node): read_rate(node, info) for node in open_nodes}
     return answer.model_copy(update=_told(found, info, rates))
+
+
+def _groups(model: ModelId, loaded: Sequence[InstanceBeat]) -> Iterator[GroupSeen]:
+    alive = [i for i in loaded if i.model == model and i.group and not i.state.is_terminal]
+    for head in alive:
+        if head.is_head:
+            parts = [head, *(i for i in alive if i.is_shard and i.group == head.instance)]
+            yield GroupSeen(
+                instance=head.instance, state=head.state, layers={part.node: part.layers for part in parts},
+                forecast_tokens_per_s=head.forecast_tokens_per_s or None,
+                alone_tokens_per_s=head.alone_tokens_per_s or None,
+            )  # fmt: skip
 
 
 def takes_part(node: NodeBeat) -> bool:

@@ -19,6 +19,7 @@ from rich.console import Console
 from packtrain.broker import coordinator_main
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
 from packtrain.broker.ids import ModelId, route_of
+from packtrain.broker.placement import MAX_LOAD_FAILURES
 from packtrain.broker.settings import Settings, load_settings, secret_in
 from packtrain.broker.states import InstanceState
 from packtrain.client import InstanceBeat, ModelInfo, Packtrain
@@ -221,19 +222,22 @@ def load(
         info = _real_model(fleet, model)
 
         def is_ready(mine: list[InstanceBeat]) -> bool:
-            mine = [
-                i for i in mine if i.instance not in ended
-            ]  # what failed before was mended, or it would not be asked
+            # What failed before was mended, or it would not be asked.
+            mine = [i for i in mine if i.instance not in ended and not i.is_shard]
             failed = [i for i in mine if i.state is InstanceState.FAILED]
-            nodes = [node for node in fleet.nodes() if info.id in node.models]
-            # What failed on one node is tried on the next.
+            known = fleet.nodes()
+            nodes = [node for node in known if info.id in node.models]
+            is_split = bool(info.split_over) or any(i.is_head for i in mine)
+            # What failed on one node is tried on the next, and a group over other nodes.
             has_failed = {node.node for node in nodes} <= {i.node for i in failed}
+            has_failed &= not is_split or len(failed) >= MAX_LOAD_FAILURES
             if not nodes:
                 raise TryLater(f"no live node has {model!r}; it is loaded as soon as one comes back")
-            if info.required_bytes > max(node.memory_budget for node in nodes):
+            may_split = is_split or sum(node.split for node in known) > 1  # then the coordinator says whether it can
+            if not may_split and info.required_bytes > max(node.memory_budget for node in nodes):
                 raise ModelTooLarge(
                     f"{model!r} needs {views.size(info.required_bytes)}, more than any node may use; "
-                    "set fewer slots or a smaller context in packtrain.toml"
+                    "set fewer slots or a smaller context in packtrain.toml, or let nodes take part in splits"
                 )
             if has_failed and all(i.state.is_terminal for i in mine):
                 raise ModelLoadFailed(

@@ -192,9 +192,10 @@ def _estimate(instance: InstanceBeat, info: ModelInfo | None) -> tuple[int, int]
         return 0, 0
     memory, usual = info.memory, info.n_slots * info.n_ctx
     weights = memory.host("weights") + memory.adapter_bytes or info.weights_bytes
-    cache = info.kv_bytes_per_token * instance.n_slots * instance.n_ctx
-    if memory.host("cache") and usual:
-        cache = memory.host("cache") * instance.n_slots * instance.n_ctx // usual
+    tokens = (info.n_slots if instance.is_shard else instance.n_slots) * instance.n_ctx
+    cache = (
+        memory.host("cache") * tokens // usual if memory.host("cache") and usual else tokens * info.kv_bytes_per_token
+    )
     if not instance.group or not info.n_layer:
         return weights, cache
     layers = sum(info.layer_bytes) or weights
