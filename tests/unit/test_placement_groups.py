@@ -33,6 +33,7 @@ from packtrain.broker.placement import (
     unserved_since,
 )
 from packtrain.broker.placement.packing import pack, unpack
+from packtrain.broker.placement.split_speed import HAND_OFF_S, STEP_BYTES
 from packtrain.broker.placement.worth import held_bytes
 from packtrain.broker.states import InstanceState
 from tests.support.factories import instance_beat, model_info, node_beat
@@ -138,8 +139,10 @@ def test_what_fits_one_node_is_not_divided() -> None:
 def test_a_forecast_comes_with_the_load_where_all_members_have_shown_their_speed() -> None:
     (load,) = plan(fleet(*(node(name, weights_per_s=1e9) for name in NODES))).loads
 
-    assert load.forecast_tokens_per_s == pytest.approx(1 / (8 * 50 * MIB / 1e9 + 2 * (0.001 + 14_000 / 1e8)))
-    assert "; forecast 2.4 tokens/s for one job alone" in load.reason
+    assert load.forecast_tokens_per_s == pytest.approx(
+        1 / (8 * 50 * MIB / 1e9 + 2 * (0.001 + (12_000 + STEP_BYTES) / 1e8 + HAND_OFF_S))
+    )
+    assert "; forecast 2.3 tokens/s for one job alone" in load.reason
 
 
 def test_an_operator_has_it_loaded_too_but_no_backlog_gets_it_a_second_group() -> None:

@@ -17,7 +17,14 @@ from packtrain.broker.model_info import BufferMemory, ModelInfo, ModelMemory
 from packtrain.broker.placement.snapshot import Snapshot
 from packtrain.broker.placement.split import Link, Links, Member, NoSplit, SplitModel, SplitPlan, deal, plan_split
 from packtrain.broker.placement.split_fleet import LINK_LIFE_MS, SHARD_BYTES, SplitFit, fit_split, split_model
-from packtrain.broker.placement.split_speed import STEP_BYTES, forecast
+from packtrain.broker.placement.split_speed import (
+    HAND_OFF_S,
+    HANDLED_BYTES_PER_S,
+    HEAD_START_S,
+    LOAD_ROUND_TRIPS,
+    STEP_BYTES,
+    forecast,
+)
 from packtrain.broker.states import InstanceState
 from packtrain.client.cli.split_view import show_split
 from packtrain.workers.step_speed import StepSpeed
@@ -194,12 +201,25 @@ def test_a_forecast_adds_what_members_read_and_what_links_take() -> None:
 
     said = forecast(plan, weights, rates, n_embd=1000)
 
-    network = 0.002 + (8000 + STEP_BYTES) / 100e6
+    network = 0.002 + (12_000 + STEP_BYTES) / 100e6 + HAND_OFF_S
     assert said.network_s == pytest.approx(network)
     assert said.compute_s == pytest.approx(0.02)
     assert said.tokens_per_s == pytest.approx(1 / (0.02 + network))
     shard = plan.shards[0].node
-    assert said.load_s == pytest.approx(weights[shard] / 100e6)
+    sent_s = weights[shard] / 100e6 + weights[shard] / HANDLED_BYTES_PER_S
+    assert said.load_s == pytest.approx(HEAD_START_S + sent_s + LOAD_ROUND_TRIPS * 0.002)
+
+
+def test_each_shard_costs_a_round_trip_and_its_hand_offs() -> None:
+    members = [member("a", 60), member("b", 60, has_file=False), member("c", 60, has_file=False)]
+    slow = Link(118e6, 0.02)
+    plan = planned(plan_split(MODEL, members, linked(ab=slow, ac=slow)))
+    rates = dict.fromkeys((share.node for share in plan.shares), 1e12)
+
+    said = forecast(plan, dict.fromkeys(rates, 1), rates, n_embd=1000)
+
+    assert len(plan.shards) == 2
+    assert 1 / (said.tokens_per_s or 0) == pytest.approx(2 * (0.02 + HAND_OFF_S), rel=0.01)
 
 
 def test_a_node_that_has_computed_nothing_makes_the_speed_unknown() -> None:

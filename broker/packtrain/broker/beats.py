@@ -126,6 +126,9 @@ class InstanceBeat(Report):
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
+    served_ms: int | None = Field(
+        None, description="when a job first had a token or its end of it; 0: none has yet; null: an older version"
+    )
     last_used_ms: int = 0
     ended_ms: int = Field(0, description="when its process was seen gone")
     out_of_memory: bool = Field(False, description="it FAILED, as far as can be told, for want of memory")

@@ -82,7 +82,10 @@ class Settings(BaseSettings):
         description="after this long without an instance jobs may drive out a model that has work itself, seconds",
     )
     min_residency_s: float = Field(
-        10, ge=0, description="how long an instance stays though its room is wanted, seconds"
+        10,
+        ge=0,
+        description="how long an instance stays though its room is wanted, from its first token on if it is at work, "
+        "seconds",
     )
     events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")

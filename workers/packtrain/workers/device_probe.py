@@ -32,9 +32,8 @@ class Found(BaseModel):
 
     devices: tuple[FoundDevice, ...] = ()
     features: str = ""  # of CPU and build; who has the same computes the same bits
-    rates: dict[
-        str, float
-    ] = {}  # bytes of weights of each type that a step of one job reads a second; empty: not asked
+    #: Bytes a second of weights of each type, as a step of one job reads them; empty: not asked.
+    rates: dict[str, float] = {}
 
 
 class DeviceWatch:

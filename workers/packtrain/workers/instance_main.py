@@ -105,6 +105,7 @@ class Instance:
         self._pipe = ReportPipe(config.report_fd)
         self._hub = HubBeat(settings.stall_s)
         self._state = InstanceState.WARMING
+        self._warm_tokens = 0  # that no job has asked for
         self._engine_thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
 
     def run(self) -> None:
@@ -146,6 +147,7 @@ class Instance:
         self._engine_thread.start()
         self._set_state(InstanceState.WARMING)
         self._parts.warm_up()
+        self._warm_tokens = self._engine.stats.tokens_out
 
     def _begin_drain(self) -> None:
         # In a signal handler: it may have interrupted a holder of any lock, so it must take none itself.
@@ -216,6 +218,7 @@ class Instance:
                 job_s=round(self._runner.job_times.seconds(time.monotonic()), 3),
                 recipe=self._parts.recipe,
                 numerics_class=self._parts.numerics_class,
+                has_served=stats.tokens_out > self._warm_tokens or self._runner.job_times.num_ended > 0,
                 is_busy=self._engine.is_busy,
                 threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),

@@ -13,7 +13,7 @@ from packtrain.broker.ids import ModelId, NodeId
 from packtrain.broker.placement.replicas import why_unwanted
 from packtrain.broker.placement.rooms import Room, Victim
 from packtrain.broker.placement.view import View, is_up
-from packtrain.broker.placement.worth import held_bytes, idle_ms, regret, residency_ms, swap_cost
+from packtrain.broker.placement.worth import held_bytes, idle_ms, regret, residency_ms, stay_ms, swap_cost
 from packtrain.broker.states import InstanceState
 
 
@@ -50,7 +50,7 @@ class Leavers:
                 continue
             elif self.is_idle(head) and idle_ms(head, now.now_ms) >= residency_ms(head, now.min_residency_ms):
                 idle.append(Victim(instance, regret(head, now.now_ms, replicas)))
-            elif self.is_overdue and now.now_ms - head.ready_ms >= now.min_residency_ms:
+            elif self.is_overdue and stay_ms(head, now.now_ms) >= now.min_residency_ms:
                 wanted.append(Victim(instance, swap_cost(head, now.now_ms)))
         return Room(
             node,
