@@ -49,7 +49,8 @@ def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_js
     if model not in known:
         raise UnknownModel(model=model, known=list(known))
     info = known[known[model].alias_of or model]
-    loaded = [beat for beat in beats if beat.model == info.id and not beat.state.is_terminal]
+    alive = [beat for beat in beats if beat.model == info.id and not beat.state.is_terminal]
+    loaded = sorted(alive, key=lambda beat: (beat.group or beat.instance, beat.is_shard, beat.instance))
     if as_json:
         sys.stdout.write(json.dumps(model_facts(info, loaded), indent=2) + "\n")
         return

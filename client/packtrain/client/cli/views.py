@@ -139,12 +139,13 @@ def instances_table(rows: Sequence[InstanceBeat]) -> Table:
     )  # fmt: skip
     for row in sorted(rows, key=lambda row: (row.group or row.instance, row.is_shard, row.instance)):
         alive = not row.state.is_terminal
+        computes = alive and not row.is_shard
         reason = "" if row.state in (InstanceState.READY, InstanceState.HOLDING) else row.reason
         table.add_row(
             row.instance, row.model, row.node, row.state.value,
             "" if row.is_shard else f"{row.slots_used}/{row.n_slots}", str(row.n_ctx or ""),
-            _numerics(row), size(row.resident_bytes) if alive else "", str(row.threads) if alive else "",
-            f"{row.tokens_per_s:.0f}" if alive and not row.is_shard else "", str(row.batch_peak or ""),
+            _numerics(row), size(row.resident_bytes) if alive else "", str(row.threads) if computes else "",
+            f"{row.tokens_per_s:.0f}" if computes else "", str(row.batch_peak or ""),
             "; ".join(filter(None, (row.part, reason))),
         )  # fmt: skip
     return table
