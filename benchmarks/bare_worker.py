@@ -24,6 +24,6 @@ def noop(sent: float) -> None:
 
 if __name__ == "__main__":
     run_worker(
-        app, name="bare@bench", queues=["bare"], threads=16, events=False, hub=HubBeat(), facts=dict,
+        app, name="bare@bench", queues=["bare"], threads=16, events=False, hub=HubBeat(60), facts=dict,
         on_ready=lambda: None, on_stopping=lambda: None,
     )  # fmt: skip

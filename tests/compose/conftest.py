@@ -97,15 +97,16 @@ def fleet(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     address = engine.host_address
     common = {"PACKTRAIN_IMAGE": images.IMAGE, "BROKER_IMAGE": images.BROKER, "PACKTRAIN_ADDRESS": address}
     head = Project(
-        engine, compose, "docker-compose.yml", "packtrain-test-head",
+        engine, compose, ("docker-compose.yml", "deploy/compose.split.yml"), "packtrain-test-head",
         {**common, "SECRETS": str(folder / "secrets"), "PACKTRAIN_MODELS_FOLDER": str(folder / "models"),
          "PACKTRAIN_HTTP_ADDRESS": address, "COMPOSE_PROFILES": "node", "NODE_MEMORY": str(HEAD_MEMORY),
          "NODE_CPUS": "1", "PACKTRAIN_NODE": "head"},
     )  # fmt: skip
     attic = Project(
-        engine, compose, "deploy/compose.node.yml", "packtrain-test-attic",
+        engine, compose, ("deploy/compose.node.yml", "deploy/compose.split.yml"), "packtrain-test-attic",
         {**common, "SECRETS": str(folder / "attic"), "PACKTRAIN_MODELS_FOLDER": str(folder / "none"),
-         "NODE_MEMORY": str(ATTIC_MEMORY), "NODE_CPUS": "1", "PACKTRAIN_NODE": "attic", "FILES_PORT": "6492"},
+         "NODE_MEMORY": str(ATTIC_MEMORY), "NODE_CPUS": "1", "PACKTRAIN_NODE": "attic", "FILES_PORT": "6492",
+         "SPLIT_PORT": "6500", "SPLIT_LAST_PORT": "6515"},
     )  # fmt: skip
     for name in ("models", "none", "attic"):
         (folder / name).mkdir()

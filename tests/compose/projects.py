@@ -49,7 +49,7 @@ class Project:
 
     engine: Engine
     compose: Sequence[str]
-    file: str
+    files: Sequence[str]
     name: str
     env: dict[str, str] = field(default_factory=dict)
 
@@ -60,7 +60,8 @@ class Project:
             AssertionError: It failed.
         """
         # Nothing of the checkout's own .env.
-        command = [*self.compose, "--project-name", self.name, "--file", self.file, "--env-file", os.devnull, *words]
+        files = [word for file in self.files for word in ("--file", file)]
+        command = [*self.compose, "--project-name", self.name, *files, "--env-file", os.devnull, *words]
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **self.engine.env, **self.env}, capture_output=True, text=True,
             timeout=timeout_s,

@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 import pytest
 
 from packtrain.broker.errors import TryLater
-from packtrain.broker.states import JobState
+from packtrain.broker.states import InstanceState, JobState
 from packtrain.client import Job, Packtrain, Result
 from tests.compose import images
 from tests.compose.conftest import ATTIC_MEMORY, HEAD_MEMORY, TwoHosts, tell
@@ -81,6 +81,44 @@ def test_jobs_run_on_both_hosts_and_the_second_fetches_the_model(client: Packtra
 
     assert {result.node for result in results} == {"head", "attic"}
     assert all(result.usage.completion_tokens for result in results)
+
+
+def test_a_model_that_neither_host_can_hold_runs_over_both(fleet: TwoHosts, client: Packtrain) -> None:
+    """Its tunnel goes from one container over a published port into the other."""
+    ask = partial(
+        client.generate,
+        MODEL,
+        "Tell me about Paris.",
+        max_tokens=16,
+        temperature=0,
+        seed=1,
+        deterministic=True,
+        timeout=240,
+    )
+    on_one_host = ask()
+    client.unload(MODEL)
+    eventually(lambda: not ready_on(client), "an empty fleet", 60)
+    alone = next(model.required_bytes for model in client.models() if model.id == MODEL)
+    for name in ("head", "attic"):
+        client.set_node(name, memory=alone * 9 // 10)
+    eventually(lambda: all(n.memory_budget < alone and n.links for n in client.nodes()), "small budgets, links", 60)
+
+    result = ask()
+    members = {i.node: i for i in client.instances() if not i.state.is_terminal}
+    tell(f"over {', '.join(f'{i.layers} layers on {n}' for n, i in sorted(members.items()))}: {result.text!r}")
+
+    assert (result.text, result.receipt) == (on_one_host.text, on_one_host.receipt)
+    assert {name: i.state for name, i in members.items()} == {
+        "head": InstanceState.READY, "attic": InstanceState.HOLDING,
+    }  # fmt: skip
+    confined = fleet.logs(fleet.containers["attic"])
+    assert "confined by limits, no_new_privs" in confined
+    client.unload(MODEL)
+    eventually(lambda: all(i.state.is_terminal for i in client.instances()), "the group to leave", 60)
+    for name in ("head", "attic"):
+        client.set_node(name, memory=0)
+    eventually(lambda: all(n.memory_budget > alone for n in client.nodes()), "the old budgets", 30)
+    client.load(MODEL, replicas=2)
 
 
 def test_http_asks_for_the_key_that_was_made_before_the_fleet(fleet: TwoHosts) -> None:

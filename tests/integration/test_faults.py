@@ -201,7 +201,7 @@ def test_a_second_agent_of_the_same_node_is_refused(fleet: Fleet) -> None:
 
 
 def test_an_instance_that_hangs_is_killed_and_its_job_is_given_up(tmp_path: Path) -> None:
-    with scripted_fleet(tmp_path, {"h": {"n_slots": 2}}, PACKTRAIN_STALL_S="1.5") as fleet:
+    with scripted_fleet(tmp_path, {"h": {"n_slots": 2}}, PACKTRAIN_STALL_S="2") as fleet:
         fleet.client.generate("h", "warm up")
         job = fleet.client.submit("h", "!hang")
 

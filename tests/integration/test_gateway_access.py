@@ -388,9 +388,6 @@ def test_the_command_line_makes_shows_and_ends_keys(keyed: Keyed) -> None:
 
 @pytest.fixture(scope="module")
 def keyless(broker: BrokerServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    client = connect(broker.url, name="test")
-    client.flushdb()
-    client.close()
     with gateway(broker.url, tmp_path_factory.mktemp("gateway")) as door:
         yield door
 

@@ -59,7 +59,7 @@ def test_a_large_body_is_refused_as_a_small_one_is(door: Gateway, path: str, bod
 
     as_small, as_large = door.post(path, body), door.http.post(path, content=large)
 
-    assert 400 <= as_small.status_code < 500
+    assert as_small.status_code in (400, 404), as_small.text
     assert as_large.status_code == as_small.status_code
     assert {**as_large.json(), "request_id": ""} == {**as_small.json(), "request_id": ""}
 

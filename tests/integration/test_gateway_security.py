@@ -12,7 +12,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from packtrain.broker.connection import connect
 from packtrain.broker.server import BrokerServer
 from tests.support.gateways import Gateway, gateway
 
@@ -25,9 +24,6 @@ MAX_BODY = 65_536
 @pytest.fixture(scope="module")
 def door(broker: BrokerServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway before a fleet without a node: what gets past all checks meets an unknown model."""
-    client = connect(broker.url, name="test")
-    client.flushdb()
-    client.close()
     limits = {"PACKTRAIN_HTTP_MAX_BODY": str(MAX_BODY), "PACKTRAIN_HTTP_SLOW_S": "1"}
     with gateway(broker.url, tmp_path_factory.mktemp("gateway"), **limits) as running:
         yield running

@@ -5,6 +5,7 @@ A real llama.cpp on each, a tiny model, tunnels at loopback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ import psutil
 import pytest
 
 from packtrain.broker.beats import InstanceBeat
-from packtrain.broker.connection import connect
 from packtrain.broker.server import BrokerServer
 from packtrain.broker.states import InstanceState
 from packtrain.client import Packtrain, Result
+from packtrain.workers.shards.groups import NUM_PORTS
 from tests.support.agents import Agents, agents
 from tests.support.fleets import eventually, until_first_text
 from tests.support.tiny_model import write_tiny_model
@@ -28,19 +29,21 @@ LAYERS = {"near": 2, "far": 3, "off": 1}
 N_LAYER = sum(LAYERS.values())
 STOPPED, FAILED = InstanceState.STOPPED, InstanceState.FAILED
 READY, HOLDING, STARTING = InstanceState.READY, InstanceState.HOLDING, InstanceState.STARTING
+OFF_PORT = 20_000 + os.getpid() % 10_000
 #: From the death of any part until all others have let go, seconds: two looks of half a second, on a busy machine.
 BOUND_S = 10
 
 
 @pytest.fixture(scope="module")
 def fleet(broker: BrokerServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
-    with connect(broker.url, name="test") as redis:
-        redis.flushdb()
     with agents(broker.url, tmp_path_factory.mktemp("groups")) as running:
         path = running.models("near") / "m.gguf"
         write_tiny_model(path, n_layer=N_LAYER, kind=gguf.GGMLQuantizationType.Q8_0)
-        for node in LAYERS:
-            running.start(node, PACKTRAIN_SPLIT="1", PACKTRAIN_CORES="1")
+        (running.home("far") / "packtrain.toml").parent.mkdir(parents=True)
+        (running.home("far") / "packtrain.toml").write_text("split = true\n")
+        running.start("near", PACKTRAIN_SPLIT="1", PACKTRAIN_CORES="1")
+        running.start("far", PACKTRAIN_CORES="1")
+        running.start("off", PACKTRAIN_SPLIT="1", PACKTRAIN_CORES="1", PACKTRAIN_SPLIT_PORT=str(OFF_PORT))
         yield running
 
 
@@ -85,6 +88,8 @@ def test_a_group_answers_as_one_node_does_and_an_unload_is_confirmed_by_all(flee
 
     group = group_of(fleet)
     together = answers()
+    port = int(group.until(2, HOLDING).address.rpartition(":")[2])
+    assert OFF_PORT <= port < OFF_PORT + NUM_PORTS
     fleet.unload(group.names[0], "near")
 
     assert group.until(0, STOPPED).reason == "a test"

@@ -66,6 +66,7 @@ def decisions(fleet: Fleet, verb: str, models: Sequence[str]) -> list[dict[str, 
 def test_a_load_that_fails_on_one_node_is_made_on_the_other(fleet: Fleet) -> None:
     # n2 has a little more memory, so it is tried first.
     assert fleet.client.generate("picky", "hello", timeout=60).node == "n1"
+    eventually(lambda: all(i.served_ms for i in up(fleet, "picky")), "it to be told that it has served one")
     assert [d["node"] for d in decisions(fleet, "load", ["picky"])] == ["n2", "n1"]
 
 
@@ -75,6 +76,7 @@ def test_replicas_that_an_operator_asks_for_are_one_on_each_node_with_its_own_sl
     fleet.client.unload("sized")
 
     assert {i.node: i.n_slots for i in both} == {"n1": 3, "n2": 5}
+    assert [i.served_ms for i in both] == [0, 0], "what a load computes to warm up is no job's"
 
 
 def test_a_cold_burst_loads_its_model_once(fleet: Fleet) -> None:

@@ -71,9 +71,10 @@ class Agents:
 
         eventually(beats, f"a beat of {node}")
 
-    def start_coordinator(self) -> None:
+    def start_coordinator(self, **env: str) -> None:
         """Have somebody place models, too."""
-        environment = {**os.environ, "PACKTRAIN_URL": self.url, "PACKTRAIN_HOME": str(self.folder / "coordinator")}
+        home = str(self.folder / "coordinator")
+        environment = {**os.environ, "PACKTRAIN_URL": self.url, "PACKTRAIN_HOME": home, **env}
         with (self.folder / "coordinator.log").open("ab") as log:
             self.processes["coordinator"] = subprocess.Popen(
                 [sys.executable, "-m", "packtrain.broker.coordinator_main"], env=environment, stderr=log

@@ -66,6 +66,14 @@ class Host:
         """Plug it in again."""
         _ip(self.switch, f"link set to-{self.name} up")
 
+    def limit(self, bits_per_s: int) -> None:
+        """Let its cable carry no more than this, each way."""
+        for holder, interface in ((self.holder, "eth0"), (self.switch, f"to-{self.name}")):
+            # A bucket of two milliseconds: what is less would not reach the rate, what is more would hide it.
+            bucket = max(bits_per_s // 8 // 500, 16_000)
+            shape = f"tc qdisc replace dev {interface} root tbf rate {bits_per_s}bit burst {bucket} latency 50ms"
+            subprocess.run([*_enter(holder), *shape.split()], check=True, capture_output=True)
+
     def mute(self, other: Host) -> None:
         """Lose whatever this host sends to `other` from now on; what `other` sends arrives."""
         _ip(self.holder, f"neigh replace {other.address} lladdr {NOBODY} dev eth0 nud permanent")

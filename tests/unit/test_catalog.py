@@ -305,7 +305,7 @@ def test_defaults_are_the_trained_context_a_quarter_of_the_budget_and_five_minut
 def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf")
     write_gguf(tmp_path / "b.gguf")
-    placed = {"replicas": {"min": 1, "max": 3}, "nodes": {"gpu": "yes"}}
+    placed = {"replicas": {"min": 1, "max": 3}, "nodes": {"gpu": "yes"}, "split": ["n1", "n2"]}
     options = {"context": 1024, "slots": 3, "keep_alive": -1, "pinned": True, **placed}
 
     models = catalog_of(
@@ -315,7 +315,7 @@ def test_operator_overrides_one_model_and_all_others(tmp_path: Path) -> None:
     a, b = models[ModelId("a")].info, models[ModelId("b")].info
     assert (a.n_ctx, a.n_slots, a.keep_alive_s, a.pinned) == (1024, 3, -1, True)
     assert (b.n_ctx, b.n_slots, b.keep_alive_s, b.pinned) == (256, 5, 7200, False)
-    assert (a.min_replicas, a.max_replicas, a.nodes) == (1, 3, {"gpu": "yes"})
+    assert (a.min_replicas, a.max_replicas, a.nodes, a.split_over) == (1, 3, {"gpu": "yes"}, ("n1", "n2"))
     assert (b.min_replicas, b.max_replicas, b.nodes) == (0, 0, {})
 
 
@@ -504,6 +504,17 @@ def test_keep_alive_is_seconds_or_a_duration(tmp_path: Path, text: str, seconds:
         ("[models.a]\npinned = 'yes'", ["models.a.pinned = 'yes'"]),
         ("[models.a]\nreplicas = {min = 3, max = 2}", ["models.a.replicas", "min = 3 is more than max = 2"]),
         ("[models.a]\nreplicas = {least = 1}", ["models.a.replicas.least: unknown key", "min, max"]),
+        (
+            '[models.a]\nsplit = ["n1"]',
+            ["models.a.split = ['n1']", "one node holds a model by itself; name two"],
+        ),
+        ('[models.a]\nsplit = ["n1", "n1"]', ["models.a.split", "a node stands there twice; name each once"]),
+        ('[models.a]\nsplit = ["n1", "N 2"]', ["models.a.split.1 = 'N 2'", "use lower-case letters"]),
+        ("[models.a]\nsplit = true", ["models.a.split = True", "valid tuple"]),
+        (
+            '[models.a]\nsplit = ["n1", "n2"]\n[models.a.remote]\nurl = "https://x.example/v1"',
+            ["models.a.split: the model is remote", "remove it"],
+        ),
         ("[models.a]\nreplicas = 0", ["models.a.replicas.max = 0", "greater than or equal to 1"]),
         ("[models.a]\nreplicas = true", ["models.a.replicas = True"]),
         ("[models.a]\nnodes = {gpu = true}", ["models.a.nodes.gpu = True"]),

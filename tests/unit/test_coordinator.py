@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from packtrain.broker import keys
+from packtrain.broker.beats import NodeLink
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.coordinator import MAX_RERING, Coordinator
 from packtrain.broker.ids import InstanceId, JobId, NodeId, Route
@@ -449,6 +450,89 @@ def test_what_was_decided_stands_in_the_journal_with_what_it_was_planned_from() 
     assert (entry.term, decision.verb, decision.instance, decision.node) == (TERM, "load", "tiny-1", NODE)
     assert "1 jobs wait" in decision.reason
     assert replay(entry) == ([], [])
+
+
+def a_group(**fields: Any) -> Fleet:
+    """Two nodes of which neither could hold the model."""
+    fleet = Fleet()
+    for node, other in (("n1", "n2"), ("n2", "n1")):
+        link = NodeLink(bytes_per_s=1e8, round_trip_s=0.001, at_ms=fleet.clock())
+        models = (MODEL,) if node == "n1" else ()
+        fleet.registry.put_node(
+            node_beat(
+                node, models=models, split=True, build="b", certificate=f"PEM of {node}", links={other: link},
+                weights_per_s=1e9,
+            )
+        )  # fmt: skip
+    layers = {"n_layer": 4, "layer_bytes": (200 * MIB,) * 4, "weights_bytes": 800 * MIB}
+    fleet.registry.put_models([model_info(required_bytes=1100 * MIB, **{**layers, **fields})])
+    return fleet
+
+
+def test_a_group_is_reserved_as_a_whole_and_its_shards_are_ordered_first() -> None:
+    fleet = a_group()
+    fleet.submit()
+    fleet.tick()
+
+    (on_shard, shard), (on_head, head) = fleet.bells.commands
+    assert (on_shard, shard.verb, shard.instance, shard.group) == ("n2", "shard", "tiny-2", "tiny-1")
+    assert (on_head, head.verb, head.instance, head.group) == ("n1", "load", "tiny-1", "")
+    assert (shard.peer, len(shard.cache_key), shard.shards) == ("PEM of n1", 64, ())
+    (order,) = head.shards
+    assert (order.instance, order.node, order.certificate) == ("tiny-2", "n2", "PEM of n2")
+    assert (order.layers, head.layers) == (shard.layers, 4 - shard.layers)
+    assert (head.n_slots, head.n_ctx, shard.n_ctx) == (4, 512, 512)
+    assert head.forecast_tokens_per_s > 0
+
+    beats = {beat.instance: beat for beat in fleet.registry.instances()}
+    assert {beat.state for beat in beats.values()} == {InstanceState.REQUESTED}
+    assert (beats["tiny-1"].is_head, beats["tiny-2"].is_shard) == (True, True)
+    assert [beats[c.instance].layers for c in (head, shard)] == [head.layers, shard.layers]
+    assert [beats[c.instance].reserved_bytes for c in (head, shard)] == [head.reserved_bytes, shard.reserved_bytes]
+    assert beats["tiny-1"].forecast_tokens_per_s == head.forecast_tokens_per_s
+    assert fleet.bells.reserved_at_command == [head.reserved_bytes + shard.reserved_bytes] * 2
+    fleet.tick(2)
+    assert len(fleet.bells.commands) == 2
+
+
+def test_equal_files_have_equal_keys_for_what_shards_keep_on_disk_and_others_have_not() -> None:
+    def key(**fields: Any) -> str:
+        fleet = a_group(**fields)
+        fleet.submit()
+        fleet.tick()
+        return fleet.bells.commands[0][1].cache_key
+
+    assert key() == key(n_slots=2)
+    assert key() != key(layer_bytes=(201 * MIB, 199 * MIB, 200 * MIB, 200 * MIB))
+    assert key(file_bytes=1) != key(file_bytes=2)
+
+
+def test_a_group_stands_in_the_journal_with_all_its_members_and_is_planned_again_as_it_was() -> None:
+    fleet = a_group()
+    fleet.submit()
+    fleet.tick()
+
+    (entry,) = fleet.journal.read(10, with_snapshots=True)
+    (decision,) = entry.decisions
+    assert (decision.instance, decision.node, decision.layers) == ("tiny-1", "n1", 2)
+    assert [(shard.node, shard.layers) for shard in decision.shards] == [("n2", 2)]
+    assert "over 2 nodes: 2 layers on n1, 2 layers on n2; forecast" in decision.reason
+    assert replay(entry) == ([], [])
+
+
+def test_to_unload_a_group_its_head_is_told() -> None:
+    fleet = a_group()
+    fleet.submit()
+    fleet.tick()
+    for beat in fleet.registry.instances():
+        state = InstanceState.HOLDING if beat.is_shard else InstanceState.READY
+        fleet.registry.put_instance(beat.model_copy(update={"state": state}))
+    fleet.bells.commands.clear()
+    fleet.clock.advance(1000)
+    fleet.registry.set_desired(MODEL, Desired(unload_before_ms=fleet.clock()))
+    fleet.tick()
+
+    assert [(node, c.verb, c.instance) for node, c in fleet.bells.commands] == [("n1", "unload", "tiny-1")]
 
 
 def test_jobs_that_were_told_an_error_stand_in_the_journal_with_their_number() -> None:

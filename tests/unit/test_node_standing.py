@@ -17,7 +17,8 @@ from packtrain.broker.outcome import Cause
 from packtrain.broker.settings import Settings, load_settings
 from packtrain.broker.states import InstanceState
 from packtrain.workers import quarantine
-from packtrain.workers.consumer_watch import ConsumerWatch
+from packtrain.workers.celery_worker import HubBeat
+from packtrain.workers.consumer_watch import DEAF_PER_STALL, ConsumerWatch
 from packtrain.workers.node_standing import NodeStanding
 from packtrain.workers.node_terms import NodeTerms, terms_of
 from packtrain.workers.over_budget import Holder, leaving
@@ -309,6 +310,11 @@ def test_an_agent_that_hears_itself_is_not_deaf() -> None:
         agent.watch.heard(agent.sent[-1])
 
     assert len(agent.sent) == 100 / ECHO_S
+
+
+@pytest.mark.parametrize("stall_s", [1, 2, 60, 3600])
+def test_a_consumers_loop_shows_two_signs_of_life_before_its_agent_counts_as_deaf(stall_s: float) -> None:
+    assert 2 * HubBeat(stall_s).every_s <= stall_s * DEAF_PER_STALL
 
 
 def test_an_agent_that_hears_itself_no_more_is_deaf() -> None:

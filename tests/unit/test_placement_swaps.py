@@ -131,6 +131,8 @@ def test_a_model_with_work_leaves_only_for_one_that_has_waited_too_long(slots_us
     ("there", "fields"),
     [
         (loaded("b", slots_used=1, since_ms=NOW - MIN_RESIDENCY_MS + 1), {}),
+        (loaded("b", slots_used=1, served_ms=NOW - MIN_RESIDENCY_MS + 1), {}),
+        (loaded("b", slots_used=1, served_ms=0), {}),
         (loaded("b", slots_used=1), {"desired": {ModelId("b"): Desired(replicas=1)}}),
         (loaded("b", slots_used=1, state=InstanceState.LOADING, ready_ms=0), {}),
         (loaded("pinned", slots_used=1), {}),
@@ -145,6 +147,22 @@ def test_not_even_one_that_has_waited_too_long_drives_out_the_young_the_wanted_a
         models[ModelId("pinned")] = model_info("pinned", pinned=True)
 
     assert unloads(plan(replace(snapshot, models=models))) == []
+
+
+@pytest.mark.parametrize("fields", [{"served_ms": NOW - MIN_RESIDENCY_MS, "slots_used": 1}, {"served_ms": 0}])
+def test_one_whose_jobs_have_had_their_time_leaves_and_so_does_one_that_does_nothing_for_them(
+    fields: dict[str, Any],
+) -> None:
+    assert unloads(plan(fleet(loaded("b", **fields), waiting={A: 1, B: 50}, unserved_since=overdue(A)))) == ["b-1"]
+
+
+def test_without_a_stay_that_is_asked_for_one_still_brings_a_job_to_its_first_token() -> None:
+    def after(served_ms: int) -> list[str]:
+        at_work = loaded("b", slots_used=1, since_ms=NOW, served_ms=served_ms)
+        return unloads(plan(fleet(at_work, waiting={A: 1}, unserved_since=overdue(A), min_residency_ms=0)))
+
+    assert after(0) == []
+    assert after(NOW) == ["b-1"]
 
 
 def test_one_that_has_just_run_out_of_work_is_spared_no_longer_than_one_that_has_some() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -147,3 +148,15 @@ def test_a_cache_counts_only_once_a_load_came_to_its_end(tmp_path: Path) -> None
     (folder / "8899aabbccddeeff").write_bytes(b"half")
     cache.begin(folder)  # so was the third, while it took more layers
     assert cache.size(folder) == 0
+
+
+def test_caches_of_the_models_used_last_stay(tmp_path: Path) -> None:
+    folders = [cache.folder_of(tmp_path, f"model {number}") for number in range(cache.MAX_MODELS + 3)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        os.utime(folder, (number, number))
+
+    cache.sweep(tmp_path, keep=folders[0])
+
+    assert {*tmp_path.iterdir()} == {folders[0], *folders[-cache.MAX_MODELS + 1 :]}
+    cache.sweep(tmp_path / "none", keep=folders[0])

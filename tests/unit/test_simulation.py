@@ -119,12 +119,22 @@ def test_endless_work_of_two_models_for_one_place_lets_neither_wait_beyond_its_b
 
 def test_jobs_that_no_stay_is_long_enough_for_end_the_run_with_the_reason() -> None:
     models = {name: model(6, load=25) for name in "ab"}
-    fleet = paper_fleet(burst({"a": 1, "b": 1}, 4, output=900), models=models, max_wait=5, min_residency=1, drain=0)
+    fleet = paper_fleet(burst({"a": 1, "b": 1}, 4, output=3000), models=models, max_wait=5, min_residency=1, drain=0)
 
     found = outcome(fleet)
 
     assert found.never_served == found.jobs - found.succeeded > 0
     assert any("given back 100 times before its end" in reason for reason in found.reasons.values())
+
+
+def test_two_models_whose_prompts_take_longer_than_a_stay_are_both_served() -> None:
+    models = {name: model(6, load=25) for name in "ab"}
+    stream = burst({"a": 1, "b": 1}, 6, prompt=1000, output=20)  # 10 s of prefill
+
+    found = outcome(paper_fleet(stream, models=models, max_wait=20, min_residency=5, drain=3))
+
+    assert found.succeeded == found.jobs == 6
+    assert found.loads <= found.jobs
 
 
 def test_a_job_that_is_given_back_keeps_its_tokens_and_goes_on_elsewhere() -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from packtrain.broker.fields import Numerics, Recipe, Report, SafeId
+from packtrain.broker.ids import Route, is_deterministic, model_of
 from packtrain.broker.model_info import ModelFault
 from packtrain.broker.states import InstanceState
 
@@ -63,6 +64,11 @@ class NodeBeat(Report):
     cpu: str = Field("", description="what of its CPU tells on the bits of an answer; equal in deterministic groups")
     weights_per_s: float = Field(
         0, description="bytes of weights that a step of one job reads a second here, the most that was seen; 0: none"
+    )
+
+    read_rates: dict[str, float] = Field(
+        default_factory=dict,
+        description="bytes of weights a second, by their type, as a step of one job reads them: measured at the start",
     )
 
     @cached_property
@@ -120,6 +126,9 @@ class InstanceBeat(Report):
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")
     requested_ms: int = 0
     ready_ms: int = 0
+    served_ms: int | None = Field(
+        None, description="when a job first had a token or its end of it; 0: none has yet; null: an older version"
+    )
     last_used_ms: int = 0
     ended_ms: int = Field(0, description="when its process was seen gone")
     out_of_memory: bool = Field(False, description="it FAILED, as far as can be told, for want of memory")
@@ -135,3 +144,16 @@ class InstanceBeat(Report):
     def is_head(self) -> bool:
         """Whether others hold layers for it."""
         return bool(self.group) and self.group == self.instance
+
+    @property
+    def part(self) -> str:
+        """For people, what of its model it has; empty: all of it."""
+        if not self.group:
+            return ""
+        layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
+        return f"head of a group, {layers}" if self.is_head else f"shard of {self.group}, {layers}"
+
+    def serves(self, route: Route) -> bool:
+        """Whether it runs jobs of this route, as soon as it is READY: by its model and numerics. No shard does."""
+        fits = self.numerics == "deterministic" or not is_deterministic(route)
+        return self.model == model_of(route) and fits and not self.is_shard

@@ -14,8 +14,8 @@ from itertools import zip_longest
 from typing import Protocol
 
 from packtrain.broker import placement
-from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.celery_app import MAX_BELLS
+from packtrain.broker.commanding import orders_of, unload_order
 from packtrain.broker.deeds import of_instances, of_unloads
 from packtrain.broker.deeds_store import DeedBook
 from packtrain.broker.diverting import Diverter
@@ -27,7 +27,7 @@ from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.orders import NodeCommand
 from packtrain.broker.placement import Load, Plan, Snapshot, Unload
 from packtrain.broker.registry import Registry
-from packtrain.broker.states import InstanceState, JobState
+from packtrain.broker.states import JobState
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ class Coordinator:
                 logger.warning(
                     "Failed %d jobs for %s: %s", failed, reject.route, reject.error, extra={"event": "jobs.rejected"}
                 )
-        names = [self._load(load, snapshot.now_ms, term) for load in plan.loads]
+        names = [self._load(load, snapshot, term) for load in plan.loads]
         for unload in plan.unloads:
             self._unload(unload, term)
         if self._journal and (plan.loads or plan.unloads or told):
@@ -225,40 +225,25 @@ class Coordinator:
             entry = Entry(at_ms=snapshot.now_ms, term=term, decisions=tuple(decisions), waits=dict(plan.waits))
             self._journal.write(entry, snapshot)
 
-    def _load(self, load: Load, now_ms: int, term: int) -> InstanceId:
-        instance = self._new_instance_id(load.model)
-        # The record comes first: it reserves the memory. If the command is lost, the record expires and we plan anew.
-        self._registry.put_instance(
-            InstanceBeat(
-                instance=instance, model=load.model, node=load.node, state=InstanceState.REQUESTED,
-                n_slots=load.n_slots, n_ctx=load.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
-                requested_ms=now_ms,
-            )
-        )  # fmt: skip
+    def _load(self, load: Load, snapshot: Snapshot, term: int) -> InstanceId:
+        names = [self._new_instance_id(load.model) for _ in range(1 + len(load.shards))]
+        nodes = {NodeId(node.node): node for node in snapshot.nodes}
+        info = snapshot.models.get(load.model)
+        orders = orders_of(load, names, nodes, info, now_ms=snapshot.now_ms, term=term)
+        # Records come first: they reserve the memory. If a command is lost, its record expires and we plan anew.
+        self._registry.put_instances(orders.records)
         logger.info(
-            "Load %s on %s as %s: %s", load.model, load.node, instance, load.reason, extra={"event": "instance.load"}
+            "Load %s on %s as %s: %s", load.model, load.node, names[0], load.reason, extra={"event": "instance.load"}
         )
-        self._bells.command(
-            load.node,
-            NodeCommand(
-                id=f"load-{instance}", term=term, verb="load", instance=instance, model=load.model,
-                n_slots=load.n_slots, n_ctx=load.n_ctx, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
-                fetch_from=load.fetch_from, reason=load.reason,
-            ),
-        )  # fmt: skip
-        return instance
+        for node, command in orders.commands:
+            self._bells.command(node, command)
+        return names[0]
 
     def _unload(self, unload: Unload, term: int) -> None:
         logger.info(
             "Unload %s from %s: %s", unload.instance, unload.node, unload.reason, extra={"event": "instance.unload"}
         )
-        self._bells.command(
-            unload.node,
-            NodeCommand(
-                id=f"unload-{unload.instance}", term=term, verb="unload", instance=unload.instance,
-                model=unload.model, reason=unload.reason,
-            ),
-        )  # fmt: skip
+        self._bells.command(unload.node, unload_order(unload, term))
 
 
 def real_models(models: list[ModelInfo]) -> dict[ModelId, ModelInfo]:

@@ -2,7 +2,7 @@
 
 Instances are records that stay for ten minutes after their end, and the leader looks each second: so it sees each load
 and each end, whoever led when it happened. What it sees again, as the next leader or a minute later, has the same name
-and counts no more.
+and counts no more. A model over several nodes is one, on the node of its head.
 
     loaded|smollm2|n1          what became of instances, by model and node
     load:5000|smollm2          a histogram of load times, see tally.py
@@ -50,6 +50,8 @@ def of_instances(instances: Iterable[InstanceBeat]) -> list[Deed]:
     """What the records of instances tell."""
     found = []
     for each in instances:
+        if each.is_shard:
+            continue
         if each.ready_ms:
             took = observed("load", each.ready_ms - each.requested_ms, LOADS_MS)
             timed = {f"{name}|{each.model}": number for name, number in took.items()}

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.fields import Report
-from packtrain.broker.ids import JobId, Route, is_deterministic, model_of
+from packtrain.broker.ids import JobId, Route
 from packtrain.broker.jobs import JobStore, Place
 from packtrain.broker.outcome import JobStatus
 from packtrain.broker.rates import Rate
@@ -89,7 +89,7 @@ def explain(
     if place is None:
         return found.model_copy(update={"reason": _not_waiting(status, now_ms)})
     route = Route(status.route or status.model)
-    serving = [i for i in instances if _serves(i, route) and not i.state.is_terminal]
+    serving = [i for i in instances if i.serves(route) and not i.state.is_terminal]
     ready = [i for i in serving if i.state is InstanceState.READY]
     ahead = place.ahead + place.interactive_ahead
     left = {i.instance: i.reserved_slots if status.lane == "bulk" else 0 for i in ready}
@@ -135,7 +135,8 @@ def _waiting(
     if not ready:
         first = min(serving, key=lambda i: i.requested_ms)
         age_s = max(0, now_ms - first.requested_ms) / 1000
-        how_far = f" ({first.reason})" if first.state is InstanceState.FETCHING and first.reason else ""
+        tells = first.reason and (first.is_head or first.state is InstanceState.FETCHING)
+        how_far = f" ({first.reason})" if tells else ""
         return f"{first.model} is {first.state.lower()} on {first.node}{how_far}, {age_s:.0f} s after it was asked for"
     if status.attempts >= SUSPECT_ATTEMPTS:
         return f"it has lost {status.attempts} instances and so runs alone, on an instance that has nothing else to do"
@@ -177,8 +178,3 @@ def _not_waiting(status: JobStatus, now_ms: int) -> str:
     error = status.outcome.error if status.outcome else None
     why = f": {error.get('message', '')}" if error else ""
     return f"it ended as {status.state}, {took_s:.1f} s after it was submitted{why}"
-
-
-def _serves(instance: InstanceBeat, route: Route) -> bool:
-    fits = instance.numerics == "deterministic" or not is_deterministic(route)
-    return instance.model == model_of(route) and fits

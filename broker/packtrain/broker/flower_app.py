@@ -41,7 +41,7 @@ def queue_names(handler: BaseHandler) -> list[str]:
         loaded = [
             route
             for beat in registry.instances()
-            if not beat.state.is_terminal
+            if not (beat.state.is_terminal or beat.is_shard)
             for route in routes_of(ModelId(beat.model), beat.numerics)
         ]
         waiting = RedisJobs(_redis).waiting()

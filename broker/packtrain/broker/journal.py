@@ -39,6 +39,14 @@ class Seen(Report):
     verdict: str
 
 
+class SeenShard(Report):
+    """A part of a model that is loaded over several nodes."""
+
+    node: str
+    layers: int
+    reserved_bytes: int = 0
+
+
 class Decision(Report):
     """A load, an unload, or jobs that were told that their model cannot be loaded."""
 
@@ -52,6 +60,8 @@ class Decision(Report):
     n_slots: int = 0
     n_ctx: int = 0
     fetch_from: str = ""
+    layers: int = Field(0, description="of the head of a group")
+    shards: tuple[SeenShard, ...] = Field((), description="what other nodes hold for it")
     code: str = Field("", description="of the error that jobs were told")
     jobs: int = Field(0, description="that were told it")
     cost: float | None = Field(None, description="seconds, that made an instance the one to leave")
@@ -167,7 +177,8 @@ def _of_load(load: Load) -> Decision:
     return Decision(
         verb="load", model=load.model, node=load.node, numerics=load.numerics, reserved_bytes=load.reserved_bytes,
         n_slots=load.n_slots, n_ctx=load.n_ctx, fetch_from=load.fetch_from, reason=load.reason,
-        candidates=_seen(load.candidates),
+        candidates=_seen(load.candidates), layers=load.layers,
+        shards=tuple(SeenShard(**asdict(shard)) for shard in load.shards),
     )  # fmt: skip
 
 

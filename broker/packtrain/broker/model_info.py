@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 from pydantic import Field
@@ -119,9 +120,22 @@ class ModelInfo(Report):
     file_bytes: int = Field(0, description="of all its files; 0: not known")
     fetchable: bool = Field(False, description="another node may read its files from here")
 
-    def offer(self) -> ModelInfo:
-        """What placement needs of it, which is a tenth of the bytes."""
-        return self.model_copy(update={"memory": ModelMemory(), "adapters": (), "options": {}, "layer_bytes": ()})
+    def offer(self, *, with_layers: bool = False) -> ModelInfo:
+        """What placement needs of it, which is a tenth of the bytes.
+
+        Args:
+            with_layers: Also what tells how it would be split.
+        """
+        split = {} if with_layers else {"memory": ModelMemory(), "layer_bytes": ()}
+        return self.model_copy(update={"adapters": (), "options": {}, **split})
+
+    @property
+    def file_key(self) -> str:
+        """Equal for equal files, as far as is known without reading them: sha256 of what describes one."""
+        said = (
+            self.id, self.file, self.file_bytes, self.architecture, self.quantization, self.parameters, self.layer_bytes
+        )  # fmt: skip
+        return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 class ModelFault(Report):

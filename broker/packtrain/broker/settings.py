@@ -82,7 +82,10 @@ class Settings(BaseSettings):
         description="after this long without an instance jobs may drive out a model that has work itself, seconds",
     )
     min_residency_s: float = Field(
-        10, ge=0, description="how long an instance stays though its room is wanted, seconds"
+        10,
+        ge=0,
+        description="how long an instance stays though its room is wanted, from its first token on if it is at work, "
+        "seconds",
     )
     events: bool = Field(False, description="send Celery events, which Flower needs; costs throughput")
     stall_s: float = Field(60, gt=0, description="an engine without a sign of life for this long is restarted, seconds")
@@ -107,6 +110,12 @@ class Settings(BaseSettings):
     )
     split: bool = Field(
         False, description="this node may hold a part of a model with other nodes; it measures its links to them"
+    )
+    split_port: int = Field(
+        0,
+        ge=0,
+        le=65_000,
+        description="other nodes' tunnels to shards come to this port and the next 15; 0: to any free ones",
     )
     scripted: bool = Field(False, description="offer scripted models instead of GGUF files; for tests and benchmarks")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")

@@ -81,7 +81,7 @@ def outlook_of(route: Route, view: View, rate: Rate | None, *, is_held_up: bool)
     elif not ready and is_held_up:
         load_s = None
     elif not ready:
-        before = [load_s_of(i) for i in view.of_model.get(model, ()) if i.ready_ms]
+        before = [load_s_of(i) for i in view.of_model.get(model, ()) if i.ready_ms and not i.is_shard]
         load_s = before[-1] if before else guessed_load_s(min((o.required_bytes for o in offers.values()), default=0))
     return Outlook(
         is_offered=bool(offers or up),

@@ -16,7 +16,6 @@ from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import InvalidRequest, UnknownJob
 from packtrain.broker.ids import JobId, ModelId, Route, is_deterministic, model_of, new_job_id, route_of
 from packtrain.broker.job_spec import JobSpec
-from packtrain.broker.jobs import routes_of
 from packtrain.broker.outcome import JobStatus, Outcome, Receipt
 from packtrain.broker.states import JobState
 from packtrain.client.transport import Transport
@@ -183,7 +182,7 @@ def first_difference(old: Outcome, new: Outcome, *, is_deterministic: bool) -> D
 def _check_is_there(instances: Iterable[InstanceBeat], name: str, route: Route) -> None:
     """A job meant for nobody would wait in vain."""
     alive = [i for i in instances if not i.state.is_terminal]
-    serving = [i for i in alive if route in routes_of(ModelId(i.model), i.numerics)]
+    serving = [i for i in alive if i.serves(route)]
     known = sorted({i.instance for i in serving} | {i.node for i in serving})
     if name not in known:
         how = " in deterministic numerics" if is_deterministic(route) else ""

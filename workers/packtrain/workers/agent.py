@@ -222,7 +222,7 @@ class Agent:
         return InstanceBeat(
             instance=instance, model=command.model, node=self._node, state=InstanceState.STARTING,
             n_slots=command.n_slots, n_ctx=command.n_ctx, numerics=command.numerics,
-            reserved_bytes=command.reserved_bytes, requested_ms=self._registry_ms(),
+            reserved_bytes=command.reserved_bytes, requested_ms=self._registry_ms(), served_ms=0,
             group=command.group, layers=command.layers, forecast_tokens_per_s=command.forecast_tokens_per_s,
         )  # fmt: skip
 
@@ -239,7 +239,7 @@ class Agent:
             try:
                 self._groups.hold(beat, command, n_threads=n_threads, disk_free=disk_free)
             except OSError as error:
-                self._end(beat, InstanceState.FAILED, f"no folder for its tensors: {error}")
+                self._end(beat, InstanceState.FAILED, f"it cannot be a shard now: {error}")
 
     def _load(self, command: NodeCommand, instance: InstanceId, split: Split | None = None) -> None:
         beat = self._beat_of(command, instance)
@@ -323,8 +323,9 @@ class Agent:
                 managed.begin_drain(reason)
                 news.is_news = True
         for managed in self._instances.values():
-            if managed.config.split and managed.beat.state is InstanceState.LOADING:
-                said = self._groups.said(InstanceId(managed.beat.instance))
+            if managed.config.split and not managed.is_draining:
+                is_loading = managed.beat.state is InstanceState.LOADING
+                said = self._groups.said(InstanceId(managed.beat.instance)) if is_loading else ""
                 managed.beat = managed.beat.model_copy(update={"reason": said})
         return news.is_news or bool(news.ended or news.ready)
 
@@ -364,7 +365,9 @@ class Agent:
         report = managed.process.last_report
         if report and report.not_deterministic:
             self._not_deterministic[managed.beat.model] = report.not_deterministic
-        was, now_ms = managed.beat, self._registry_ms()
+        now_ms = self._registry_ms()
+        managed.take_report(time.monotonic(), now_ms)  # READY and gone between two looks: it was loaded all the same
+        was = managed.beat
         beat = managed.ended(cause, now_ms)
         instance, has_failed = InstanceId(beat.instance), beat.state is InstanceState.FAILED
         log = logger.error if has_failed else logger.info
@@ -447,6 +450,7 @@ class Agent:
             split=self._groups is not None,
             links=self._exchange.links,
             certificate=self._groups.certificate if self._groups else "",
+            read_rates=self._devices.rates if self._devices else {},
             cpu=self._devices.features if self._devices else "",
             weights_per_s=self._speed.bytes_per_s,
         )
@@ -510,7 +514,8 @@ def groups_of(settings: Settings, registry: Registry, reached: Callable[[], str]
         return None
     listen, _ = split_address(settings.files_address)
     return Groups(
-        registry, new_identity(run_folder(settings) / "tunnel", settings.node), listen=listen, reached=reached,
+        registry, new_identity(run_folder(settings) / "tunnel", settings.node), listen=listen,
+        first_port=settings.split_port, reached=reached,
         caches=settings.home / "shards", drain_s=settings.drain_s + DRAINING_MARGIN_S,
     )  # fmt: skip
 

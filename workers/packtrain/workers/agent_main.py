@@ -57,6 +57,8 @@ HOLD_TIMEOUT_S = 20.0
 
 def run(settings: Settings) -> None:
     """Run the agent until SIGTERM; returns when its instances are gone."""
+    config = load_catalog_config(settings.home)
+    settings = settings.model_copy(update={"split": settings.split or config.split})
     url = settings.broker_url()
     # Few tries per command: the loop must go on looking at its processes while the broker is away.
     redis = connect(url, name=f"agent.{settings.node}", retries=1)
@@ -76,9 +78,9 @@ def run(settings: Settings) -> None:
         if settings.scripted
         else GgufCatalog(settings, lambda: granted_bytes(standing), memory_book(settings), MemoryProber())
     )
-    catalog = RemoteCatalog(files, load_catalog_config(settings.home))
-    devices = None if settings.scripted else DeviceWatch()
-    hub, bell = HubBeat(), Doorbell(app)
+    catalog = RemoteCatalog(files, config)
+    devices = None if settings.scripted else DeviceWatch(rates_with=standing.terms.cores if settings.split else 0)
+    hub, bell = HubBeat(settings.stall_s), Doorbell(app)
     consumer = ConsumerWatch(lambda number: bell.echo(settings.node_id, number), lambda: hub.age_s, settings.stall_s)
     settings.home.joinpath("models").mkdir(parents=True, exist_ok=True)
     with held_alone(run_folder(settings), settings.node):

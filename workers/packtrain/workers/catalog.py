@@ -274,6 +274,7 @@ class _Building:
             min_replicas=options.replicas.min,
             max_replicas=options.replicas.max or 0,
             nodes=options.nodes,
+            split_over=options.split,
             file_bytes=sum(part.size for part in files.parts) + (projector.file.size if projector else 0),
             # A node that fetches the model has not its adapters, and would fail the jobs that name one.
             fetchable=not adapters,

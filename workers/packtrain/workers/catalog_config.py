@@ -1,5 +1,7 @@
 """`packtrain.toml`: what the operator of a node says about its models. Everything in it is optional.
 
+    split = true                # this node may hold parts of models with others, see docs/split.md
+
     [defaults]
     context = 4096              # tokens of one slot
     slots = 8                   # sequences at once; left out: what fits in a quarter of the memory
@@ -17,6 +19,7 @@
     pinned = true               # never evicted
     replicas = {min = 1, max = 3}   # keep 1 loaded, load up to 3 when jobs pile up; left out: 0, and one on each node
     nodes = {gpu = "yes"}       # only nodes with these labels; what one node says of a model holds for the fleet
+    split = ["attic", "vm"]     # these nodes always hold it together, see docs/split.md; left out: where it must be
     kv_type = "f16"             # of the cache; f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl
     gpu_layers = 20             # left out: all where there is a GPU
     tensor_split = [3, 1]       # shares of the GPUs
@@ -81,6 +84,8 @@ MAX_KEEP_ALIVE_S = 10 * 365 * 24 * 3600
 MAX_REPLICAS = 1_000
 MAX_LABELS = 16  # of one selector
 MAX_LORAS = 64  # adapters of one model: all are loaded with it
+
+MAX_SPLIT = 8  # nodes that hold one model together
 
 MAX_TARGETS = 16  # of one alias
 MAX_SPILL_S = 7 * 24 * 3600  # no job waits longer
@@ -195,6 +200,17 @@ class AliasOptions(_Section):
         return value
 
 
+def _are_nodes(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(value) == 1:
+        raise ValueError("one node holds a model by itself; name two or more, or leave it out")
+    if len(set(value)) < len(value):
+        raise ValueError("a node stands there twice; name each once")
+    return value
+
+
+SplitOver = Annotated[tuple[SafeId, ...], Field(max_length=MAX_SPLIT), AfterValidator(_are_nodes)]
+
+
 class ModelOptions(LoadOptions):
     """For one model. What is left out comes from `Defaults`."""
 
@@ -214,6 +230,7 @@ class ModelOptions(LoadOptions):
         ReplicaOptions(), description="how many are loaded; null: 0 while nobody asks, then up to one on each node"
     )
     nodes: Selector = Field(default_factory=dict, description="labels that a node must have")
+    split: SplitOver = Field((), description="nodes that always hold it together; null: where it must be divided")
     adapters: dict[SafeId, Annotated[AdapterOptions, BeforeValidator(_path_alone)]] = Field(
         default_factory=dict, max_length=MAX_LORAS, description="LoRA adapters that jobs may name"
     )
@@ -234,6 +251,9 @@ class ModelOptions(LoadOptions):
 class CatalogConfig(_Section):
     """The whole file."""
 
+    split: Annotated[bool, Field(strict=True)] = Field(
+        False, description="this node may hold parts of models with others, see docs/split.md"
+    )
     defaults: Defaults = Defaults()
     models: dict[SafeId, ModelOptions] = Field(default_factory=dict)
     aliases: dict[SafeId, AliasOptions] = Field(default_factory=dict)

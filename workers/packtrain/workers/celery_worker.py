@@ -10,14 +10,24 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 from celery.exceptions import SecurityWarning
 
-#: The consumer's own loop shows a sign of life this often, seconds.
-HUB_BEAT_S = 1.0
+#: The consumer's own loop shows a sign of life this often, seconds; oftener where a stall is a matter of seconds.
+HUB_BEAT_S, SIGNS_PER_STALL = 1.0, 6
+
+
+def sign_every_s(stall_s: float) -> float:
+    """Seconds from one sign of life to the next, where silence for `stall_s` is a defect."""
+    return min(HUB_BEAT_S, stall_s / SIGNS_PER_STALL)
 
 
 class HubBeat:
-    """When the Celery consumer loop last turned. A consumer that is green but dead stops turning."""
+    """When the Celery consumer loop last turned. A consumer that is green but dead stops turning.
 
-    def __init__(self) -> None:
+    Args:
+        stall_s: Silence for so long is a defect (`PACKTRAIN_STALL_S`).
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        self.every_s = sign_every_s(stall_s)
         self._last = time.monotonic()
 
     def beat(self) -> None:
@@ -64,7 +74,7 @@ def run_worker(
 
         def start(self, consumer: Any) -> None:
             hub.beat()
-            consumer.timer.call_repeatedly(HUB_BEAT_S, hub.beat)
+            consumer.timer.call_repeatedly(hub.every_s, hub.beat)
 
     class Facts(bootsteps.StartStopStep):  # type: ignore[misc]
         def info(self, _worker: Any) -> dict[str, Any]:

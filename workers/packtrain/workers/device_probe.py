@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 #: The process ends itself after this long, whatever becomes of the agent, seconds.
 TIMEOUT_S = 60
 AGAIN_S = 60.0
+RATES = "--rates"
 _COMMAND = (sys.executable, "-m", "packtrain.workers.device_probe")
 
 
@@ -31,6 +32,8 @@ class Found(BaseModel):
 
     devices: tuple[FoundDevice, ...] = ()
     features: str = ""  # of CPU and build; who has the same computes the same bits
+    #: Bytes a second of weights of each type, as a step of one job reads them; empty: not asked.
+    rates: dict[str, float] = {}
 
 
 class DeviceWatch:
@@ -38,12 +41,15 @@ class DeviceWatch:
 
     Args:
         command: The probe's argument list.
+        rates_with: Threads to measure with, the first time, how fast weights are read; 0: that is not asked.
     """
 
-    def __init__(self, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(self, command: Sequence[str] = _COMMAND, *, rates_with: int = 0) -> None:
         self.found: tuple[FoundDevice, ...] = ()
         self.features = ""
+        self.rates: dict[str, float] = {}
         self._command = command
+        self._rates_with = rates_with
         self._process: subprocess.Popen[bytes] | None = None
         self._next: float | None = 0.0  # None: never again
 
@@ -71,8 +77,8 @@ class DeviceWatch:
             self._next = None  # whatever it is, it is not better in a minute
             return False
         self._next = now_s + AGAIN_S if any(device.type == GPU for device in said.devices) else None
-        is_news = (said.devices, said.features) != (self.found, self.features)
-        self.found, self.features = said.devices, said.features
+        is_news = (said.devices, said.features) != (self.found, self.features) or bool(said.rates)
+        self.found, self.features, self.rates = said.devices, said.features, said.rates or self.rates
         return is_news
 
     def close(self) -> None:
@@ -84,9 +90,10 @@ class DeviceWatch:
 
     def _ask(self) -> None:
         self._next = None
+        more = [RATES, str(self._rates_with)] if self._rates_with and not self.rates else []
         try:
             self._process = subprocess.Popen(
-                self._command,
+                [*self._command, *more],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -103,7 +110,12 @@ def main() -> int:
     from packtrain.workers.backends.llama_cpp_devices import found_devices
     from packtrain.workers.backends.llama_cpp_library import features
 
-    sys.stdout.write(Found(devices=tuple(found_devices()), features=features()).model_dump_json() + "\n")
+    found = Found(devices=tuple(found_devices()), features=features())
+    if RATES in sys.argv:
+        from packtrain.workers.backends.llama_cpp_rates import read_rates
+
+        found = found.model_copy(update={"rates": read_rates(int(sys.argv[sys.argv.index(RATES) + 1]))})
+    sys.stdout.write(found.model_dump_json() + "\n")
     return 0
 
 

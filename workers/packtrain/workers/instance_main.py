@@ -6,7 +6,7 @@
     engine        owns model and cache
     publisher     writes tokens and ends to the broker
     renewer       keeps the leases
-    reporter      tells the agent how things are, each second and when the engine starts or stops working; takes orders
+    reporter      tells the agent how things are, each second and as the engine starts or stops working; takes orders
 
 The queue is consumed only once the model is READY, so who consumes it is who can serve it. Whatever goes wrong in the
 a thread of ours ends the process: the agent sees it, gives the jobs back, and the coordinator loads the model again.
@@ -52,7 +52,6 @@ from packtrain.workers.supervision import DRAINING_MARGIN_S, EXIT_LOAD_FAILED, E
 
 logger = logging.getLogger(__name__)
 
-REPORT_S = 1.0
 #: One that gives up waits so long for the broker to know of its jobs, seconds.
 GIVE_UP_S = 5.0
 #: Between two reports at least: tiny jobs start and stop the engine hundreds of times a second.
@@ -104,8 +103,9 @@ class Instance:
             extra_jobs=parts.extra_jobs, ring=ring, clock=time.monotonic,
         )  # fmt: skip
         self._pipe = ReportPipe(config.report_fd)
-        self._hub = HubBeat()
+        self._hub = HubBeat(settings.stall_s)
         self._state = InstanceState.WARMING
+        self._warm_tokens = 0  # that no job has asked for
         self._engine_thread = threading.Thread(target=self._engine.run, name="engine", daemon=True)
 
     def run(self) -> None:
@@ -147,6 +147,7 @@ class Instance:
         self._engine_thread.start()
         self._set_state(InstanceState.WARMING)
         self._parts.warm_up()
+        self._warm_tokens = self._engine.stats.tokens_out
 
     def _begin_drain(self) -> None:
         # In a signal handler: it may have interrupted a holder of any lock, so it must take none itself.
@@ -185,7 +186,7 @@ class Instance:
             self._report()
             time.sleep(REPORT_PAUSE_S)
             with suppress(Empty):
-                self._obey(self._news.get(timeout=REPORT_S))
+                self._obey(self._news.get(timeout=self._hub.every_s))
                 while True:
                     self._obey(self._news.get_nowait())
 
@@ -217,6 +218,7 @@ class Instance:
                 job_s=round(self._runner.job_times.seconds(time.monotonic()), 3),
                 recipe=self._parts.recipe,
                 numerics_class=self._parts.numerics_class,
+                has_served=stats.tokens_out > self._warm_tokens or self._runner.job_times.num_ended > 0,
                 is_busy=self._engine.is_busy,
                 threads=self._threads,
                 step_age_s=round(time.monotonic() - stats.beat, 1),

@@ -51,7 +51,7 @@ class InstanceOrder(BaseModel):
 
 
 class InstanceReport(BaseModel):
-    """One line on the pipe, each second and at every change of state or of `is_busy`."""
+    """One line on the pipe, each second at least and at every change of state or of `is_busy`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -72,6 +72,7 @@ class InstanceReport(BaseModel):
     parkings: int = 0
     images_seen: int = 0
     job_s: float = 0  # smoothed, that a job holds a slot
+    has_served: bool = False  # since it is READY a job has had a token or its end
     is_busy: bool = False
     threads: int = 0  # that a step computes with
     step_age_s: float = 0  # since the engine's last sign of life

@@ -19,6 +19,7 @@ class JobTimes:
         self._begun: dict[int, float] = {}
         self._count = 0
         self._mean = 0.0
+        self.num_ended = 0  # given back ones not counted
 
     def begin(self, now: float) -> int:
         """A job takes a slot; what `end` needs to know of it."""
@@ -36,6 +37,7 @@ class JobTimes:
         with self._lock:
             seconds = now - self._begun.pop(number)
             if counts:
+                self.num_ended += 1
                 self._mean = smoothed_run_s(self._mean, seconds)
 
     def seconds(self, now: float) -> float:

@@ -119,6 +119,8 @@ class Managed:
             update["ready_ms"] = update["last_used_ms"] = now_ms
             seconds = now - self.process.started_at
             logger.info("%s is ready after %.1f s", before.instance, seconds, extra={"event": "instance.ready"})
+        if report.has_served and not before.served_ms:
+            update["served_ms"] = now_ms
         since, tokens = self.tokens_before
         if now - since >= RATE_S:
             rate = (report.tokens_out - tokens) / (now - since) if since else 0.0

@@ -6,7 +6,8 @@ that holds:
     1. enough of it is loaded or on its way      nothing to do, or one more replica when the backlog outlasts a load
     2. no live node has its file                 wait; after a while reject its waiting jobs
        none that has can be deterministic        reject the waiting jobs that ask for it
-    3. no node could hold it even empty          reject its waiting jobs with the shortfall
+    3. no node could hold it even empty          load it over several that take part in splits, as 5 to 8 say of one;
+                                                 reject its waiting jobs with the shortfall where that cannot be
     4. its loads failed too often everywhere     reject its waiting jobs with the cause of each node
        they failed just now wherever it may go   wait (the wait doubles with each failure on a node)
     5. some node has room                        load: fewest failures and replicas of it, then most free memory
@@ -21,12 +22,16 @@ such numerics serve; those serve the plain route, too.
 Then instances that an operator wants gone, that nobody needs beside another replica, or that were idle past their
 keep-alive are unloaded.
 
+A model over several nodes is one replica, that of its *head*: shards are where it is, and leave when it does. It never
+gets a second one for its backlog. What packtrain.toml splits over certain nodes skips the cases for one node.
+
     snapshot   what goes in and what comes out          rooms      the memory of one node in the course of a plan
     view       the snapshot, indexed                    choosing   the node for one load, and who must leave for it
     routes     who serves what, and since when nobody   replicas   how many
     failures   what failed loads mean for the next      worth      seconds that an instance is worth
     verdicts   what a job is told that cannot run       planner    the pass
-    packing    snapshots as text, to be planned again
+    gathering  the nodes of a group, or why there is    leaving    who may be unloaded, and who is not needed
+    packing    snapshots as text, to be planned again    split, split_fleet, split_speed    layers by node, and speed
 """
 
 from packtrain.broker.placement.failures import CRASH_BACKOFF_MS, LOAD_BACKOFF_MS, MAX_LOAD_FAILURES
@@ -41,6 +46,7 @@ from packtrain.broker.placement.snapshot import (
     Load,
     Plan,
     Reject,
+    ShardLoad,
     Snapshot,
     Unload,
 )
@@ -57,6 +63,7 @@ __all__ = [
     "Load",
     "Plan",
     "Reject",
+    "ShardLoad",
     "Snapshot",
     "Unload",
     "missing_since",

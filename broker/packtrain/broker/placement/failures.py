@@ -7,6 +7,8 @@ failed before an operator asked for the model counts no more: he has mended it.
 
 One that crashed after it was READY is no failed load: the next may well live, and jobs that crash it again and again
 are stopped by their own count. But where only an operator wants it, it comes back ever more slowly.
+
+Of a group the member that failed counts, on its node: the others only followed it.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from collections.abc import Sequence
 
 from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import ModelLoadFailed
-from packtrain.broker.ids import ModelId, Route, model_of
-from packtrain.broker.placement.view import View, serves
+from packtrain.broker.ids import ModelId, Route, is_deterministic, model_of
+from packtrain.broker.placement.view import View
 from packtrain.broker.states import InstanceState
 
 #: Failed loads of a model on one node after which that node is tried no more.
@@ -27,6 +29,8 @@ LOAD_BACKOFF_MS = 1_000
 CRASH_BACKOFF_MS, MAX_CRASH_BACKOFF_MS = 2_000, 60_000
 #: What a load needs more than the last one that ran out of memory.
 MEMORY_GROWTH = 1.2
+#: A shard in one of these takes its head down, which is not to blame then.
+_BROKEN = (InstanceState.FAILED, InstanceState.LOST)
 
 
 class Failures:
@@ -40,9 +44,9 @@ class Failures:
         self._out_of_memory = 0
         asked_ms = view.asked_ms(self._model)
         for instance in view.of_model.get(self._model, ()):
-            if instance.state is not InstanceState.FAILED or instance.ready_ms or not serves(instance, route):
+            if not _failed_to_load(instance, view) or _ended_ms(instance) < asked_ms:
                 continue
-            if _ended_ms(instance) < asked_ms:
+            if is_deterministic(route) and instance.numerics != "deterministic":
                 continue
             offer = view.offer(instance.node, self._model)
             if offer is not None and view.numerics(route, offer) != instance.numerics:
@@ -73,12 +77,16 @@ class Failures:
         wait_ms: int = LOAD_BACKOFF_MS * 2 ** (len(failed) - 1)
         return max(0, max(map(_ended_ms, failed)) + wait_ms - self._now_ms)
 
+    @property
+    def growth(self) -> float:
+        """What is reserved, by what is required: more after each failure for want of memory."""
+        return float(MEMORY_GROWTH**self._out_of_memory)
+
     def need(self, required_bytes: int, budget: int) -> int:
-        """What to reserve: more after each failure for want of memory, but no more than there can be."""
+        """What to reserve, but no more than there can be."""
         if not self._out_of_memory:
             return required_bytes
-        grown = int(required_bytes * MEMORY_GROWTH**self._out_of_memory)
-        return min(grown, max(required_bytes, budget))
+        return min(int(required_bytes * self.growth), max(required_bytes, budget))
 
     def verdict(self, nodes: Sequence[str]) -> ModelLoadFailed | str:
         """What failed loads mean for a model that only these nodes can hold, none of which may be tried now.
@@ -117,6 +125,16 @@ def crash_wait_ms(model: ModelId, view: View) -> int:
         return 0
     wait_ms: int = min(MAX_CRASH_BACKOFF_MS, CRASH_BACKOFF_MS * 2 ** (len(crashed) - 2))
     return max(0, max(map(_ended_ms, crashed)) + wait_ms - view.now.now_ms)
+
+
+def _failed_to_load(instance: InstanceBeat, view: View) -> bool:
+    """True for what failed before it could be used, by what its own node did."""
+    if instance.state is not InstanceState.FAILED or instance.ready_ms:
+        return False
+    if instance.is_shard:
+        head = view.head_of(instance)
+        return head is None or not head.ready_ms
+    return not any(i.is_shard and i.state in _BROKEN for i in view.group_of(instance))
 
 
 def _ended_ms(instance: InstanceBeat) -> int:

@@ -33,7 +33,15 @@ def pack(now: Snapshot) -> str:
     def number(info: ModelInfo) -> int:
         return infos.setdefault(id(info), (len(infos), info))[0]
 
-    nodes = [node.model_copy(update={"models": tuple(m for m in node.models if m in asked)}) for node in now.nodes]
+    def asked_of(node: NodeBeat) -> NodeBeat:
+        # Of its certificate only that there is one.
+        models = tuple(m for m in node.models if m in asked)
+        return node.model_copy(update={"models": models, "certificate": "kept" if node.certificate else ""})
+
+    nodes = [asked_of(node) for node in now.nodes]
+    # How a model would be split is told by what `models` has of it, and of that only its layers and their memory.
+    may_split = any(node.split for node in now.nodes) or any(beat.is_head for beat in now.instances)
+    whole = {number(info) for name, info in now.models.items() if name in asked and (may_split or info.split_over)}
     fields: dict[str, Any] = {name: getattr(now, name) for name in _PLAIN}
     fields |= {
         "v": VERSION,
@@ -48,7 +56,10 @@ def pack(now: Snapshot) -> str:
         },
         "has_offers": bool(now.offers),
     }
-    fields["infos"] = [info.offer().model_dump(mode="json", exclude_defaults=True) for _, info in infos.values()]
+    fields["infos"] = [
+        info.offer(with_layers=number in whole).model_dump(mode="json", exclude_defaults=True)
+        for number, info in infos.values()
+    ]
     return base64.b85encode(zlib.compress(json.dumps(fields, separators=(",", ":")).encode(), 6)).decode()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 
 from packtrain.broker.beats import InstanceBeat
@@ -12,12 +13,15 @@ from packtrain.broker.errors import ModelError, NotDeterministic
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route, is_deterministic, model_of, route_of
 from packtrain.broker.placement.choosing import Choice, Clearing, Place
 from packtrain.broker.placement.failures import Failures, crash_wait_ms
-from packtrain.broker.placement.replicas import Another, another, why_unwanted
+from packtrain.broker.placement.gathering import Gathering
+from packtrain.broker.placement.leaving import Leavers
+from packtrain.broker.placement.replicas import Another, another
 from packtrain.broker.placement.rooms import Room, Victim
-from packtrain.broker.placement.snapshot import Candidate, Load, Plan, Reject, Snapshot, Unload
-from packtrain.broker.placement.verdicts import no_offer, too_large
-from packtrain.broker.placement.view import View, is_up
-from packtrain.broker.placement.worth import held_bytes, idle_ms, mib, regret, residency_ms, swap_cost
+from packtrain.broker.placement.snapshot import Candidate, Load, Plan, Reject, ShardLoad, Snapshot, Unload
+from packtrain.broker.placement.split import SplitPlan
+from packtrain.broker.placement.verdicts import no_offer
+from packtrain.broker.placement.view import View
+from packtrain.broker.placement.worth import mib
 from packtrain.broker.states import InstanceState
 
 
@@ -33,17 +37,12 @@ class _Pass:
         self._view = view
         self._now = view.now
         self._plan = Plan()
-        # By model, less those that leave in the course of this plan.
-        self._ready = Counter(
-            (i.model, i.numerics)
-            for i in self._now.instances
-            if i.state is InstanceState.READY and not self._is_sent_away(i)
-        )
+        self._leavers = Leavers(view)
         self._leaving: set[str] = set()
         self._by_cost: dict[bool, list[tuple[float, int, str, Room]]] = {False: [], True: []}  # by the keys of pools
-        self._is_overdue = any(view.waited_ms(route) >= self._now.max_wait_ms for route in self._now.unserved_since)
-        self._rooms = [self._room(name) for name in view.open_nodes]
+        self._rooms = [self._leavers.room(name) for name in view.open_nodes]
         self._rooms.sort(key=_by_free)
+        self._room_of = {room.name: room for room in self._rooms}
         for room in self._rooms:
             self._find_pools(room)
         self._short_of_memory = False
@@ -94,31 +93,55 @@ class _Pass:
         """Meet the first case that holds; True when it is a load."""
         failures = Failures(route, self._view)
         choice = Choice(route, self._rooms, self._view, failures, spread=more is not None)
-        if place := choice.place():
-            self._load(route, place, choice, more)
-            return True
-        if next(choice.ready(), None) or choice.may_fetch():
-            return self._make_way(route, choice, more)
+        if not self._view.rules(model_of(route)).split_over:
+            if place := choice.place():
+                self._load(route, place, choice, more)
+                return True
+            if next(choice.ready(), None) or choice.may_fetch():
+                return self._make_way(route, choice, more)
         verdict = self._verdict(route, choice, failures)
-        if isinstance(verdict, ModelError) and not has_any:
+        if isinstance(verdict, Gathering):
+            if more:
+                return False
+            found = verdict.plan(lambda room: room.free)
+            if isinstance(found, SplitPlan):
+                self._load_group(route, found, verdict)
+                return True
+            verdict = self._make_way_for_group(route, verdict, choice)
+        if isinstance(verdict, ModelError) and not has_any and self._now.waiting.get(route):
             self._plan.rejects.append(Reject(route, verdict))
         elif not more:
             self._plan.waits[route] = str(verdict)
         return False
 
-    def _verdict(self, route: Route, choice: Choice, failures: Failures) -> ModelError | str:
-        """Why no node can be tried now: final when it is an error."""
+    def _verdict(self, route: Route, choice: Choice, failures: Failures) -> Gathering | ModelError | str:
+        """Why no node can be tried now: final when it is an error; or that several nodes are to hold it together."""
         model = model_of(route)
         admitted = next(choice.admitted(), None)
         if admitted is None:
             return no_offer(model, self._view)
-        largest = max(choice.able(), key=lambda holder: holder[0].node.memory_budget, default=None)
-        if largest is None:
+        able = next(choice.able(), None)
+        if able is None:
             return NotDeterministic(model=model, reason=admitted[0].node.not_deterministic[model])
         fitting = [room.name for room, _ in choice.fitting()]
-        if not fitting:
-            return too_large(largest[1], largest[0].node)
+        if self._view.rules(model).split_over or not fitting:
+            info = self._now.models.get(model, able[1])
+            return Gathering(route, self._rooms, self._view, failures, info)
         return failures.verdict(fitting)
+
+    def _make_way_for_group(self, route: Route, gathering: Gathering, choice: Choice) -> ModelError | str:
+        """No nodes have room for it together: make some where that can be; why it is not loaded yet."""
+        waited_ms = self._waited_ms(route)
+        for wanted in (None, False, True) if waited_ms >= self._now.max_wait_ms else (None, False):
+            found = gathering.plan(partial(self._reach, wanted))
+            if isinstance(found, SplitPlan) and (leaving := self._leaving_for(found, wanted)) is not None:
+                self._short_of_memory = True
+                return self._clear_group(route, found, leaving)
+        if reason := gathering.short_of_memory():
+            self._short_of_memory = True
+            return reason
+        largest = max((room for room, _ in choice.able()), key=lambda room: room.node.memory_budget)
+        return gathering.verdict(largest, waited_ms)
 
     def _make_way(self, route: Route, choice: Choice, more: Another | None) -> bool:
         """No node that has the file has room: the cheapest way to one. True when that is a load."""
@@ -131,12 +154,10 @@ class _Pass:
         if more and not clearing:
             return False
         reason = f"idle, makes room for {route}"
-        waited_ms = self._view.waited_ms(route) if self._now.waiting.get(route) else 0
+        waited_ms = self._waited_ms(route)
         if not clearing and waited_ms >= self._now.max_wait_ms:
             clearing = choice.clearing(self._givers(wanted=True), wanted=True, below=limit)
-            reason = (
-                f"makes room for {route}, whose jobs have waited {waited_ms / 1000:.0f} s with nobody to serve them"
-            )
+            reason = _why_driven_out(route, waited_ms)
         self._short_of_memory = True
         if clearing:
             self._clear(route, clearing, choice, reason)
@@ -151,8 +172,7 @@ class _Pass:
 
     def _load(self, route: Route, place: Place, choice: Choice, more: Another | None) -> None:
         room, offer = place.room, place.offer
-        count = self._now.waiting.get(route, 0)
-        why = more.reason if more else f"{count} jobs wait" if count else "an operator asked for it"
+        why = more.reason if more else self._why(route)
         where = f"most free memory: {mib(room.free)}"
         if place.fetch_from:
             where = f"no node with its file has room; it is fetched from {place.fetch_from}; {where}"
@@ -166,19 +186,72 @@ class _Pass:
         room.replicas[model] = room.replicas.get(model, 0) + 1
         self._claim(room, place.need)
 
+    def _load_group(self, route: Route, found: SplitPlan, gathering: Gathering) -> None:
+        info, head = gathering.info, found.head
+        speed = gathering.tokens_per_s(found)
+        forecast = f"; forecast {speed:.1f} tokens/s for one job alone" if speed else ""
+        parts = ", ".join(f"{share.count} layers on {share.node}" for share in found.shares)
+        candidates = tuple(
+            Candidate(share.node, self._room_of[share.node].free, share.size, "shard" if share.link else "head")
+            for share in found.shares
+        )
+        self._plan.loads.append(
+            Load(
+                model_of(route), head.node, gathering.numerics, head.size, info.n_slots, info.n_ctx,
+                f"{self._why(route)}; over {len(found.shares)} nodes: {parts}{forecast}",
+                candidates=candidates, layers=head.count, forecast_tokens_per_s=speed,
+                shards=tuple(ShardLoad(share.node, share.count, share.size) for share in found.shards),
+            )
+        )  # fmt: skip
+        room = self._room_of[head.node]
+        room.replicas[info.id] = room.replicas.get(info.id, 0) + 1
+        for share in found.shares:
+            self._claim(self._room_of[share.node], share.size)
+
+    def _reach(self, wanted: bool | None, room: Room) -> int:
+        return room.reach(self._leavers.may_leave(room, wanted=wanted))
+
+    def _leaving_for(self, found: SplitPlan, wanted: bool | None) -> list[Victim] | None:
+        """Who must leave before a model can be loaded so; None: operators want too many of them kept."""
+        rooms = {share.node: self._room_of[share.node].copy() for share in found.shares}
+        gone: Counter[str] = Counter()
+        victims: list[Victim] = []
+        for share in found.shares:
+            room = rooms[share.node]
+            eviction = room.eviction(
+                share.free, self._leavers.may_leave(room, wanted=wanted, gone=gone), below=float("inf")
+            )
+            if eviction is None:
+                return None
+            for victim in eviction.victims:
+                gone[victim.instance.model] += 1
+                names = {i.instance for i in self._view.group_of(victim.instance)}
+                for other in rooms.values():
+                    other.unload(names)
+            victims += eviction.victims
+        return victims
+
+    def _clear_group(self, route: Route, found: SplitPlan, victims: Sequence[Victim]) -> str:
+        reason = f"idle, makes room for {route}"
+        if any(not self._leavers.is_idle(victim.instance) for victim in victims):
+            reason = _why_driven_out(route, self._waited_ms(route))
+        for victim in victims:
+            self._send_away(victim, reason)
+        rooms = [self._room_of[share.node] for share in found.shares]
+        for room, share in zip(rooms, found.shares, strict=True):
+            self._claim(room, share.free)
+        leaving = sorted({victim.instance.model for room in rooms for victim in room.leaving})
+        return f"waits until {', '.join(leaving)} is unloaded from {', '.join(room.name for room in rooms)}"
+
     def _clear(self, route: Route, clearing: Clearing, choice: Choice, reason: str) -> None:
         room, eviction = clearing.place.room, clearing.eviction
         candidates = choice.candidates(room, f"chosen, costs {eviction.cost:.2f} s") if eviction.victims else ()
         for victim in eviction.victims:
-            self._unload(victim.instance, reason, round(victim.cost, 3), candidates)
-        room.unload(eviction.victims)
+            self._send_away(victim, reason, candidates)
         # Promised, so that no other model of this plan counts on the same bytes.
         self._claim(room, clearing.place.need)
         leaving = ", ".join(victim.instance.model for victim in room.leaving)
         self._plan.waits[route] = f"waits until {leaving} is unloaded from {room.name}"
-        if any(self._view.floor(ModelId(victim.instance.model)) for victim in eviction.victims):
-            for other in self._rooms:  # of a model with a floor fewer may leave elsewhere now
-                self._find_pools(other)
 
     def _claim(self, room: Room, size: int) -> None:
         """Give a room's memory away, and move it to its new place among the rooms."""
@@ -187,13 +260,25 @@ class _Pass:
         bisect.insort(self._rooms, room, key=_by_free)
         self._find_pools(room)
 
+    def _send_away(self, victim: Victim, reason: str, candidates: tuple[Candidate, ...] = ()) -> None:
+        """Unload an instance, or the group that it is a part of, and count on the memory to come on all its nodes."""
+        instance = self._view.head_of(victim.instance) or victim.instance
+        self._unload(instance, reason, round(victim.cost, 3), candidates)
+        parts = self._view.group_of(instance)
+        names = {part.instance for part in parts}
+        has_floor = self._view.floor(ModelId(instance.model))
+        for room in self._rooms if has_floor else [self._room_of.get(NodeId(part.node)) for part in parts]:
+            # Of a model with a floor fewer may leave elsewhere now.
+            if room and (room.unload(names) or has_floor):
+                self._find_pools(room)
+
     def _unload(
         self, instance: InstanceBeat, reason: str, cost: float | None = None, candidates: tuple[Candidate, ...] = ()
     ) -> None:
         name, model, node = InstanceId(instance.instance), ModelId(instance.model), NodeId(instance.node)
         self._plan.unloads.append(Unload(name, model, node, reason, cost, candidates))
         self._leaving.add(instance.instance)
-        self._ready[instance.model, instance.numerics] -= not self._is_sent_away(instance)
+        self._leavers.leaves(instance)
 
     def _givers(self, *, wanted: bool) -> Iterator[Room]:
         """Nodes that get room when some leave, cheapest first, then those with most free memory."""
@@ -201,95 +286,32 @@ class _Pass:
 
     def _find_pools(self, room: Room) -> None:
         """Who may leave a node."""
-        for wanted in (False, True) if self._is_overdue else (False,):
+        for wanted in (False, True) if self._leavers.is_overdue else (False,):
             keys = self._by_cost[wanted]
             if before := room.pools.pop(wanted, None):
                 del keys[bisect.bisect_left(keys, before.key, key=itemgetter(0, 1, 2))]
-            victims = self._may_leave(room, wanted=wanted)
+            victims = self._leavers.may_leave(room, wanted=wanted)
             if victims or room.leaving:
                 room.pools[wanted] = pool = room.pool(victims)
                 bisect.insort(keys, (*pool.key, room), key=itemgetter(0, 1, 2))
 
-    def _may_leave(self, room: Room, *, wanted: bool) -> list[Victim]:
-        """Instances of a node that may be unloaded, less those that operators want kept."""
-        if not room.idle and not (wanted and room.wanted):
-            return []
-        pool = sorted((*room.idle, *(room.wanted if wanted else ())), key=lambda v: v.cost)
-        spare: dict[str, int] = {}
-        found = []
-        for victim in pool:
-            model = victim.instance.model
-            if model not in spare:
-                floor = self._view.floor(ModelId(model))
-                spare[model] = self._num_ready(model) - floor if floor else len(pool)
-            if spare[model] > 0:
-                spare[model] -= 1
-                found.append(victim)
-        return found
+    def _waited_ms(self, route: Route) -> int:
+        """How long its jobs have waited with nobody to serve them; 0: there are none."""
+        return self._view.waited_ms(route) if self._now.waiting.get(route) else 0
 
-    def _room(self, name: NodeId) -> Room:
-        node, now = self._view.open_nodes[name], self._now
-        here = self._view.alive_on.get(name)
-        if not here:
-            return Room(node, node.memory_budget, node.memory_free, [], [], [])
-        coming = sum(max(0, i.reserved_bytes - i.resident_bytes) for i in here if i.state.is_coming_up)
-        leaving, idle, wanted = [], [], []
-        for instance in here:
-            replicas = self._num_ready(instance.model)
-            if instance.state is InstanceState.DRAINING:
-                leaving.append(Victim(instance, regret(instance, now.now_ms, replicas)))
-            elif instance.state is not InstanceState.READY or self._is_pinned(instance):
-                continue
-            elif self._is_idle(instance) and idle_ms(instance, now.now_ms) >= residency_ms(
-                instance, now.min_residency_ms
-            ):
-                idle.append(Victim(instance, regret(instance, now.now_ms, replicas)))
-            elif self._is_overdue and now.now_ms - instance.ready_ms >= now.min_residency_ms:
-                wanted.append(Victim(instance, swap_cost(instance, now.now_ms)))
-        return Room(
-            node,
-            budget=node.memory_budget - sum(map(held_bytes, here)),
-            machine=node.memory_free - coming,
-            leaving=leaving,
-            idle=idle,
-            wanted=wanted,
-            replicas=dict(Counter(i.model for i in here if is_up(i))),
-        )
-
-    def _num_ready(self, model: str) -> int:
-        return self._ready[model, "fast"] + self._ready[model, "deterministic"]
-
-    def _is_sent_away(self, instance: InstanceBeat) -> bool:
-        """True when an operator wants it gone."""
-        return instance.requested_ms < self._view.unload_before_ms(ModelId(instance.model))
-
-    def _is_pinned(self, instance: InstanceBeat) -> bool:
-        offer = self._view.offer(instance.node, ModelId(instance.model))
-        return bool(offer and offer.pinned)
-
-    def _is_idle(self, instance: InstanceBeat) -> bool:
-        return instance.slots_used == 0 and not self._view.is_waited_for(instance)
+    def _why(self, route: Route) -> str:
+        count = self._now.waiting.get(route, 0)
+        return f"{count} jobs wait" if count else "an operator asked for it"
 
     def _unload_unwanted(self) -> None:
         for instance in self._now.instances:
             is_there = instance.state is InstanceState.READY and instance.instance not in self._leaving
-            if is_there and (reason := self._why_unwanted(instance)):
+            if is_there and (reason := self._leavers.why_unwanted(instance)):
                 self._unload(instance, reason)
 
-    def _why_unwanted(self, instance: InstanceBeat) -> str:
-        if self._is_sent_away(instance):
-            return "an operator asked for it"
-        if self._is_pinned(instance) or not self._is_idle(instance):
-            return ""
-        model = ModelId(instance.model)
-        floor = self._view.floor(model)
-        if floor and self._num_ready(model) <= floor:
-            return ""
-        is_fast = instance.numerics == "fast"
-        beside = (self._num_ready(model) if is_fast else self._ready[model, "deterministic"]) - 1
-        offer = self._view.offer(instance.node, model)
-        idle_s = idle_ms(instance, self._now.now_ms) / 1000
-        return why_unwanted(instance, idle_s, beside, offer.keep_alive_s if offer else 0)
+
+def _why_driven_out(route: Route, waited_ms: int) -> str:
+    return f"makes room for {route}, whose jobs have waited {waited_ms / 1000:.0f} s with nobody to serve them"
 
 
 def _by_free(room: Room) -> tuple[int, str]:

@@ -6,7 +6,7 @@ exactly, by branch and bound, up to twelve of them, and greedily beyond.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from packtrain.broker.beats import InstanceBeat, NodeBeat
@@ -18,7 +18,7 @@ MAX_EXACT = 12
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """An instance that may leave, and what that costs."""
+    """An instance that may leave, and what that costs. A shard leaves with its head, which costs what that costs."""
 
     instance: InstanceBeat
     cost: float
@@ -76,12 +76,16 @@ class Room:
         self.machine -= size
         self.free -= size
 
-    def pool(self, victims: Sequence[Victim]) -> Pool:
-        """Instances that may leave, with what that comes to at most and costs at least. Some do, or are leaving."""
+    def reach(self, victims: Sequence[Victim] = ()) -> int:
+        """Free bytes once those that are leaving are gone, and these, too."""
         gone = [victim.instance for victim in (*self.leaving, *victims)]
         budget, machine = sum(map(held_bytes, gone)), sum(i.resident_bytes for i in gone)
+        return min(self.budget + budget, self.machine + machine)
+
+    def pool(self, victims: Sequence[Victim]) -> Pool:
+        """Instances that may leave, with what that comes to at most and costs at least. Some do, or are leaving."""
         least = 0.0 if self.leaving else min(v.cost for v in victims)
-        return Pool(tuple(victims), min(self.budget + budget, self.machine + machine), (least, -self.free, self.name))
+        return Pool(tuple(victims), self.reach(victims), (least, -self.free, self.name))
 
     def eviction(self, size: int, pool: Sequence[Victim], *, below: float) -> Eviction | None:
         """The cheapest set out of a pool that must leave, too, before `size` fits.
@@ -103,12 +107,17 @@ class Room:
         victims = _cheapest(short, sorted(pool, key=lambda v: (v.cost, v.instance.instance)), below)
         return None if victims is None else Eviction(self, victims, sum(v.cost for v in victims), sunk)
 
-    def unload(self, victims: Sequence[Victim]) -> None:
-        """Those leave: their memory is to come."""
-        gone = {victim.instance.instance for victim in victims}
-        self.idle = [v for v in self.idle if v.instance.instance not in gone]
-        self.wanted = [v for v in self.wanted if v.instance.instance not in gone]
-        self.leaving += victims
+    def unload(self, names: Collection[str]) -> bool:
+        """Instances of these names leave, as far as they are here: their memory is to come. True when there are any."""
+        gone = [v for v in (*self.idle, *self.wanted) if v.instance.instance in names]
+        self.idle = [v for v in self.idle if v.instance.instance not in names]
+        self.wanted = [v for v in self.wanted if v.instance.instance not in names]
+        self.leaving += gone
+        return bool(gone)
+
+    def copy(self) -> Room:
+        """The same to try something on."""
+        return Room(self.node, self.budget, self.machine, [*self.leaving], [*self.idle], [*self.wanted])
 
 
 def _cheapest(short: tuple[int, int], pool: Sequence[Victim], below: float) -> tuple[Victim, ...] | None:

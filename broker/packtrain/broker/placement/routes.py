@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from packtrain.broker.ids import ModelId, Route, model_of
 from packtrain.broker.placement.snapshot import Snapshot
-from packtrain.broker.placement.view import View, serves
+from packtrain.broker.placement.view import View
 from packtrain.broker.states import InstanceState
 
 
@@ -47,7 +47,7 @@ def serving(route: Route, now: Snapshot) -> set[str]:
 
     When none does, all nodes, for one of them will load it.
     """
-    instances = [i for i in now.instances if serves(i, route) and not i.state.is_terminal]
+    instances = [i for i in now.instances if i.serves(route) and not i.state.is_terminal]
     nodes = {i.node for i in instances} or {n.node for n in now.nodes}
     return {i.instance for i in instances} | nodes
 
@@ -57,7 +57,7 @@ def numerics_classes(route: Route, now: Snapshot) -> set[tuple[str, str]]:
 
     Each with whom a job may be meant for to be computed there: nobody ("") or the instance or its node.
     """
-    instances = [i for i in now.instances if serves(i, route) and not i.state.is_terminal]
+    instances = [i for i in now.instances if i.serves(route) and not i.state.is_terminal]
     if any(not i.numerics_class for i in instances):
         return set()
     computing = [i for i in instances if i.state is not InstanceState.DRAINING]

@@ -52,8 +52,17 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardLoad:
+    """A part of a model that another node than its head's holds."""
+
+    node: NodeId
+    layers: int  # the last ones of the model, dealt to the shards in their order
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """Start an instance of `model` on `node`."""
+    """Start an instance of `model` on `node`; with `shards` the head of a group, which is all of them or nothing."""
 
     model: ModelId
     node: NodeId
@@ -64,11 +73,14 @@ class Load:
     reason: str
     fetch_from: str = ""  # node that has the file, when this one has not
     candidates: tuple[Candidate, ...] = ()
+    layers: int = 0  # of a head
+    shards: tuple[ShardLoad, ...] = ()
+    forecast_tokens_per_s: float = 0  # of a group, for one job alone; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Drain and stop an instance."""
+    """Drain and stop an instance; the shards of a head follow it, so no shard is ever unloaded by itself."""
 
     instance: InstanceId
     model: ModelId

@@ -38,11 +38,16 @@ class Member:
     free: int  # bytes that it has for instances now
     has_file: bool
     build: str  # of llama.cpp; empty: not known
+    cpu: str = ""  # where bits of answers must be equal: what of its CPU tells on them
 
     @property
     def usable(self) -> int:
         """Bytes that a split may take of it."""
         return int(self.free * USABLE)
+
+    def is_like(self, other: Member) -> bool:
+        """Whether both may hold parts of one model."""
+        return bool(self.build) and (self.build, self.cpu) == (other.build, other.cpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,11 @@ class Share:
     size: int  # bytes, in all
     usable: int
     link: Link | None = None  # to the head; None: it is the head
+
+    @property
+    def free(self) -> int:
+        """Bytes that the node must have free to give it that."""
+        return math.ceil(self.size / USABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +125,19 @@ def link_between(links: Links, one: NodeId, other: NodeId) -> Link | None:
     return links.get((min(one, other), max(one, other)))
 
 
-def plan_split(model: SplitModel, members: Sequence[Member], links: Links) -> SplitPlan | NoSplit:
+def plan_split(
+    model: SplitModel, members: Sequence[Member], links: Links, *, over_all: bool = False
+) -> SplitPlan | NoSplit:
     """The best split over two nodes or more. Same arguments, same plan.
 
     Args:
         members: Nodes that take new instances.
         links: Measured ones.
+        over_all: Over all members, neither more nor fewer.
     """
     heads = [m for m in members if m.has_file and m.build and m.usable >= model.head_bytes]
-    for count in range(2, min(MAX_MEMBERS, len(model.layers) + 1, len(members)) + 1):
+    most = min(MAX_MEMBERS, len(model.layers) + 1, len(members))
+    for count in [len(members)] if over_all and len(members) > 1 else range(2, most + 1):
         found = [plan for head in heads if (plan := _best_around(head, count, model, members, links))]
         if found:
             return min(found, key=_rank)
@@ -156,7 +170,7 @@ def _best_around(
 def _linked(head: Member, model: SplitModel, members: Sequence[Member], links: Links) -> Iterator[tuple[Member, Link]]:
     for member in members:
         link = link_between(links, head.node, member.node)
-        is_able = member.build == head.build and member.usable > model.shard_bytes
+        is_able = member.is_like(head) and member.usable > model.shard_bytes
         if member.node != head.node and link and is_able:
             yield member, link
 
@@ -164,8 +178,8 @@ def _linked(head: Member, model: SplitModel, members: Sequence[Member], links: L
 def _dealt(model: SplitModel, head: Member, shards: Sequence[tuple[Member, Link]]) -> SplitPlan | None:
     """The layers dealt to these members; None: they do not fit."""
     rooms = [head.usable - model.head_bytes, *(member.usable - model.shard_bytes for member, _ in shards)]
-    counts = deal(model.layers, rooms)
-    if counts is None or not all(counts[1:]):
+    counts = deal(model.layers, rooms, least=1)
+    if counts is None:
         return None
     starts = [0, *accumulate(counts)]
     sizes = [sum(model.layers[start:stop]) for start, stop in pairwise(starts)]
@@ -175,46 +189,54 @@ def _dealt(model: SplitModel, head: Member, shards: Sequence[tuple[Member, Link]
     return SplitPlan(tuple(shares))
 
 
-def deal(layers: Sequence[int], rooms: Sequence[int]) -> list[int] | None:
+def deal(layers: Sequence[int], rooms: Sequence[int], *, least: int = 0) -> list[int] | None:
     """How many neighbouring layers each gets, by its room; None: no way to deal them in this order.
 
     By shares of the rooms first. Where a layer is too large for that, each gets as many as it holds.
+
+    Args:
+        least: Layers that each but the first gets at least.
 
     >>> deal([10] * 6, [30, 60, 30])
     [1, 3, 2]
     >>> deal([10, 10, 50], [20, 50])
     [2, 1]
+    >>> deal([10, 10], [90, 10]), deal([10, 10], [90, 10], least=1)
+    ([2, 0], [1, 1])
     """
     total, whole = sum(layers), sum(rooms)
     if total > whole or min(rooms) < 0:
         return None
     ends = [end * total / whole for end in accumulate(rooms)]
-    counts, taken, first = [], 0, 0
-    for end in ends:
-        count = 0
+    # Each leaves as many as those behind it must have.
+    stops = [max(0, len(layers) - least * behind) for behind in reversed(range(len(rooms)))]
+    counts = list[int]()
+    taken = first = 0
+    for end, stop in zip(ends, stops, strict=True):
+        count, must = 0, least if counts else 0
         # A layer goes to whoever has its middle.
-        while first + count < len(layers) and taken + layers[first + count] / 2 < end:
+        while first + count < stop and (count < must or taken + layers[first + count] / 2 < end):
             taken += layers[first + count]
             count += 1
         counts.append(count)
         first += count
     counts[-1] += len(layers) - first
-    if _fit(layers, counts, rooms):
+    if _fit(layers, counts, rooms, least):
         return counts
     counts, first = [], 0
-    for room in rooms:
+    for room, stop in zip(rooms, stops, strict=True):
         count = 0
-        while first < len(layers) and layers[first] <= room:
+        while first < stop and layers[first] <= room:
             room -= layers[first]
             first += 1
             count += 1
         counts.append(count)
-    return counts if first == len(layers) else None
+    return counts if first == len(layers) and _fit(layers, counts, rooms, least) else None
 
 
-def _fit(layers: Sequence[int], counts: Sequence[int], rooms: Sequence[int]) -> bool:
+def _fit(layers: Sequence[int], counts: Sequence[int], rooms: Sequence[int], least: int) -> bool:
     starts = [0, *accumulate(counts)]
-    return all(
+    return all(count >= least for count in counts[1:]) and all(
         sum(layers[start : start + count]) <= room for start, count, room in zip(starts, counts, rooms, strict=False)
     )
 
@@ -246,6 +268,11 @@ def _missing(model: SplitModel, members: Sequence[Member], links: Links) -> Iter
                 f"{member.node} has another llama.cpp ({member.build}) than {head.node} ({head.build}); install the "
                 "same build on both"
             )
+        elif member.build and not member.is_like(head):
+            yield (
+                f"{member.node} has another kind of CPU ({member.cpu or 'not told yet'}) than {head.node} "
+                f"({head.cpu or 'not told yet'}), and deterministic jobs need equal ones; leave out `deterministic`"
+            )
         elif not member.build:
             yield f"{member.node} has not told yet which llama.cpp it has; ask again in a minute"
         elif link_between(links, head.node, member.node) is None:
@@ -256,13 +283,19 @@ def _missing(model: SplitModel, members: Sequence[Member], links: Links) -> Iter
     able = [member for member, _ in _linked(head, model, members, links)]
     needed = sum(model.layers) + model.head_bytes + len(able) * model.shard_bytes
     given = head.usable + sum(member.usable for member in able)
+    small = [m.node for m in others if m.is_like(head) and m not in able and link_between(links, head.node, m.node)]
+    if small and not able:
+        yield (
+            f"a shard needs {_mib(model.shard_bytes)} besides its layers, and {', '.join(small[:MAX_MEMBERS])} can "
+            "give no more; unload something there, or add a node"
+        )
     if needed > given:
         yield (
             f"it needs {_mib(needed)} over {head.node} and {len(able)} more, which can give {_mib(given)} together "
             f"({USABLE:.0%} of what they have free), {(needed - given) // MIB + 1} MiB too little; unload something, "
             "add a node, or set a smaller context or fewer slots"
         )
-    elif len(able) >= 1:
+    elif able:
         yield (
             f"its {len(model.layers)} layers do not divide among {head.node} and {len(able)} more; add a node with "
             f"more than {_mib(max(model.layers) + model.shard_bytes)} to give"

@@ -6,19 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import Field
 
-from packtrain.broker.beats import NodeBeat
+from packtrain.broker.beats import InstanceBeat, NodeBeat
 from packtrain.broker.fields import Report
 from packtrain.broker.ids import ModelId, NodeId
 from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.placement.read_rates import read_rate
 from packtrain.broker.placement.snapshot import Snapshot
 from packtrain.broker.placement.split import Link, Member, NoSplit, SplitModel, SplitPlan, plan_split
-from packtrain.broker.placement.split_speed import forecast
+from packtrain.broker.placement.split_speed import Forecast, forecast
 from packtrain.broker.placement.view import View
+from packtrain.broker.states import InstanceState
 
 #: A shard before it holds anything: Python, llama.cpp and its buffers for messages. 56 MiB measured.
 SHARD_BYTES = 72 * 1024 * 1024
 #: A link that was measured longer ago is not known any more, ms.
 LINK_LIFE_MS = 15 * 60 * 1000
+#: Nodes that a reason names.
+MAX_NAMED = 8
 
 
 class ShareFit(Report):
@@ -34,12 +38,23 @@ class ShareFit(Report):
     round_trip_s: float | None = Field(None, description="of its link to the head")
 
 
+class GroupSeen(Report):
+    """A model that lies over several nodes now."""
+
+    instance: str = Field(description="of its head")
+    state: InstanceState
+    layers: dict[str, int] = Field(description="by node, the head first")
+    forecast_tokens_per_s: float | None = Field(None, description="of one job alone, before it was loaded")
+    alone_tokens_per_s: float | None = Field(None, description="the most that one job alone has got; null: not seen")
+
+
 class SplitFit(Report):
-    """Whether and how a model would be split."""
+    """Whether and how a model would be split, and how it is."""
 
     model: str
     required_bytes: int = Field(0, description="on one node")
     fits_on: tuple[str, ...] = Field((), description="nodes that can hold it alone, so that no split is needed")
+    split_over: tuple[str, ...] = Field((), description="nodes that hold it together whatever fits, by packtrain.toml")
     shares: tuple[ShareFit, ...] = Field((), description="the head first; empty: there is no split")
     missing: tuple[str, ...] = Field((), description="why there is none")
     tokens_per_s: float | None = Field(None, description="forecast for one job alone; null: not known")
@@ -47,10 +62,14 @@ class SplitFit(Report):
     compute_s: float | None = Field(None, description="of a step, forecast")
     load_s: float = Field(0, description="for weights to cross the links the first time, forecast")
     unmeasured: tuple[str, ...] = Field((), description="nodes that have computed nothing yet, so of unknown speed")
+    groups: tuple[GroupSeen, ...] = Field((), description="over which it lies now")
 
 
-def fit_split(model: ModelId, now: Snapshot) -> SplitFit:
+def fit_split(model: ModelId, now: Snapshot, loaded: Sequence[InstanceBeat] = ()) -> SplitFit:
     """The split of a model over the nodes of a snapshot, with the memory that they have in it.
+
+    Args:
+        loaded: What is loaded in fact.
 
     Raises:
         KeyError: No node offers the model.
@@ -62,16 +81,48 @@ def fit_split(model: ModelId, now: Snapshot) -> SplitFit:
         node.node for node in open_nodes
         if (offer := offers.get(NodeId(node.node))) and offer.required_bytes <= _free(node)
     )  # fmt: skip
-    answer = SplitFit(model=model, required_bytes=info.required_bytes, fits_on=fits_on)
-    if fault := _why_never(info):
+    over = view.rules(model).split_over
+    answer = SplitFit(
+        model=model, required_bytes=info.required_bytes, fits_on=fits_on, split_over=over,
+        groups=tuple(_groups(model, loaded)),
+    )  # fmt: skip
+    if fault := why_never(info):
         return answer.model_copy(update={"missing": (fault,)})
-    taking_part = [node for node in open_nodes if node.split]
+    asked = [node for node in open_nodes if not over or node.node in over]
+    taking_part = [node for node in asked if takes_part(node)]
     members = [Member(NodeId(node.node), _free(node), node.node in offers, node.build) for node in taking_part]
-    split = split_model(info)
-    found = plan_split(split, members, links_of(taking_part, now.now_ms))
+    if absent := why_absent(over, members):
+        return answer.model_copy(update={"missing": (*left_out(asked), *absent)})
+    found = plan_split(split_model(info), members, links_of(taking_part, now.now_ms), over_all=bool(over))
     if isinstance(found, NoSplit):
-        return answer.model_copy(update={"missing": (*_left_out(open_nodes), *found.reasons)})
-    return answer.model_copy(update=_told(found, info, {NodeId(node.node): node.weights_per_s for node in open_nodes}))
+        return answer.model_copy(update={"missing": (*left_out(asked), *found.reasons)})
+    rates = {NodeId(node.node): read_rate(node, info) for node in open_nodes}
+    return answer.model_copy(update=_told(found, info, rates))
+
+
+def _groups(model: ModelId, loaded: Sequence[InstanceBeat]) -> Iterator[GroupSeen]:
+    alive = [i for i in loaded if i.model == model and i.group and not i.state.is_terminal]
+    for head in alive:
+        if head.is_head:
+            parts = [head, *(i for i in alive if i.is_shard and i.group == head.instance)]
+            yield GroupSeen(
+                instance=head.instance, state=head.state, layers={part.node: part.layers for part in parts},
+                forecast_tokens_per_s=head.forecast_tokens_per_s or None,
+                alone_tokens_per_s=head.alone_tokens_per_s or None,
+            )  # fmt: skip
+
+
+def takes_part(node: NodeBeat) -> bool:
+    """Whether a node may hold a part of a model: its operator says so, and its tunnels have a certificate."""
+    return node.split and bool(node.certificate)
+
+
+def why_absent(over: Sequence[str], members: Sequence[Member]) -> tuple[str, ...]:
+    """What to say where not all nodes are there that shall hold a model together; nothing: they are."""
+    there = {member.node for member in members}
+    if not (names := [name for name in over if name not in there]):
+        return ()
+    return (f"packtrain.toml splits it over {', '.join(over)}, and of these {_no_part(names)}; start what is missing",)
 
 
 def split_model(info: ModelInfo) -> SplitModel:
@@ -105,7 +156,8 @@ def _free(node: NodeBeat) -> int:
     return min(node.memory_budget, node.memory_free)
 
 
-def _why_never(info: ModelInfo) -> str:
+def why_never(info: ModelInfo) -> str:
+    """Why a model can be split over no nodes at all; empty: it can."""
     if info.remote:
         return "another server answers for it, so there is nothing to split"
     if info.embeds_only:
@@ -115,18 +167,34 @@ def _why_never(info: ModelInfo) -> str:
     return ""
 
 
-def _left_out(nodes: Sequence[NodeBeat]) -> Iterator[str]:
+def left_out(nodes: Sequence[NodeBeat]) -> Iterator[str]:
+    """Nodes that take no part, and what to change."""
     if names := sorted(node.node for node in nodes if not node.split):
-        does = "does" if len(names) == 1 else "do"
-        yield f"{', '.join(names)} {does} not take part in splits; set PACKTRAIN_SPLIT=1 for the agent there"
+        yield f"{_no_part(names)} in splits; set PACKTRAIN_SPLIT=1 for the agent there"
+    if names := sorted(node.node for node in nodes if node.split and not node.certificate):
+        yield f"{', '.join(names)} has no certificate for tunnels yet; ask again in a minute, or see the log there"
 
 
-def _told(plan: SplitPlan, info: ModelInfo, rates: Mapping[NodeId, float]) -> dict[str, object]:
+def _no_part(names: Sequence[str]) -> str:
+    shown = names if len(names) <= MAX_NAMED else [*names[:MAX_NAMED], f"{len(names) - MAX_NAMED} more"]
+    return f"{', '.join(shown)} {'does' if len(names) == 1 else 'do'} not take part"
+
+
+def speed_of(plan: SplitPlan, info: ModelInfo, rates: Mapping[NodeId, float]) -> Forecast:
+    """How fast a model is over these nodes.
+
+    Args:
+        rates: Bytes of weights that nodes read a second; those that are not known are missing or 0.
+    """
     layers = info.layer_bytes
     weights = {share.node: sum(layers[share.first : share.first + share.count]) for share in plan.shares}
     # The output is a matrix that each step reads; the input is a table of which it reads a row.
     weights[plan.head.node] += info.output_bytes
-    said = forecast(plan, weights, rates, n_embd=info.n_embd)
+    return forecast(plan, weights, rates, n_embd=info.n_embd)
+
+
+def _told(plan: SplitPlan, info: ModelInfo, rates: Mapping[NodeId, float]) -> dict[str, object]:
+    said = speed_of(plan, info, rates)
     shares = tuple(
         ShareFit(
             node=share.node, is_head=share is plan.head, first_layer=share.first, layers=share.count, bytes=share.size,

@@ -29,11 +29,12 @@ def no_offer(model: ModelId, view: View) -> ModelGone | str:
     return f"no live node has its file; {left}"
 
 
-def too_large(info: ModelInfo, largest: NodeBeat) -> ModelTooLarge:
+def too_large(info: ModelInfo, largest: NodeBeat, *, over_several: str = "") -> ModelTooLarge:
     """Not even an empty node could hold it: the shortfall, and the smallest change that would fit.
 
     Args:
         info: As the largest node would load it.
+        over_several: Why not even several nodes together could; empty: there is one node.
     """
     short = info.required_bytes - largest.memory_budget
     kv_per_slot = info.kv_bytes_per_token * info.n_ctx
@@ -43,6 +44,8 @@ def too_large(info: ModelInfo, largest: NodeBeat) -> ModelTooLarge:
         remedy = f"set slots = {min(slots, info.n_slots)} for it in packtrain.toml"
     elif info.kv_bytes_per_token and (context := (largest.memory_budget - fixed) // info.kv_bytes_per_token) >= 256:
         remedy = f"set slots = 1 and context = {context // 256 * 256} for it in packtrain.toml"
+    if over_several:
+        remedy += f", or let several nodes hold it together, of which now: {over_several}"
     return ModelTooLarge(
         f"{info.id!r} needs {info.required_bytes // MIB} MiB ({info.n_slots} slots of {info.n_ctx} tokens), the "
         f"largest node {largest.node} may use {largest.memory_budget // MIB} MiB, {short // MIB + 1} less; {remedy}",

@@ -26,6 +26,7 @@ class Rules:
     min_replicas: int = 0
     max_replicas: int = 0  # 0: one on each node
     labels: tuple[tuple[str, str], ...] = ()  # that a node must have
+    split_over: tuple[str, ...] = ()  # nodes that always hold it together
     least_bytes: int = 0  # that any node needs for it
     is_fetchable: bool = False  # from some node
 
@@ -41,7 +42,8 @@ class View:
         self.now = now
         self.open_nodes = {NodeId(n.node): n for n in now.nodes if not n.draining and not n.quarantine}
         self.alive_on: dict[str, list[InstanceBeat]] = defaultdict(list)  # by node
-        self.of_model: dict[str, list[InstanceBeat]] = defaultdict(list)  # those that ended lately, too
+        self.of_model: dict[str, list[InstanceBeat]] = defaultdict(list)  # shards and those that ended lately, too
+        self._heads = {i.instance: i for i in now.instances if i.is_head}
         for instance in now.instances:
             self.of_model[instance.model].append(instance)
             if not instance.state.is_terminal:
@@ -82,6 +84,7 @@ class View:
                 min_replicas=max((offer.min_replicas for offer in said), default=0),
                 max_replicas=max((offer.max_replicas for offer in said), default=0),
                 labels=tuple(sorted(labels)),
+                split_over=max((offer.split_over for offer in said), default=()),
                 least_bytes=min((offer.required_bytes for offer in said), default=0),
                 is_fetchable=self._has_files and any(offer.fetchable and offer.file_bytes for offer in said),
             )
@@ -104,11 +107,24 @@ class View:
 
     def up(self, route: Route) -> list[InstanceBeat]:
         """Instances that serve a route or will soon."""
-        return [i for i in self.of_model.get(model_of(route), ()) if is_up(i) and serves(i, route)]
+        return [i for i in self.of_model.get(model_of(route), ()) if is_up(i) and i.serves(route)]
+
+    def head_of(self, instance: InstanceBeat) -> InstanceBeat | None:
+        """The instance that stands for one to the outside: itself, or of a shard its head, as it was last told.
+
+        None when that is gone: then the shard is about to follow it.
+        """
+        return self._heads.get(instance.group) if instance.is_shard else instance
+
+    def group_of(self, instance: InstanceBeat) -> list[InstanceBeat]:
+        """All members of a group, those that ended, too; of one that has the whole model, itself."""
+        if not instance.group:
+            return [instance]
+        return [i for i in self.of_model[instance.model] if i.group == instance.group]
 
     def is_waited_for(self, instance: InstanceBeat) -> bool:
         """True when jobs wait that it could run."""
-        return any(serves(instance, route) for route in self._routes_of(instance.model))
+        return any(instance.serves(route) for route in self._routes_of(instance.model))
 
     def waited_ms(self, route: Route) -> int:
         """How long jobs have waited on a route with nobody to serve it."""
@@ -123,11 +139,5 @@ class View:
 
 
 def is_up(instance: InstanceBeat) -> bool:
-    """True for one that is READY or on its way there."""
-    return not instance.state.is_terminal and instance.state is not InstanceState.DRAINING
-
-
-def serves(instance: InstanceBeat, route: Route) -> bool:
-    """True when its model and numerics are what jobs of this route ask for."""
-    fits = instance.numerics == "deterministic" or not is_deterministic(route)
-    return instance.model == model_of(route) and fits
+    """True for one that is READY or on its way there, which a shard never is."""
+    return not (instance.state.is_terminal or instance.state is InstanceState.DRAINING or instance.is_shard)

@@ -3,7 +3,8 @@
 Of an idle one it is the regret: the seconds that it takes to load again, times the chance that somebody will want it.
 The chance halves with every ten minutes that it was not used, and is shared with other replicas of its model. Of one
 that jobs still wait for, which only a model that waited too long may drive out, it is the part of its stay that the
-load took: so those that have been there longest take their turn first, and no stay is too short to be worth its load.
+load took: so those that have been there longest take their turn first. Its stay is counted from the first token that a
+job has of it: if long prompts were thrown away before that, again and again, two models could take turns for ever.
 """
 
 from __future__ import annotations
@@ -52,6 +53,16 @@ def regret(instance: InstanceBeat, now_ms: int, num_replicas: int) -> float:
 def swap_cost(instance: InstanceBeat, now_ms: int) -> float:
     """Of a wanted one: its load by its stay so far."""
     return load_s(instance) / max(0.001, (now_ms - instance.ready_ms) / 1000)
+
+
+def stay_ms(instance: InstanceBeat, now_ms: int) -> int:
+    """For how long jobs have had something of an instance that is at work; -1: none has had anything yet.
+
+    Of one at which nobody works, or whose version is too old to say, since it came up.
+    """
+    if instance.served_ms:
+        return now_ms - instance.served_ms
+    return -1 if instance.served_ms == 0 and instance.slots_used else now_ms - instance.ready_ms
 
 
 def residency_ms(instance: InstanceBeat, longest_ms: int) -> int:

@@ -210,14 +210,20 @@ def _fill(fleet: Snapshot, pace: PaceOf) -> tuple[list[InstanceBeat], Plan]:
         for load in found.loads:
             ready_ms = fleet.now_ms - fleet.min_residency_ms - OLDER_MS
             took_s = pace(load.model, load.node).load_s or guessed_load_s(load.reserved_bytes)
-            loaded.append(
-                InstanceBeat(
-                    instance=f"i{len(loaded):05}", model=load.model, node=load.node, state=InstanceState.READY,
-                    n_slots=load.n_slots, slots_used=load.n_slots, n_ctx=load.n_ctx, numerics=load.numerics,
-                    reserved_bytes=load.reserved_bytes, resident_bytes=load.reserved_bytes,
-                    requested_ms=ready_ms - round(took_s * 1000), ready_ms=ready_ms, last_used_ms=ready_ms,
-                )
+            name = f"i{len(loaded):05}"
+            head = InstanceBeat(
+                instance=name, model=load.model, node=load.node, state=InstanceState.READY,
+                n_slots=load.n_slots, slots_used=load.n_slots, n_ctx=load.n_ctx, numerics=load.numerics,
+                reserved_bytes=load.reserved_bytes, resident_bytes=load.reserved_bytes,
+                requested_ms=ready_ms - round(took_s * 1000), ready_ms=ready_ms, last_used_ms=ready_ms,
+                group=name if load.shards else "", layers=load.layers,
             )  # fmt: skip
+            loaded.append(head)
+            for shard in load.shards:
+                size = {"reserved_bytes": shard.reserved_bytes, "resident_bytes": shard.reserved_bytes}
+                own = {"instance": f"i{len(loaded):05}", "node": shard.node, "layers": shard.layers, **size}
+                holds = {"state": InstanceState.HOLDING, "n_slots": 0, "slots_used": 0, "ready_ms": 0}
+                loaded.append(head.model_copy(update={**own, **holds}))
     return loaded, found
 
 

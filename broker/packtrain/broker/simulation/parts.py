@@ -84,6 +84,7 @@ class Instance:
         self.watched: int | None = None  # tick for which an event looks whether it was idle for long enough to go
         self.requested, self.ready = to_s(beat.requested_ms), 0.0
         self._run_s = 0.0
+        self._first_end: float | None = None
         self._beat = beat
         self._is_stale = False
 
@@ -130,6 +131,7 @@ class Instance:
         self.node.used_slot_s += now - job.begun
         if counts:
             self._run_s = smoothed_run_s(self._run_s, now - job.begun)
+            self._first_end = self._first_end or now
         if not self.service:
             self.idle_since = now
         self._is_stale = True
@@ -140,10 +142,14 @@ class Instance:
             # Before the first job has ended it is how long the oldest has run so far, see workers/job_times.py.
             is_measured = self._run_s > 0 or not self.service
             run_s = self._run_s if is_measured else now - min(job.begun for job in self.service.jobs())
+            served = [at for at in (self.service.first_token(now), self._first_end) if at is not None]
             self._beat = self._beat.model_copy(
-                update={"slots_used": len(self.service), "job_s": run_s, "last_used_ms": to_ms(self.idle_since)}
-            )
-            self._is_stale = not is_measured
+                update={
+                    "slots_used": len(self.service), "job_s": run_s, "last_used_ms": to_ms(self.idle_since),
+                    "served_ms": to_ms(min(served)) if served else 0,
+                }
+            )  # fmt: skip
+            self._is_stale = not (is_measured and served)
         return self._beat
 
 

@@ -55,6 +55,7 @@ class Service(Generic[T]):
         self._prefill = 0.0  # seconds of prompts still to compute
         self._since = 0.0
         self._share = 1.0
+        self._first: float | None = None  # when the first token of all came
         self.version = 0
 
     def __len__(self) -> int:
@@ -104,11 +105,19 @@ class Service(Generic[T]):
         """Its sequences."""
         return [job for _, _, job in self._goals]
 
+    def first_token(self, now: float) -> float | None:
+        """When one of its sequences first had a token; None: not by now."""
+        if self._first is None and self._goals:
+            at = self._since + (self._prefill + (1 - self._advanced) * self._step()) / self._share
+            return at if at <= now else None
+        return self._first
+
     def _step(self) -> float:
         return self._rates.alone + (len(self._goals) - 1) * self._rates.each
 
     def _pass(self, now: float) -> None:
         """Count the time since the last change."""
+        self._first = self.first_token(now)
         if self._goals:
             work = (now - self._since) * self._share
             prefill = min(work, self._prefill)

@@ -15,7 +15,6 @@ from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.ids import Route
 from packtrain.broker.states import InstanceState
 from packtrain.client.bulk.ledger import GroupCount, State
-from packtrain.client.bulk.window import serves
 from packtrain.client.result import Result
 
 #: Rates are those of this long, seconds.
@@ -40,7 +39,7 @@ def forecast(counts: Mapping[str, GroupCount], instances: Sequence[InstanceBeat]
     tokens = sum(count.cost.get(State.TODO, 0) for count in counts.values())
     seconds: float | None = 0.0
     for route, number in rows.items():
-        serving = [i for i in instances if i.state is InstanceState.READY and serves(i, Route(route)) and i.job_s]
+        serving = [i for i in instances if i.state is InstanceState.READY and i.serves(Route(route)) and i.job_s]
         rate = sum((i.n_slots - i.reserved_slots) / i.job_s for i in serving)
         if number and seconds is not None:
             seconds = seconds + number / rate if rate else None

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from packtrain.broker.beats import InstanceBeat, NodeBeat
-from packtrain.broker.ids import Route, is_deterministic, model_of
+from packtrain.broker.ids import Route, model_of
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.states import InstanceState
 
@@ -39,16 +39,10 @@ def window(slots: int, jobs_per_s: float) -> int:
 
 def slots_for(route: Route, instances: Sequence[InstanceBeat], infos: Mapping[str, ModelInfo]) -> int:
     """Slots that bulk jobs of a route may have; of a model that is not loaded, as many as one instance would have."""
-    serving = [i for i in instances if i.state is InstanceState.READY and serves(i, route)]
+    serving = [i for i in instances if i.state is InstanceState.READY and i.serves(route)]
     info = infos.get(model_of(route))
     unloaded = info.n_slots - info.reserved_slots if info else 1
     return sum(i.n_slots - i.reserved_slots for i in serving) or max(1, unloaded)
-
-
-def serves(instance: InstanceBeat, route: Route) -> bool:
-    """Whether an instance runs jobs of this route."""
-    fits = instance.numerics == "deterministic" or not is_deterministic(route)
-    return instance.model == model_of(route) and fits
 
 
 def together(
@@ -66,15 +60,22 @@ def together(
         infos: Models by id.
 
     Returns:
-        What runs, then what is loaded, then others, as long as one instance of each has room beside the others.
+        What runs, then what is loaded, then others, as long as one instance of each has room beside the others. What
+        is loaded over several nodes has its room.
     """
-    loaded = [r for r in routes if any(serves(i, r) and not i.state.is_terminal for i in instances)]
+    loaded = [r for r in routes if any(i.serves(r) and not i.state.is_terminal for i in instances)]
     order = list(dict.fromkeys([r for r in running if r in routes] + loaded + list(routes)))
     free = {node.node: node.memory_budget for node in nodes if not node.draining and not node.quarantine}
     chosen: list[Route] = []
     for route in order:
         info = infos.get(model_of(route))
         need = info.required_bytes if info else 0
+        parts = [i for i in instances if i.group and i.model == model_of(route) and not i.state.is_terminal]
+        if parts:
+            for part in parts:
+                free[part.node] = free.get(part.node, 0) - part.reserved_bytes
+            chosen.append(route)
+            continue
         offering = [node.node for node in nodes if node.node in free and model_of(route) in node.models]
         best = max(offering, key=lambda name: free[name], default=None)
         if best is not None and need <= free[best]:

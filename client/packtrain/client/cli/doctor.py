@@ -139,7 +139,7 @@ def _fleet(settings: Settings) -> list[Finding]:
             nodes, instances = fleet.nodes(), fleet.instances()
     except PacktrainError as error:
         return [Finding("fleet", "warn", str(error))]
-    serving = sum(1 for instance in instances if not instance.state.is_terminal)
+    serving = sum(1 for instance in instances if not (instance.state.is_terminal or instance.is_shard))
     found = f"{masked(url)}: {len(nodes)} nodes, {serving} instances"
     if not nodes:
         return [Finding("fleet", "warn", found, "start a node: `packtrain node`, or `packtrain up`")]

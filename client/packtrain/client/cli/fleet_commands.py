@@ -19,6 +19,7 @@ from rich.console import Console
 from packtrain.broker import coordinator_main
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
 from packtrain.broker.ids import ModelId, route_of
+from packtrain.broker.placement import MAX_LOAD_FAILURES
 from packtrain.broker.settings import Settings, load_settings, secret_in
 from packtrain.broker.states import InstanceState
 from packtrain.client import InstanceBeat, ModelInfo, Packtrain
@@ -28,7 +29,18 @@ from packtrain.client.cli import views
 from packtrain.client.cli.gateway_page import missing_for_gateway
 from packtrain.client.cli.join_commands import CODE, FLEET, JOIN, join_fleet, need_joining
 from packtrain.client.cli.node_commands import labels_of
-from packtrain.client.cli.options import CORES, FILES_ADDRESS, HOME, JSON, LABEL, MEMORY, MODELS, NODE, parse_size
+from packtrain.client.cli.options import (
+    CORES,
+    FILES_ADDRESS,
+    HOME,
+    JSON,
+    LABEL,
+    MEMORY,
+    MODELS,
+    NODE,
+    SPLIT,
+    parse_size,
+)
 from packtrain.client.cli.up import UpOptions, run_down, run_up
 from packtrain.client.gateway.settings import load_gateway_settings
 
@@ -82,6 +94,7 @@ def up(
     cores: CORES = None,
     files_address: FILES_ADDRESS = None,
     label: LABEL = None,
+    split: SPLIT = False,
     drain: Annotated[
         float | None, typer.Option(min=0, max=86_400, help="Seconds that running jobs may take at the end; default 30.")
     ] = None,
@@ -122,7 +135,7 @@ def up(
         node=settings.node_id,
         drain_s=settings.drain_s if drain is None else drain,
         maxmemory=broker_memory,
-        env={**_limits(memory, cores, label), **_files(settings, files_address, listen)},
+        env={**_terms(memory, cores, label, split=split), **_files(settings, files_address, listen)},
         quiet=quiet,
     )
     raise typer.Exit(run_up(options, said, as_json=as_json))
@@ -141,6 +154,7 @@ def node(
     cores: CORES = None,
     files_address: FILES_ADDRESS = None,
     label: LABEL = None,
+    split: SPLIT = False,
     join: JOIN = None,
     code: CODE = None,
     fleet: FLEET = None,
@@ -161,7 +175,7 @@ def node(
         "PACKTRAIN_HOME": str(settings.home),
         "PACKTRAIN_NODE": settings.node,
         "PACKTRAIN_MODELS": os.pathsep.join(str(folder.absolute()) for folder in settings.models),
-        **_limits(memory, cores, label),
+        **_terms(memory, cores, label, split=split),
         # Everywhere: the address by which we reach the broker may change, as on a laptop.
         **_files(settings, files_address, "0.0.0.0" if _is_elsewhere(settings.broker_url()) else ""),  # noqa: S104
     }
@@ -208,19 +222,22 @@ def load(
         info = _real_model(fleet, model)
 
         def is_ready(mine: list[InstanceBeat]) -> bool:
-            mine = [
-                i for i in mine if i.instance not in ended
-            ]  # what failed before was mended, or it would not be asked
+            # What failed before was mended, or it would not be asked.
+            mine = [i for i in mine if i.instance not in ended and not i.is_shard]
             failed = [i for i in mine if i.state is InstanceState.FAILED]
-            nodes = [node for node in fleet.nodes() if info.id in node.models]
-            # What failed on one node is tried on the next.
+            known = fleet.nodes()
+            nodes = [node for node in known if info.id in node.models]
+            is_split = bool(info.split_over) or any(i.is_head for i in mine)
+            # What failed on one node is tried on the next, and a group over other nodes.
             has_failed = {node.node for node in nodes} <= {i.node for i in failed}
+            has_failed &= not is_split or len(failed) >= MAX_LOAD_FAILURES
             if not nodes:
                 raise TryLater(f"no live node has {model!r}; it is loaded as soon as one comes back")
-            if info.required_bytes > max(node.memory_budget for node in nodes):
+            may_split = is_split or sum(node.split for node in known) > 1  # then the coordinator says whether it can
+            if not may_split and info.required_bytes > max(node.memory_budget for node in nodes):
                 raise ModelTooLarge(
                     f"{model!r} needs {views.size(info.required_bytes)}, more than any node may use; "
-                    "set fewer slots or a smaller context in packtrain.toml"
+                    "set fewer slots or a smaller context in packtrain.toml, or let nodes take part in splits"
                 )
             if has_failed and all(i.state.is_terminal for i in mine):
                 raise ModelLoadFailed(
@@ -289,7 +306,8 @@ def _settings(home: Path | None, node: str | None, models: list[Path] | None) ->
     return settings.model_copy(update={"models": (*models, *settings.models)}) if models else settings
 
 
-def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> dict[str, str]:
+def _terms(memory: str | None, cores: int | None, labels: list[str] | None, *, split: bool) -> dict[str, str]:
+    """On which this node takes part."""
     env = {}
     if memory:
         env["PACKTRAIN_MEMORY"] = str(parse_size(memory))
@@ -297,6 +315,8 @@ def _limits(memory: str | None, cores: int | None, labels: list[str] | None) -> 
         env["PACKTRAIN_CORES"] = str(cores)
     if labels:
         env["PACKTRAIN_LABELS"] = ",".join(f"{key}={value}" for key, value in labels_of(labels).items())
+    if split:
+        env["PACKTRAIN_SPLIT"] = "1"
     return env
 
 

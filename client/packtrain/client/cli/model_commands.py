@@ -49,7 +49,8 @@ def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_js
     if model not in known:
         raise UnknownModel(model=model, known=list(known))
     info = known[known[model].alias_of or model]
-    loaded = [beat for beat in beats if beat.model == info.id and not beat.state.is_terminal]
+    alive = [beat for beat in beats if beat.model == info.id and not beat.state.is_terminal]
+    loaded = sorted(alive, key=lambda beat: (beat.group or beat.instance, beat.is_shard, beat.instance))
     if as_json:
         sys.stdout.write(json.dumps(model_facts(info, loaded), indent=2) + "\n")
         return
@@ -67,7 +68,8 @@ def show(model: Annotated[str, typer.Argument(help="Model id or alias.")], as_js
     out.print(memory_table(info))
     for beat in loaded:
         took = f"{views.size(beat.resident_bytes)} resident, {views.size(beat.reserved_bytes)} reserved"
-        out.print(f"on {beat.node} as {beat.instance}, {beat.state}: {took}")
+        part = f" ({beat.part})" if beat.part else ""
+        out.print(f"on {beat.node} as {beat.instance}{part}, {beat.state}: {took}", soft_wrap=True)
     if not loaded:
         out.print("not loaded now")
 

@@ -37,6 +37,9 @@ FILES_ADDRESS = Annotated[
     ),
 ]
 CORES = Annotated[int | None, typer.Option("--cores", min=1, help="Cores that models may use; default: all.")]
+SPLIT = Annotated[
+    bool, typer.Option("--split", help="Take part in holding models that no node can hold alone; see docs/split.md.")
+]
 LABEL = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="A label of this node; may be given several times."),

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.connection import connect, unavailable
 from packtrain.broker.errors import InvalidParameter
 from packtrain.broker.placement import Snapshot
@@ -97,9 +98,10 @@ def plan(
             raise InvalidParameter(
                 "--model is about the fleet that runs, whose links are measured; leave the file out", field="model"
             )
-        show_split(_live()[0], model, as_json=as_json)
+        empty, _, loaded = _live()
+        show_split(empty, model, loaded, as_json=as_json)
         return
-    found = fit(*(on_paper(_read(fleet)) if fleet else _live()))
+    found = fit(*(on_paper(_read(fleet)) if fleet else _live()[:2]))
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
@@ -151,15 +153,18 @@ def _lines(path: Path) -> Iterator[str]:
         raise InvalidParameter(f"{path} is not UTF-8 ({error.reason}); save it as such", field="trace") from None
 
 
-def _live() -> tuple[Snapshot, PaceOf]:
+def _live() -> tuple[Snapshot, PaceOf, list[InstanceBeat]]:
+    """The fleet as if nothing were loaded, how fast it is, and what is loaded."""
     url = load_settings().broker_url()
     redis = connect(url, name="plan")
     try:
         registry = RedisRegistry(redis)
-        return as_it_is(
-            registry.now_ms(), registry.nodes(), registry.instances(), registry.models(), registry.offers(),
+        loaded = registry.instances()
+        empty, pace = as_it_is(
+            registry.now_ms(), registry.nodes(), loaded, registry.models(), registry.offers(),
             RedisJobs(redis).waiting(),
         )  # fmt: skip
+        return empty, pace, loaded
     except RedisError as error:
         raise unavailable(url, error) from error
     finally:

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.table import Table
 
+from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.errors import UnknownModel
 from packtrain.broker.ids import ModelId
 from packtrain.broker.placement import Snapshot
-from packtrain.broker.placement.split_fleet import ShareFit, SplitFit, fit_split
+from packtrain.broker.placement.split_fleet import GroupSeen, ShareFit, SplitFit, fit_split
 from packtrain.client.cli import views
 
 
-def show_split(now: Snapshot, model: str, *, as_json: bool) -> None:
-    """Print the plan.
+def show_split(now: Snapshot, model: str, loaded: Sequence[InstanceBeat] = (), *, as_json: bool) -> None:
+    """Print the plan, and how fast the model is where it lies over several nodes already.
+
+    Args:
+        now: The fleet as if nothing were loaded.
+        loaded: What is.
 
     Raises:
         UnknownModel: No node offers it.
     """
     if ModelId(model) not in now.models:
         raise UnknownModel(model=model, known=list(now.models))
-    found = fit_split(ModelId(model), now)
+    found = fit_split(ModelId(model), now, loaded)
     if as_json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
         return
     out = views.console()
     out.print(f"{model} needs {views.size(found.required_bytes)} on one node", soft_wrap=True)
-    if found.fits_on:
+    for group in found.groups:
+        out.print(_group(group), soft_wrap=True)
+    if found.split_over:
+        out.print(f"packtrain.toml has it lie over {', '.join(found.split_over)}", soft_wrap=True)
+    elif found.fits_on:
         out.print(f"it fits on {', '.join(found.fits_on)} alone, so it needs no split", soft_wrap=True)
     if not found.shares:
         out.print("it cannot be split now:")
@@ -36,7 +46,17 @@ def show_split(now: Snapshot, model: str, *, as_json: bool) -> None:
         return
     out.print(_table(found.shares))
     out.print(_speed(found), soft_wrap=True)
-    out.print("a plan only: fleets do not load split models yet", soft_wrap=True)
+
+
+def _group(group: GroupSeen) -> str:
+    where = ", ".join(f"{count} layer{'s' * (count != 1)} on {node}" for node, count in group.layers.items())
+    said = f"{group.state.value} as {group.instance}: {where}"
+    forecast = f"{group.forecast_tokens_per_s:.1f} were forecast" if group.forecast_tokens_per_s else "no forecast"
+    if group.alone_tokens_per_s:
+        return f"{said}; one job alone gets {group.alone_tokens_per_s:.1f} tokens/s, {forecast}"
+    if group.forecast_tokens_per_s:
+        forecast = f"{group.forecast_tokens_per_s:.1f} tokens/s were forecast for one"
+    return f"{said}; no job has run there alone yet, {forecast}"
 
 
 def _table(shares: tuple[ShareFit, ...]) -> Table:

@@ -113,12 +113,15 @@ def _instances(facts: Facts) -> Table:
     for each in facts.instances:
         is_ready = each.state is InstanceState.READY
         slots = Text("▮" * each.slots_used, "green").append("▯" * (each.slots - each.slots_used))
+        said = "; ".join(filter(None, (each.part, each.reason)))
+        is_shard = each.group not in ("", each.instance)
+        busy = "" if is_shard else f"{each.slots_used}/{each.slots}"
         table.add_row(
-            each.instance, each.node, each.state.lower() + (f": {each.reason}" if each.reason else ""),
-            slots if is_ready and each.slots <= 32 else f"{each.slots_used}/{each.slots}",
+            each.instance, each.node, each.state.lower() + (f": {said}" if said else ""),
+            slots if is_ready and each.slots <= 32 else busy,
             f"{each.tokens_per_s:.0f}" if is_ready else "",
             f"{each.batch_mean:.1f}, peak {each.batch_peak}" if each.batch_mean is not None else "",
-            size(each.memory if is_ready else each.reserved),
+            size(each.memory if is_ready or each.state is InstanceState.HOLDING else each.reserved),
         )  # fmt: skip
     return table
 

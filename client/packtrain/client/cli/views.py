@@ -131,19 +131,22 @@ def jobs_table(rows: Sequence[JobStatus]) -> Table:
 
 
 def instances_table(rows: Sequence[InstanceBeat]) -> Table:
-    """Instances: what is loaded where and how busy it is."""
+    """Instances: what is loaded where and how busy it is; shards behind their heads."""
     table = _new(
         "INSTANCE", "MODEL", "NODE", "STATE", "SLOTS", "CONTEXT", "NUMERICS", "MEMORY", "THREADS", "TOK/S",
         "LARGEST BATCH",
         "REASON",
     )  # fmt: skip
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row.group or row.instance, row.is_shard, row.instance)):
         alive = not row.state.is_terminal
+        computes = alive and not row.is_shard
+        reason = "" if row.state in (InstanceState.READY, InstanceState.HOLDING) else row.reason
         table.add_row(
-            row.instance, row.model, row.node, row.state.value, f"{row.slots_used}/{row.n_slots}", str(row.n_ctx or ""),
-            _numerics(row), size(row.resident_bytes) if alive else "", str(row.threads) if alive else "",
-            f"{row.tokens_per_s:.0f}" if alive else "", str(row.batch_peak or ""),
-            "" if row.state is InstanceState.READY else row.reason,
+            row.instance, row.model, row.node, row.state.value,
+            "" if row.is_shard else f"{row.slots_used}/{row.n_slots}", str(row.n_ctx or ""),
+            _numerics(row), size(row.resident_bytes) if alive else "", str(row.threads) if computes else "",
+            f"{row.tokens_per_s:.0f}" if computes else "", str(row.batch_peak or ""),
+            "; ".join(filter(None, (row.part, reason))),
         )  # fmt: skip
     return table
 

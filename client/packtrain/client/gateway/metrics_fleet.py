@@ -100,10 +100,13 @@ def _held(node: NodeBeat, instances: Iterable[InstanceBeat]) -> int:
 
 
 def _instances(instances: Sequence[InstanceBeat]) -> Iterator[Metric]:
-    living = [each for each in instances if not each.state.is_terminal]
+    alive_parts = [each for each in instances if not each.state.is_terminal]
+    living = [each for each in alive_parts if not each.is_shard]
     ready = [each for each in living if each.state is InstanceState.READY]
     alive = Count[Labels]((each.model, each.state.lower()) for each in living)
     yield _gauge("packtrain_instances", "Loaded models, and those that come and go.", ("model", "state"), alive)
+    shards = Count[Labels]((each.model, each.state.lower()) for each in alive_parts if each.is_shard)
+    yield _gauge("packtrain_shards", "Parts of models that other nodes hold for them.", ("model", "state"), shards)
     running, slots = Count[Labels](), Count[Labels]()
     for each in ready:
         running[(each.model,)] += each.slots_used
@@ -138,7 +141,7 @@ def _instances(instances: Sequence[InstanceBeat]) -> Iterator[Metric]:
         if each.batches:
             batches.add_metric((each.model, each.node, each.instance), _batches(each), sum_value=each.batched)
     yield batches
-    yield from _memory(living)
+    yield from _memory(alive_parts)
 
 
 def _batches(each: InstanceBeat) -> list[tuple[str, float]]:

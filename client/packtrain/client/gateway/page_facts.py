@@ -74,6 +74,9 @@ class InstanceFacts(Report):
     batch_mean: float | None = Field(None, description="tokens of answers by step so far; null: no step yet")
     batch_peak: int = 0
     since_ms: int = Field(0, description="it is READY, or was asked for")
+    group: str = Field("", description="the head's instance, of a head and its shards; empty: it has the whole model")
+    layers: int = Field(0, description="of a head or shard: how many it holds")
+    part: str = Field("", description="the same for people")
 
 
 class QueueFacts(Report):
@@ -189,9 +192,16 @@ def _estimate(instance: InstanceBeat, info: ModelInfo | None) -> tuple[int, int]
         return 0, 0
     memory, usual = info.memory, info.n_slots * info.n_ctx
     weights = memory.host("weights") + memory.adapter_bytes or info.weights_bytes
-    if memory.host("cache") and usual:
-        return weights, memory.host("cache") * instance.n_slots * instance.n_ctx // usual
-    return weights, info.kv_bytes_per_token * instance.n_slots * instance.n_ctx
+    tokens = (info.n_slots if instance.is_shard else instance.n_slots) * instance.n_ctx
+    cache = (
+        memory.host("cache") * tokens // usual if memory.host("cache") and usual else tokens * info.kv_bytes_per_token
+    )
+    if not instance.group or not info.n_layer:
+        return weights, cache
+    layers = sum(info.layer_bytes) or weights
+    mine = layers * instance.layers // info.n_layer
+    besides = 0 if instance.is_shard else max(0, weights - layers)
+    return mine + besides, cache * instance.layers // info.n_layer
 
 
 def node_facts(node: NodeBeat, instances: Sequence[InstanceBeat], models: Mapping[str, ModelInfo]) -> NodeFacts:
@@ -216,11 +226,12 @@ def instance_facts(each: InstanceBeat) -> InstanceFacts:
     """One instance."""
     return InstanceFacts(
         instance=each.instance, model=each.model, node=each.node, state=each.state,
-        reason="" if each.state is InstanceState.READY else each.reason[:300], slots=each.n_slots,
+        reason="" if each.state in (InstanceState.READY, InstanceState.HOLDING) else each.reason[:300],
+        slots=each.n_slots,
         slots_used=each.slots_used, n_ctx=each.n_ctx, numerics=each.numerics, memory=each.resident_bytes,
         reserved=each.reserved_bytes, threads=each.threads, tokens_per_s=each.tokens_per_s,
         batch_mean=round(each.tokens_out / each.steps, 2) if each.steps else None, batch_peak=each.batch_peak,
-        since_ms=each.ready_ms or each.requested_ms,
+        since_ms=each.ready_ms or each.requested_ms, group=each.group, layers=each.layers, part=each.part,
     )  # fmt: skip
 
 
@@ -232,7 +243,7 @@ def model_facts(
 
     def facts(info: ModelInfo) -> ModelFacts:
         real = known.get(info.alias_of, info)
-        mine = [each for each in instances if each.model == real.id]
+        mine = [each for each in instances if each.model == real.id and not each.is_shard]
         wish = desired.get(real.id)
         return ModelFacts(
             id=info.id, about=_about(real), alias_of=info.alias_of, answers=not real.embeds_only,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from packtrain.broker.beats import InstanceBeat
 from packtrain.broker.explain import Explanation
+from packtrain.broker.ids import Route
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.placement.worth import guessed_load_s
 from packtrain.broker.states import InstanceState, JobState
@@ -53,7 +54,7 @@ def load_s(
     place: Explanation, models: Sequence[ModelInfo], instances: Sequence[InstanceBeat], now_ms: int
 ) -> float | None:
     """Seconds until the model of a waiting job is loaded, by its size; None: it is, or nothing is known of it."""
-    mine = [each for each in instances if each.model == place.model and not each.state.is_terminal]
+    mine = [each for each in instances if each.serves(Route(place.model)) and not each.state.is_terminal]
     if any(each.state is InstanceState.READY for each in mine):
         return None
     size = next((info.required_bytes or info.weights_bytes for info in models if info.id == place.model), None)

@@ -30,6 +30,8 @@ from packtrain.workers.tunnel.certificate import Identity
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+#: For tunnels, where the operator names a port.
+NUM_PORTS = 16
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Groups:
     Args:
         identity: Of this node's ends of tunnels.
         listen: Address at which they listen.
+        first_port: ... from this port on; 0: at any free ones.
         reached: Says by which address others find them.
         caches: Folder of the caches of shards.
         drain_s: A shard that must leave waits no longer for its head.
@@ -60,6 +63,7 @@ class Groups:
         identity: Identity,
         *,
         listen: str,
+        first_port: int,
         reached: Callable[[], str],
         caches: Path,
         drain_s: float,
@@ -67,6 +71,7 @@ class Groups:
         self._registry = registry
         self._identity = identity
         self._listen = listen
+        self._first_port = first_port
         self._reached = reached
         self._caches = caches
         self._drain_s = drain_s
@@ -103,7 +108,7 @@ class Groups:
         """Begin to be a shard.
 
         Raises:
-            OSError: The folder of its cache cannot be made.
+            OSError: The folder of its cache cannot be made, or all ports for tunnels are taken.
         """
         logger.info(
             "Starting %s for %s: %s", beat.instance, command.group, command.reason, extra={"event": "shard.start"}
@@ -112,7 +117,8 @@ class Groups:
         folder = cache.folder_of(self._caches, command.cache_key) if keeps else None
         if folder:
             cache.sweep(self._caches, keep=folder)
-        place = Place(self._identity, self._listen, self._reached(), folder, n_threads)
+        port = self._free_port() if self._first_port else 0
+        place = Place(self._identity, self._listen, port, self._reached(), folder, n_threads)
         self._shards[InstanceId(beat.instance)] = HeldShard(beat, command, place)
 
     def gather(self, beat: InstanceBeat, command: NodeCommand, now: float) -> None:
@@ -168,6 +174,15 @@ class Groups:
             shard.close()
         for head in self._heads.values():
             head.close()
+
+    def _free_port(self) -> int:
+        """Raises: OSError: None is left."""
+        taken = {shard.port for shard in self._shards.values()}
+        ports = range(self._first_port, self._first_port + NUM_PORTS)
+        free = next((port for port in ports if port not in taken), None)
+        if free is None:
+            raise OSError(f"all {NUM_PORTS} ports from {self._first_port} on lead to shards already")
+        return free
 
     def _look_at_head(self, name: InstanceId, head: GatheredHead, now: float, news: GroupNews) -> None:
         missing = {n: self._missing_s(n, now) for n in _shards_of([head])}

@@ -37,6 +37,7 @@ class Place:
 
     identity: Identity
     listen: str  # address for tunnels
+    port: int  # for its tunnel; 0: a free one
     reached: str  # that others find it by
     cache: Path | None  # folder of its tensors; None: it keeps none
     n_threads: int
@@ -54,6 +55,7 @@ class HeldShard:
         self.head = InstanceId(command.group)
         told = {"group": command.group, "layers": command.layers, "state": InstanceState.STARTING}
         self.beat = beat.model_copy(update=told)
+        self.port = place.port
         self.leaves_since: float | None = None  # monotonic seconds; None: it stays
         self._command = command
         self._place = place
@@ -127,7 +129,8 @@ class HeldShard:
                 return
             shard.wait()
             config = TunnelConfig(
-                role="exit", host=place.listen, target_host=HOST, target_port=shard.port, peer=command.peer,
+                role="exit", host=place.listen, port=place.port, target_host=HOST, target_port=shard.port,
+                peer=command.peer,
                 certificate_file=str(place.identity.certificate_file), key_file=str(place.identity.key_file),
             )  # fmt: skip
             self._keeps(TunnelProcess(config))

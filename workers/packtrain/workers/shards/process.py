@@ -5,6 +5,7 @@ It ends with whoever started it (a lifeline), serves one head at a time, and wha
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from packtrain.workers.shards import cache
 from packtrain.workers.shards.hello import NoShard, version_at
 from packtrain.workers.shards.messages import ShardConfig
 from packtrain.workers.shards.split import HOST
+
+logger = logging.getLogger(__name__)
 
 #: Imports and llama.cpp's own start, on a busy machine.
 START_S = 60.0
@@ -83,6 +86,7 @@ class ShardProcess(BareProcess):
             cache.end(self._cache)
 
     def _hear(self, line: str) -> bool:
+        logger.info("[shard at port %d] %s", self.port, line)
         if line not in _TAKEN:
             return False
         self.is_taken = _TAKEN[line]

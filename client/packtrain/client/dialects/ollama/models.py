@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,16 @@ def tags(infos: Mapping[str, ModelInfo], since: float) -> dict[str, Any]:
 
 
 def running(infos: Mapping[str, ModelInfo], instances: Sequence[InstanceBeat]) -> dict[str, Any]:
-    """GET /api/ps: what is loaded, each instance by itself."""
+    """GET /api/ps: what is loaded, each instance by itself, with its shards on other nodes."""
+    elsewhere = Counter[str]()
+    for each in instances:
+        if each.is_shard and not each.state.is_terminal:
+            elsewhere[each.group] += each.resident_bytes or each.reserved_bytes
     return {
         "models": [
             {
                 **_entry(infos[each.model], infos),
-                "size": each.resident_bytes or each.reserved_bytes,
+                "size": (each.resident_bytes or each.reserved_bytes) + elsewhere[each.instance],
                 "size_vram": sum(
                     part.weights + part.cache + part.compute
                     for part in infos[each.model].memory.buffers

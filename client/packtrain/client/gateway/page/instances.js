@@ -14,13 +14,13 @@ export function Instances({ facts }) {
 function Instance({ each, now }) {
   const isReady = each.state === "READY";
   return html`<li class="instance" aria-label=${`Instance ${each.instance}`}>
-    <div class="who"><strong>${each.model}</strong><span class="quiet">${each.node} · ${each.instance}</span></div>
+    <div class="who"><strong>${each.model}</strong><span class="quiet">${[each.node, each.instance, each.part].filter(Boolean).join(" · ")}</span></div>
     ${isReady
       ? html`<${Slots} used=${each.slots_used} slots=${each.slots} />
           <span class="figure"><b>${rate(each.tokens_per_s)}</b> tok/s</span>
           <span class="figure" title="tokens of answers in one step: mean so far, and the largest"><b>${each.batch_mean ?? "–"}</b> batch, ${each.batch_peak} peak</span>
           <span class="figure"><b>${bytes(each.memory)}</b>${each.numerics === "deterministic" ? " deterministic" : ""}</span>`
-      : html`<span class="pill">${each.state.toLowerCase()}</span><span class="quiet wide">${each.reason || `for ${duration(now - each.since_ms)}`}, ${bytes(each.reserved)} reserved</span>`}
+      : html`<span class="pill">${each.state.toLowerCase()}</span><span class="quiet wide">${each.reason || `for ${duration(now - each.since_ms)}`}, ${each.state === "HOLDING" ? bytes(each.memory) : `${bytes(each.reserved)} reserved`}</span>`}
   </li>`;
 }
 
