@@ -4,7 +4,11 @@
     gemma3         all rows look at each other, between two marks
     qwen2vl_merger rows have places in a plane, and take fewer positions than rows
     idefics3       four patches become a row
+    qwen2.5vl_merger   the same with a gate, and windows within which patches look at each other
     pixtral        as many rows as the picture has patches, a mark behind each line
+    janus_pro      each patch a row
+    lfm2           four patches a row, as many as the picture needs
+    internvl       the same in tiles, behind a norm of them
 
 and of sounds, which Whisper's encoder takes in pieces of 30 s:
 
@@ -30,11 +34,18 @@ MARKS = {
     "voxtral": ("[BEGIN_AUDIO]",),
     "qwen2a": ("<|audio_bos|>", "<|audio_eos|>"),
 }
-FAMILIES = ("mlp", "gemma3", "qwen2vl_merger", "idefics3", "pixtral", "ultravox", "voxtral", "qwen2a", "mlp+ultravox")
 #: Rows that are one behind the encoder of sounds. Few others agree with the number that this llama.cpp expects.
 _STACKS = {"ultravox": 12, "voxtral": 6}
 _SOUND_ROWS, _MELS = 1500, 8
-_SEEING = ("mlp", "gemma3", "qwen2vl_merger", "idefics3", "pixtral")
+_SEEING = (
+    "mlp", "gemma3", "qwen2vl_merger", "qwen2.5vl_merger", "idefics3", "pixtral", "janus_pro", "lfm2", "internvl",
+)  # fmt: skip
+_HEARING = ("ultravox", "voxtral", "qwen2a")
+FAMILIES = (*_SEEING, *_HEARING, "mlp+ultravox")
+#: With a bias to each norm and matrix, and learned positions.
+_SIGLIP = ("mlp", "gemma3", "idefics3", "janus_pro", "lfm2", "internvl")
+#: With a gate, and norms without a bias.
+_GATED = ("pixtral", "qwen2.5vl_merger")
 
 
 def write_tiny_projector(
@@ -117,8 +128,8 @@ def _add_eyes(weights: _Weights, family: str, width: int, n_ff: int, n_layer: in
     writer.add_array("clip.vision.image_std", [0.5] * 3)
     num_patches = (side // patch) ** 2
     add("v.patch_embd.weight", hidden, 3, patch, patch)
-    if family in ("mlp", "gemma3", "idefics3"):
-        add("v.position_embd.weight", num_patches, hidden)
+    if family in _SIGLIP:
+        add("v.position_embd.weight", num_patches + (family == "internvl"), hidden)
         add("v.patch_embd.bias", hidden)
     for layer in range(n_layer):
         begin = f"v.blk.{layer}."
@@ -128,13 +139,13 @@ def _add_eyes(weights: _Weights, family: str, width: int, n_ff: int, n_layer: in
                 add(f"{begin}{name}.bias", hidden)
         for name in ("ln1", "ln2"):
             one(f"{begin}{name}.weight", hidden)
-            if family != "pixtral":
+            if family not in _GATED:
                 add(f"{begin}{name}.bias", hidden)
         add(f"{begin}ffn_up.weight", n_ff, hidden)
         add(f"{begin}ffn_down.weight", hidden, n_ff)
-        if family == "pixtral":
+        if family in _GATED:
             add(f"{begin}ffn_gate.weight", n_ff, hidden)
-        else:
+        if family != "pixtral":
             add(f"{begin}ffn_up.bias", n_ff)
             add(f"{begin}ffn_down.bias", hidden)
     match family:
@@ -148,9 +159,13 @@ def _add_eyes(weights: _Weights, family: str, width: int, n_ff: int, n_layer: in
             weights.norm("v.post_ln")
             add("mm.input_projection.weight", hidden, width)
             one("mm.soft_emb_norm.weight", hidden)
-        case "qwen2vl_merger":
+        case "qwen2vl_merger" | "qwen2.5vl_merger":
             add("v.patch_embd.weight.1", hidden, 3, patch, patch)
-            weights.norm("v.post_ln")
+            if family in _GATED:
+                writer.add_uint32("clip.vision.n_wa_pattern", 2)
+                one("v.post_ln.weight", hidden)
+            else:
+                weights.norm("v.post_ln")
             add("mm.0.weight", hidden * 4, hidden * 4)
             add("mm.0.bias", hidden * 4)
             add("mm.2.weight", width, hidden * 4)
@@ -159,6 +174,28 @@ def _add_eyes(weights: _Weights, family: str, width: int, n_ff: int, n_layer: in
             writer.add_uint32("clip.vision.projector.scale_factor", 2)
             weights.norm("v.post_ln")
             add("mm.model.fc.weight", width, hidden * 4)
+        case "janus_pro":
+            weights.norm("v.post_ln")
+            add("mm.0.weight", width, hidden)
+            add("mm.0.bias", width)
+            add("mm.1.weight", width, width)
+            add("mm.1.bias", width)
+        case "lfm2":
+            writer.add_uint32("clip.vision.projector.scale_factor", 2)
+            weights.norm("v.post_ln")
+            add("mm.1.weight", width, hidden * 4)
+            add("mm.1.bias", width)
+            add("mm.2.weight", width, width)
+            add("mm.2.bias", width)
+        case "internvl":
+            writer.add_uint32("clip.vision.projector.scale_factor", 2)
+            add("v.class_embd", hidden)
+            one("mm.model.mlp.0.weight", hidden * 4)
+            add("mm.model.mlp.0.bias", hidden * 4)
+            add("mm.model.mlp.1.weight", width, hidden * 4)
+            add("mm.model.mlp.1.bias", width)
+            add("mm.model.mlp.3.weight", width, width)
+            add("mm.model.mlp.3.bias", width)
         case "pixtral":
             one("v.pre_ln.weight", hidden)
             add("mm.1.weight", width, hidden)
