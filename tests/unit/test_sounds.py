@@ -16,7 +16,7 @@ from packtrain.broker.errors import InvalidParameter, MediaUnreadable, MediaUnsu
 from packtrain.broker.job_spec import JobSpec, parse_spec
 from packtrain.broker.media import MediaRef, joined, kind_of, unjoined
 from packtrain.broker.model_info import ModelInfo
-from packtrain.broker.senses import check_senses
+from packtrain.broker.senses import check_senses, may_move
 from packtrain.broker.sounds import MAX_SECONDS, NoSound, check_sound, part_of_sound, read_sound_header
 from packtrain.client.request import build_spec
 from packtrain.workers.sounds import decode
@@ -176,3 +176,16 @@ def test_a_model_that_sees_and_one_that_hears_are_told_apart() -> None:
         check_senses(heard(audio=wav()).model_copy(update={"model": "eyes"}), models)
     with pytest.raises(MediaUnsupported, match=r"`modalities` of \[models\.far\.remote\], if host big hears"):
         check_senses(heard(audio=wav()).model_copy(update={"model": "far"}), models)
+
+
+def test_a_job_with_media_may_move_where_all_targets_take_them() -> None:
+    models = [
+        ModelInfo(id="ears", modalities=("text", "audio")), ModelInfo(id="all", modalities=("text", "vision", "audio")),
+        ModelInfo(id="text"), ModelInfo(id="any", alias_of="ears", targets=("ears", "text")),
+        ModelInfo(id="best", alias_of="ears", targets=("ears", "all", "gone")),
+    ]  # fmt: skip
+    job = heard(audio=wav())
+
+    assert not may_move(job.model_copy(update={"model": "any"}), models)
+    assert may_move(job.model_copy(update={"model": "best"}), models)
+    assert may_move(job.model_copy(update={"model": "ears"}), models)

@@ -10,6 +10,18 @@ from packtrain.broker.media import MODALITY_OF
 from packtrain.broker.model_info import ModelInfo
 
 
+def may_move(spec: JobSpec, models: Iterable[ModelInfo]) -> bool:
+    """Whether a job with media would be taken wherever its name leads: by all targets that somebody offers.
+
+    One that is not stays with the preferred target, rather than to fail at another one.
+    """
+    wanted = {MODALITY_OF[ref.kind] for ref in spec.media}
+    known = {info.id: info for info in models}
+    alias = known.get(spec.model)
+    targets = [known[name] for name in alias.targets if name in known] if alias else []
+    return all(wanted <= set(info.modalities) for info in targets)
+
+
 def check_senses(spec: JobSpec, models: Iterable[ModelInfo]) -> None:
     """Refuse a job with media of a kind that its model is known not to take.
 
