@@ -17,8 +17,8 @@ from redis import Redis
 from redis.client import NEVER_DECODE
 
 from packtrain.broker import keys
-from packtrain.broker.errors import BlobsFull, ImageGone
-from packtrain.broker.images import ImageRef
+from packtrain.broker.errors import BlobsFull, MediaGone
+from packtrain.broker.media import MediaRef
 from packtrain.broker.scripts import Call, Scripts
 
 #: Of all blobs together.
@@ -28,11 +28,11 @@ MAX_BYTES = 512 * 1024 * 1024
 class BlobStore(Protocol):
     """Where images lie: `RedisBlobs` and, for tests, `MemoryBlobs`; one contract suite runs on both."""
 
-    def keep(self, images: Iterable[ImageRef]) -> None:
+    def keep(self, images: Iterable[MediaRef]) -> None:
         """Put in what comes with its bytes, and keep what is there for another `keys.BLOB_TTL_MS`.
 
         Raises:
-            ImageGone: One comes without its bytes, and they are not there.
+            MediaGone: One comes without its bytes, and they are not there.
             BlobsFull
         """
         ...
@@ -62,7 +62,7 @@ class RedisBlobs:
         self._scripts = Scripts(redis)
         self._most = most
 
-    def keep(self, images: Iterable[ImageRef]) -> None:
+    def keep(self, images: Iterable[MediaRef]) -> None:
         for sha256, data in _distinct(images).items():
             kept = self._scripts.run(put_blob(sha256, b"", self._most))  # most are there, and their bytes need not go
             if not kept and data:
@@ -83,7 +83,7 @@ class MemoryBlobs:
         self._kept: dict[str, tuple[int, bytes]] = {}  # until when
         self._lock = threading.Lock()
 
-    def keep(self, images: Iterable[ImageRef]) -> None:
+    def keep(self, images: Iterable[MediaRef]) -> None:
         with self._lock:
             now = self._now_ms()
             self._kept = {sha: kept for sha, kept in self._kept.items() if kept[0] > now}
@@ -100,7 +100,7 @@ class MemoryBlobs:
             return data if until > self._now_ms() else None
 
 
-def _distinct(images: Iterable[ImageRef]) -> dict[str, bytes]:
+def _distinct(images: Iterable[MediaRef]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for image in images:
         found[image.sha256] = found.get(image.sha256) or image.data or b""
@@ -109,6 +109,6 @@ def _distinct(images: Iterable[ImageRef]) -> dict[str, bytes]:
 
 def _check(kept: int, sha256: str, data: bytes, most: int) -> None:
     if kept == 0:
-        raise ImageGone(sha256=sha256)
+        raise MediaGone(sha256=sha256)
     if kept < 0:
         raise BlobsFull(size=len(data), limit=most)

@@ -32,7 +32,7 @@ HAIR: Final = 2.0**-10
 
 def cost_of(spec: JobSpec) -> int:
     """What a job is taken to cost before it has run, tokens of prompt and output together; 1 at least."""
-    prompt = len(spec.prompt_tokens) + spec.num_chars // CHARS_PER_TOKEN + IMAGE_TOKENS * len(spec.images)
+    prompt = len(spec.prompt_tokens) + spec.num_chars // CHARS_PER_TOKEN + IMAGE_TOKENS * len(spec.media)
     return cost(prompt, 0 if spec.kind in ("embed", "count") else spec.params.max_tokens)
 
 

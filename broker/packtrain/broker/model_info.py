@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from packtrain.broker.fields import Numerics, Report, SafeId
-from packtrain.broker.images import Modality
+from packtrain.broker.media import Modality
 
 
 class BufferMemory(Report):
