@@ -5,6 +5,7 @@ steady    every node holds three instances at work; nothing to do
 swaps     the same, idle, and models that are not loaded are waited for: room is made for each of them
 full      the same, all of it waited for, and others wait too long: work is driven out for each of them
 hopeless  the same, but nobody may be driven out yet: every node is looked at in vain
+groups    nothing is loaded, 16 nodes hold parts of models with each other, and ten models are too large for any alone
 
 python -m benchmarks.plan
 """
@@ -17,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-from packtrain.broker.beats import InstanceBeat, NodeBeat
+from packtrain.broker.beats import InstanceBeat, NodeBeat, NodeLink
 from packtrain.broker.ids import InstanceId, ModelId, NodeId, Route
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.offer_book import NodeOffers
@@ -75,6 +76,27 @@ def fill(fleet: Snapshot, seed: int, *, slots_used: int, loaded: int) -> Snapsho
     return Snapshot(now_ms=NOW, nodes=fleet.nodes, instances=instances, models=fleet.models, offers=fleet.offers)
 
 
+def with_groups(fleet: Snapshot) -> Snapshot:
+    """Sixteen nodes take part in splits; models 0 to 9 take 120 GiB in 80 layers, every other one 500."""
+    together = [node.node for node in fleet.nodes[:16]]
+
+    def taking_part(node: NodeBeat) -> NodeBeat:
+        others = [name for name in together if name != node.node]
+        links = {name: NodeLink(bytes_per_s=1e8, round_trip_s=0.001, at_ms=NOW) for name in others}
+        return node.model_copy(update={"split": True, "certificate": "PEM", "build": "b", "links": links})
+
+    nodes = [taking_part(node) if node.node in together else node for node in fleet.nodes]
+    models, offers = dict(fleet.models), dict(fleet.offers)
+    for number, name in enumerate(list(models)[:10]):
+        size = (500 if number % 2 else 120) * GIB
+        layers = {"n_layer": 80, "layer_bytes": (size // 80,) * 80, "n_embd": 8192}
+        models[name] = info = models[name].model_copy(
+            update={"required_bytes": size, "weights_bytes": size, **layers}
+        )  # fmt: skip
+        offers[name] = NodeOffers(dict.fromkeys(offers[name], info.offer()))
+    return Snapshot(now_ms=NOW, nodes=nodes, models=models, offers=offers)
+
+
 def states(num_nodes: int, num_models: int, seed: int) -> Mapping[str, Callable[[], Snapshot]]:
     """Makers of the states, by name."""
     fleet = make_fleet(num_nodes, num_models, seed)
@@ -94,6 +116,7 @@ def states(num_nodes: int, num_models: int, seed: int) -> Mapping[str, Callable[
         "swaps": lambda: waiting(fill(fleet, seed, slots_used=0, loaded=half), names[half:], []),
         "full": lambda: waiting(fill(fleet, seed, slots_used=8, loaded=half), names, names[half:]),
         "hopeless": lambda: waiting(fill(fleet, seed, slots_used=8, loaded=half), names, []),
+        "groups": lambda: waiting(with_groups(fleet), names, []),
     }
 
 

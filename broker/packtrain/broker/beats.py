@@ -155,5 +155,6 @@ class InstanceBeat(Report):
 
     def serves(self, route: Route) -> bool:
         """Whether it runs jobs of this route, as soon as it is READY: by its model and numerics. No shard does."""
-        fits = self.numerics == "deterministic" or not is_deterministic(route)
-        return self.model == model_of(route) and fits and not self.is_shard
+        if self.model != model_of(route) or (self.group and self.is_shard):
+            return False
+        return self.numerics == "deterministic" or not is_deterministic(route)

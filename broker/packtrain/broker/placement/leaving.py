@@ -44,7 +44,8 @@ class Leavers:
         for instance in here:
             replicas = self._num_ready(instance.model)
             head = self._view.head_of(instance)  # for all but shards the instance itself
-            if head is None or head.state.is_terminal or InstanceState.DRAINING in (instance.state, head.state):
+            drains = InstanceState.DRAINING in (instance.state, head.state) if head else True
+            if head is None or drains or (head is not instance and head.state.is_terminal):
                 leaving.append(Victim(instance, regret(head or instance, now.now_ms, replicas)))
             elif head.state is not InstanceState.READY or self._is_pinned(head):
                 continue

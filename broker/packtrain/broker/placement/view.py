@@ -43,7 +43,7 @@ class View:
         self.open_nodes = {NodeId(n.node): n for n in now.nodes if not n.draining and not n.quarantine}
         self.alive_on: dict[str, list[InstanceBeat]] = defaultdict(list)  # by node
         self.of_model: dict[str, list[InstanceBeat]] = defaultdict(list)  # shards and those that ended lately, too
-        self._heads = {i.instance: i for i in now.instances if i.is_head}
+        self._heads = {i.instance: i for i in now.instances if i.group == i.instance}
         for instance in now.instances:
             self.of_model[instance.model].append(instance)
             if not instance.state.is_terminal:
@@ -114,7 +114,8 @@ class View:
 
         None when that is gone: then the shard is about to follow it.
         """
-        return self._heads.get(instance.group) if instance.is_shard else instance
+        group = instance.group
+        return instance if not group or group == instance.instance else self._heads.get(group)
 
     def group_of(self, instance: InstanceBeat) -> list[InstanceBeat]:
         """All members of a group, those that ended, too; of one that has the whole model, itself."""
