@@ -10,6 +10,7 @@ was not told, a node that is away for a reboot. Then jobs wait as long as for a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from heapq import nlargest
 
 from packtrain.broker.errors import ModelError, ModelTooLarge
 from packtrain.broker.ids import NodeId, Route, model_of
@@ -29,7 +30,6 @@ from packtrain.broker.placement.split import (
 )
 from packtrain.broker.placement.split_fleet import (
     left_out,
-    links_of,
     speed_of,
     split_model,
     takes_part,
@@ -49,9 +49,12 @@ class Gathering:
     Args:
         rooms: Of all open nodes.
         info: The model, with its layers.
+        links: Of all nodes that take part.
     """
 
-    def __init__(self, route: Route, rooms: Sequence[Room], view: View, failures: Failures, info: ModelInfo) -> None:
+    def __init__(
+        self, route: Route, rooms: Sequence[Room], view: View, failures: Failures, info: ModelInfo, links: Links
+    ) -> None:
         self.info, self.numerics = info, view.numerics(route, info)
         self._model = model = model_of(route)
         self._view, self._failures = view, failures
@@ -64,15 +67,19 @@ class Gathering:
         self._rooms = [room for room in self._asked if takes_part(room.node)]
         self._never = why_never(info)
         self._split = _grown(split_model(info), failures.growth) if not self._never else SplitModel((), 0, 0)
-        self._links: Links = links_of([room.node for room in self._rooms], view.now.now_ms)
+        self._links = links
+        self._found: dict[tuple[bool, tuple[Member, ...]], SplitPlan | NoSplit] = {}
         self._is_for_jobs = bool(view.now.waiting.get(route))
 
-    def plan(self, free: Callable[[Room], int], may: Callable[[str], bool] | None = None) -> SplitPlan | NoSplit:
+    def plan(
+        self, free: Callable[[Room], int], may: Callable[[str], bool] | None = None, *, any_one: bool = False
+    ) -> SplitPlan | NoSplit:
         """Who holds what.
 
         Args:
             free: Bytes that a node has for it.
             may: Nodes that count; None: those where no load of it failed just now.
+            any_one: Whatever is found first.
         """
         if self._never:
             return NoSplit((self._never,))
@@ -80,7 +87,11 @@ class Gathering:
         members = [self._member(room, free(room)) for room in self._rooms if may(room.name)]
         if absent := why_absent(self._over, members):
             return NoSplit(absent)
-        return plan_split(self._split, members, self._links, over_all=bool(self._over))
+        key = (any_one, tuple(members))
+        if key not in self._found:  # often nobody would leave, so that is asked again
+            over_all = bool(self._over)
+            self._found[key] = plan_split(self._split, members, self._links, over_all=over_all, any_one=any_one)
+        return self._found[key]
 
     def tokens_per_s(self, plan: SplitPlan) -> float:
         """The forecast for one job alone; 0: not known."""
@@ -89,7 +100,7 @@ class Gathering:
 
     def short_of_memory(self) -> str:
         """Why it waits that would fit if nodes were empty; empty: it would not."""
-        if isinstance(self.plan(_when_empty), NoSplit):
+        if isinstance(self.plan(_when_empty, any_one=True), NoSplit):
             return ""
         found = self.plan(lambda room: room.reach())
         return found.reasons[0] if isinstance(found, NoSplit) else "waits until memory is free"
@@ -103,9 +114,9 @@ class Gathering:
         """
         names = [room.name for room in self._rooms]
         given_up = [name for name in names if self._failures.is_given_up(name)]
-        if isinstance(self.plan(_when_empty, lambda name: name not in given_up), SplitPlan):
+        if isinstance(self.plan(_when_empty, lambda name: name not in given_up, any_one=True), SplitPlan):
             return self._failures.verdict([n for n in names if n not in given_up and self._failures.retry_in_ms(n)])
-        if isinstance(found := self.plan(_when_empty, names.__contains__), SplitPlan):
+        if isinstance(found := self.plan(_when_empty, names.__contains__, any_one=True), SplitPlan):
             return self._failures.verdict(given_up)
         away = tuple(left_out([room.node for room in self._asked]))
         reasons = (*away, *(found.reasons if len(names) > 1 or not away else ()))[:MAX_REASONS]
@@ -137,13 +148,13 @@ class Gathering:
         """True when some nodes together have the memory when empty, whatever their links and builds."""
         rooms = [room for room in self._asked if room.node.split]
         members = [self._member(room, _when_empty(room)) for room in rooms]
-        needed = sum(self._split.layers)
+        needed = sum(self._split.layers) + self._split.head_bytes
+        most = nlargest(MAX_MEMBERS, members, key=lambda member: member.usable)
         for head in members:
-            if not head.has_file or head.usable < self._split.head_bytes:
-                continue
-            gives = sorted((m.usable - self._split.shard_bytes for m in members if m is not head), reverse=True)
-            if head.usable - self._split.head_bytes + sum(max(0, g) for g in gives[: MAX_MEMBERS - 1]) >= needed:
-                return True
+            if head.has_file and head.usable >= self._split.head_bytes:
+                others = [m.usable for m in most if m.node != head.node][: MAX_MEMBERS - 1]
+                if head.usable + sum(max(0, usable - self._split.shard_bytes) for usable in others) >= needed:
+                    return True
         return False
 
     def _is_unknown(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 
 from packtrain.broker.beats import InstanceBeat
@@ -18,7 +18,8 @@ from packtrain.broker.placement.leaving import Leavers
 from packtrain.broker.placement.replicas import Another, another
 from packtrain.broker.placement.rooms import Room, Victim
 from packtrain.broker.placement.snapshot import Candidate, Load, Plan, Reject, ShardLoad, Snapshot, Unload
-from packtrain.broker.placement.split import SplitPlan
+from packtrain.broker.placement.split import Links, SplitPlan
+from packtrain.broker.placement.split_fleet import links_of, takes_part
 from packtrain.broker.placement.verdicts import no_offer
 from packtrain.broker.placement.view import View
 from packtrain.broker.placement.worth import mib
@@ -46,6 +47,10 @@ class _Pass:
         for room in self._rooms:
             self._find_pools(room)
         self._short_of_memory = False
+
+    @cached_property
+    def _links(self) -> Links:
+        return links_of([node for node in self._view.open_nodes.values() if takes_part(node)], self._now.now_ms)
 
     def run(self) -> Plan:
         wanted = self._wanted()
@@ -126,7 +131,7 @@ class _Pass:
         fitting = [room.name for room, _ in choice.fitting()]
         if self._view.rules(model).split_over or not fitting:
             info = self._now.models.get(model, able[1])
-            return Gathering(route, self._rooms, self._view, failures, info)
+            return Gathering(route, self._rooms, self._view, failures, info, self._links)
         return failures.verdict(fitting)
 
     def _make_way_for_group(self, route: Route, gathering: Gathering, choice: Choice) -> ModelError | str:

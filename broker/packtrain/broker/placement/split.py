@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations, pairwise
+from heapq import nlargest
+from itertools import accumulate, combinations, islice, pairwise
 
 from packtrain.broker.ids import NodeId
 from packtrain.broker.placement.snapshot import MIB
@@ -28,6 +29,10 @@ USABLE = 3 / 4
 MAX_MEMBERS = 8
 #: Nodes with most room that are looked at for the lowest round trips; the rest is only counted on for room.
 MAX_LOOKED = 12
+#: Heads that are looked at, those with most room; and sets of shards of one head for which layers are dealt before it
+#: is given up: where there is room in sum, they rarely do not divide.
+MAX_HEADS, MAX_DEALT = 16, 8
+MAX_REASONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ class NoSplit:
 
 #: By both nodes, smaller id first.
 Links = Mapping[tuple[NodeId, NodeId], Link]
+#: Who may be a shard, and the link to its head.
+_Near = tuple[Member, Link]
 
 
 def link_between(links: Links, one: NodeId, other: NodeId) -> Link | None:
@@ -126,7 +133,7 @@ def link_between(links: Links, one: NodeId, other: NodeId) -> Link | None:
 
 
 def plan_split(
-    model: SplitModel, members: Sequence[Member], links: Links, *, over_all: bool = False
+    model: SplitModel, members: Sequence[Member], links: Links, *, over_all: bool = False, any_one: bool = False
 ) -> SplitPlan | NoSplit:
     """The best split over two nodes or more. Same arguments, same plan.
 
@@ -134,14 +141,20 @@ def plan_split(
         members: Nodes that take new instances.
         links: Measured ones.
         over_all: Over all members, neither more nor fewer.
+        any_one: Whatever is found first; to know whether there is one.
     """
-    heads = [m for m in members if m.has_file and m.build and m.usable >= model.head_bytes]
+    able = [m for m in members if m.has_file and m.build and m.usable >= model.head_bytes]
+    heads = nlargest(MAX_HEADS, able, key=lambda member: member.usable)
     most = min(MAX_MEMBERS, len(model.layers) + 1, len(members))
+    room = sum(nlargest(most, (member.usable for member in members)))
+    if room < sum(model.layers) + model.head_bytes + model.shard_bytes:
+        heads = []
+    near = _near(model, heads, members, links)
     for count in [len(members)] if over_all and len(members) > 1 else range(2, most + 1):
-        found = [plan for head in heads if (plan := _best_around(head, count, model, members, links))]
-        if found:
-            return min(found, key=_rank)
-    return NoSplit(tuple(_missing(model, members, links)))
+        found = (plan for head in heads if (plan := _best_around(head, near[head.node], count, model)))
+        if best := next(found, None) if any_one else min(found, key=_rank, default=None):
+            return best
+    return NoSplit(tuple(islice(_missing(model, members, links), MAX_REASONS)))
 
 
 def _rank(plan: SplitPlan) -> tuple[float, float, int, str]:
@@ -150,29 +163,39 @@ def _rank(plan: SplitPlan) -> tuple[float, float, int, str]:
     return -min(link.width for link in links), plan.round_trips_s, -room, plan.head.node
 
 
-def _best_around(
-    head: Member, count: int, model: SplitModel, members: Sequence[Member], links: Links
-) -> SplitPlan | None:
+def _near(
+    model: SplitModel, heads: Sequence[Member], members: Sequence[Member], links: Links
+) -> dict[NodeId, list[_Near]]:
+    """Who may be a shard of each of these heads, most room first."""
+    found: dict[NodeId, list[_Near]] = {head.node: [] for head in heads}
+    for head in heads:
+        for member in members:
+            link = link_between(links, head.node, member.node)
+            if link and member.is_like(head) and member.usable > model.shard_bytes:
+                found[head.node].append((member, link))
+        found[head.node].sort(key=lambda pair: (-pair[0].usable, pair[0].node))
+    return found
+
+
+def _best_around(head: Member, near: Sequence[_Near], count: int, model: SplitModel) -> SplitPlan | None:
     """With this head and `count` members in all."""
-    linked = sorted(_linked(head, model, members, links), key=lambda pair: (-pair[0].usable, pair[0].node))
-    for width in sorted({link.width for _, link in linked}, reverse=True):
-        wide = [pair for pair in linked if pair[1].width >= width][:MAX_LOOKED]
-        found = [
-            plan
-            for chosen in combinations(wide, count - 1)
-            if (plan := _dealt(model, head, sorted(chosen, key=lambda pair: (pair[1].round_trip_s, pair[0].node))))
-        ]
-        if found:
-            return min(found, key=_rank)
+    # What shards must have together, a fixed part each included.
+    needed = sum(model.layers) + model.head_bytes - head.usable + (count - 1) * model.shard_bytes
+    for width in sorted({link.width for _, link in near}, reverse=True):
+        wide = [pair for pair in near if pair[1].width >= width][:MAX_LOOKED]
+        if sum(member.usable for member, _ in wide[: count - 1]) < needed:
+            continue
+        # All have this width at least, and with a greater one there is none: so the rest of `_rank` decides.
+        ranked = sorted(
+            (sum(link.round_trip_s for _, link in chosen), -room, number, chosen)
+            for number, chosen in enumerate(combinations(wide, count - 1))
+            if (room := sum(member.usable for member, _ in chosen)) >= needed
+        )
+        by_room = sorted(ranked[MAX_DEALT:], key=lambda each: each[1])[:1]
+        for *_, chosen in (*ranked[:MAX_DEALT], *by_room):
+            if plan := _dealt(model, head, sorted(chosen, key=lambda pair: (pair[1].round_trip_s, pair[0].node))):
+                return plan
     return None
-
-
-def _linked(head: Member, model: SplitModel, members: Sequence[Member], links: Links) -> Iterator[tuple[Member, Link]]:
-    for member in members:
-        link = link_between(links, head.node, member.node)
-        is_able = member.is_like(head) and member.usable > model.shard_bytes
-        if member.node != head.node and link and is_able:
-            yield member, link
 
 
 def _dealt(model: SplitModel, head: Member, shards: Sequence[tuple[Member, Link]]) -> SplitPlan | None:
@@ -280,10 +303,10 @@ def _missing(model: SplitModel, members: Sequence[Member], links: Links) -> Iter
                 f"the link between {head.node} and {member.node} is not measured; each must reach the other's "
                 "--files-address"
             )
-    able = [member for member, _ in _linked(head, model, members, links)]
+    able = [member for member, _ in _near(model, [head], members, links)[head.node]]
     needed = sum(model.layers) + model.head_bytes + len(able) * model.shard_bytes
     given = head.usable + sum(member.usable for member in able)
-    small = [m.node for m in others if m.is_like(head) and m not in able and link_between(links, head.node, m.node)]
+    small = [m.node for m in others if m.is_like(head) and link_between(links, head.node, m.node)]
     if small and not able:
         yield (
             f"a shard needs {_mib(model.shard_bytes)} besides its layers, and {', '.join(small[:MAX_MEMBERS])} can "
