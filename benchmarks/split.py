@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="*", default=[2, 3])
     parser.add_argument("--round-trips", type=float, nargs="*", default=[0, 0.2, 2, 20], help="ms that links add")
     parser.add_argument("--bandwidths", type=float, nargs="*", default=[100, 1000], help="Mbit/s of cables")
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
     parser.add_argument("--loads", action="store_true", help="measure loads instead")
     arguments = parser.parse_args()
     if arguments.loads:

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packtrain.broker.placement.split import Link
-from packtrain.workers.shards.messages import ShardConfig
 from packtrain.workers.shards.process import ShardProcess
-from packtrain.workers.tunnel.certificate import Identity, new_identity
-from packtrain.workers.tunnel.handshake import Role
-from packtrain.workers.tunnel.messages import TunnelConfig, TunnelReady
+from packtrain.workers.tunnel.certificate import new_identity
 from tests.support.fleets import eventually
 from tests.support.hosts import Host, hosts
+from tests.support.split_hosts import end_on, listens, shard_on
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.tunnels import end
 
@@ -115,39 +113,19 @@ def limited(count: int, bits_per_s: int) -> Iterator[Ways]:
         near = new_identity(folder / "near", "near")
         for host in others:
             far = new_identity(folder / host.name, host.name)
-            config = ShardConfig(port=SHARD_PORT)
-            command = [sys.executable, "-m", "packtrain.workers.shard_main", config.model_dump_json()]
-            shard = host.start(command, {"OPENBLAS_NUM_THREADS": "1"}, folder / f"{host.name}.log")
-            eventually(lambda shard=shard: _listens(shard.pid, SHARD_PORT), "a shard", 30)  # type: ignore[misc]
+            shard_on(host, SHARD_PORT, folder / f"{host.name}.log")
             inner, outer = ("127.0.0.1", SHARD_PORT), (host.address, EXIT_PORT)
-            _tunnel_end(host, "exit", far, near, inner, outer, folder / f"{host.name}-exit.log")
-            led.append(_tunnel_end(head, "entry", near, far, outer, ("127.0.0.1", 0), folder / f"{host.name}-in.log"))
+            end_on(host, "exit", far, near, at=outer, to=inner, log=folder / f"{host.name}-exit.log")
+            log = folder / f"{host.name}-entry.log"
+            led.append(end_on(head, "entry", near, far, at=("127.0.0.1", 0), to=outer, log=log))
             host.limit(bits_per_s)
         probe = [sys.executable, "-c", DRAIN, others[0].address, str(PROBE_PORT), str(PROBE_BYTES)]
         drain = others[0].start(probe, {}, folder / "drain.log")
-        eventually(lambda: _listens(drain.pid, PROBE_PORT), "the drain", 30)
+        eventually(lambda: listens(drain.pid, PROBE_PORT), "the drain", 30)
         told = folder / "fill.log"
         command = [sys.executable, "-c", FILL, others[0].address, str(PROBE_PORT), str(PROBE_BYTES)]
         head.start(command, {}, told).wait(60)
         yield Ways(led, Link(PROBE_BYTES / float(told.read_text()), 0.0), head=head)
-
-
-def _tunnel_end(
-    host: Host, role: Role, own: Identity, peer: Identity, to: tuple[str, int], at: tuple[str, int], log: Path
-) -> int:
-    config = TunnelConfig(
-        role=role, host=at[0], port=at[1], target_host=to[0], target_port=to[1], peer=peer.certificate,
-        certificate_file=str(own.certificate_file), key_file=str(own.key_file),
-    )  # fmt: skip
-    host.start([sys.executable, "-m", "packtrain.workers.tunnel_main", config.model_dump_json()], {}, log)
-    told = eventually(lambda: next((x for x in log.read_text().splitlines() if x.startswith("{")), None), role)
-    return TunnelReady.model_validate_json(told).port
-
-
-def _listens(pid: int, port: int) -> bool:
-    return any(
-        f":{port:04X} 00000000:0000 0A" in line for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()
-    )
 
 
 def _keep(made: Sequence[ShardProcess]) -> None:

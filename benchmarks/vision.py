@@ -88,7 +88,7 @@ def look_on(
         engine.submit(
             SequenceRequest(
                 JobId(f"image-{first}-{len(looked)}"), (1, 2, 3, 4, *tokens, 5, 6), GREEDY, 0, 8, lambda _: None,
-                lambda _, done=done: done.set(), images=tuple(spans),  # type: ignore[misc]
+                lambda _, done=done: done.set(), media=tuple(spans),  # type: ignore[misc]
             )
         )  # fmt: skip
         done.wait()

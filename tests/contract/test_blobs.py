@@ -9,8 +9,8 @@ from redis import Redis
 
 from packtrain.broker import keys
 from packtrain.broker.blobs import BlobStore, MemoryBlobs, RedisBlobs
-from packtrain.broker.errors import BlobsFull, ImageGone
-from packtrain.broker.images import ImageRef
+from packtrain.broker.errors import BlobsFull, MediaGone
+from packtrain.broker.media import MediaRef
 from tests.support.clock import FakeClock
 from tests.support.pictures import png
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.contract
 MOST = 4000
 
 
-def image(data: bytes, *, comes_along: bool = True) -> ImageRef:
-    return ImageRef(sha256=hashlib.sha256(data).hexdigest(), at=0, data=data if comes_along else None)
+def image(data: bytes, *, comes_along: bool = True) -> MediaRef:
+    return MediaRef(sha256=hashlib.sha256(data).hexdigest(), at=0, data=data if comes_along else None)
 
 
 class BlobsContract:
@@ -44,7 +44,7 @@ class BlobsContract:
     def test_one_that_is_nowhere_is_told_by_its_hash(self, blobs: BlobStore) -> None:
         absent = image(png(8, 8), comes_along=False)
 
-        with pytest.raises(ImageGone, match=absent.sha256[:12]):
+        with pytest.raises(MediaGone, match=absent.sha256[:12]):
             blobs.keep([absent])
         assert blobs.get(absent.sha256) is None
 

@@ -85,7 +85,7 @@ def about_a_picture(backend: LlamaCppBackend) -> tuple[int, ...]:
     engine.submit(
         SequenceRequest(
             JobId("a"), prompt, SamplingParams(temperature=0, ignore_eos=True), 0, 12,
-            lambda news: tokens.extend(news.tokens), ends.append, images=tuple(spans),
+            lambda news: tokens.extend(news.tokens), ends.append, media=tuple(spans),
         )
     )  # fmt: skip
     while engine.is_busy:

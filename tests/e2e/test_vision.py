@@ -17,12 +17,12 @@ import pytest
 from redis import Redis
 
 from packtrain.broker import keys
-from packtrain.broker.images import ImageRef
-from packtrain.client import ImageGone, ImagesUnsupported, ImageUnreadable, InvalidParameter
+from packtrain.broker.media import MediaRef
+from packtrain.client import InvalidParameter, MediaGone, MediaUnreadable, MediaUnsupported
 from tests.support.demo_model import MODEL, demo_model_folder
 from tests.support.doors import GREEDY, WAIT_S, Asked, Doors, doors, through_every_door
-from tests.support.fleets import Fleet, eventually, fleet
-from tests.support.pictures import EXPECTED, PROJECTOR, Sample, asked, hostile, png_bomb, samples
+from tests.support.fleets import Fleet, eventually, fleet, scripted_fleet
+from tests.support.pictures import EXPECTED, PROJECTOR, Sample, asked, hostile, part, png_bomb, samples
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -116,7 +116,7 @@ def test_sixteen_questions_about_four_images_run_beside_sixteen_texts(seeing: Fl
 def test_hostile_images_cost_their_own_job_alone(seeing: Fleet, what: str, data: bytes) -> None:
     pid = seeing.instance(SEEING).pid
 
-    with pytest.raises((InvalidParameter, ImageUnreadable), match="image"):
+    with pytest.raises((InvalidParameter, MediaUnreadable), match="image"):
         seeing.client.generate(SEEING, "What is this?", images=data, timeout=WAIT_S, **GREEDY)
     assert seeing.instance(SEEING).pid == pid
 
@@ -125,20 +125,20 @@ def test_whoever_writes_past_the_door_meets_the_same_bounds_in_the_instance(seei
     bomb = png_bomb(30_000, 30_000)
     sha256 = hashlib.sha256(bomb).hexdigest()
     Redis.from_url(seeing.url).set(keys.blob(sha256), bomb, px=60_000)
-    turn = {"role": "user", "content": "?", "images": [ImageRef(sha256=sha256, at=0).model_dump()]}
+    turn = {"role": "user", "content": "?", "media": [MediaRef(sha256=sha256, at=0).model_dump()]}
 
-    with pytest.raises(ImageUnreadable, match="30000 x 30000"):
+    with pytest.raises(MediaUnreadable, match="30000 x 30000"):
         seeing.client.generate(SEEING, [turn], timeout=WAIT_S, **GREEDY)
 
 
 def test_a_model_without_eyes_refuses_at_once_and_names_one_that_has_them(seeing: Fleet, http: httpx2.Client) -> None:
-    with pytest.raises(ImagesUnsupported, match=SEEING):
+    with pytest.raises(MediaUnsupported, match=SEEING):
         seeing.client.submit(MODEL, "What is this?", images=FEW[0].data)
     body = {"model": MODEL, "messages": asked(FEW[0].data, "What is this?")}
     answer = http.post("/v1/chat/completions", json=body)
     listed = {model["id"]: model for model in http.get("/v1/models").json()["data"]}
 
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "images_unsupported")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "media_unsupported")
     assert listed[SEEING]["modalities"] == ["text", "vision"]
     assert listed[SEEING]["capabilities"] == ["completion", "vision"]
     assert listed[MODEL]["modalities"] == ["text"]
@@ -152,14 +152,36 @@ def test_a_receipt_names_the_images_and_the_job_can_be_verified(seeing: Fleet) -
 
     assert result.text == sample.answers["describe"]
     assert result.receipt is not None
-    assert result.receipt.images == (hashlib.sha256(sample.data).hexdigest(),)
+    assert result.receipt.media == (hashlib.sha256(sample.data).hexdigest(),)
     assert result.receipt.projector_sha256 == hashlib.sha256(PROJECTOR.read_bytes()).hexdigest()
     assert verified.is_equal
     assert verified.is_same_class
 
 
 def test_an_image_that_is_not_kept_any_more_is_told(seeing: Fleet) -> None:
-    turn = {"role": "user", "content": "?", "images": [{"sha256": "0" * 64, "at": 0}]}
+    turn = {"role": "user", "content": "?", "media": [{"sha256": "0" * 64, "at": 0}]}
 
-    with pytest.raises(ImageGone, match="not kept any more"):
+    with pytest.raises(MediaGone, match="not kept any more"):
         seeing.client.submit(SEEING, [turn])
+
+
+def test_a_fleet_whose_model_is_another_fleets_sees_by_it(seeing: Fleet, tmp_path: Path) -> None:
+    assert seeing.running.gateway
+    url = f'url = "{seeing.running.gateway.url}/v1"\nmodel = "{SEEING}"\n'
+    (tmp_path / "packtrain.toml").write_text(
+        f'[models.far.remote]\nmodalities = ["vision"]\n{url}[models.dim.remote]\n{url}'
+    )
+    with scripted_fleet(tmp_path, {}, http_port=0) as here:
+        jobs = [here.client.submit("far", each.questions["describe"], images=each.path, **GREEDY) for each in samples()]
+        turn = {"role": "user", "content": [{"type": "text", "text": "Look:"}, part(FEW[0].data), part(FEW[0].data)]}
+        far, near = here.client.generate("far", [turn], **GREEDY), seeing.client.generate(SEEING, [turn], **GREEDY)
+        known = {info.id: info.modalities for info in here.client.models()}
+        with pytest.raises(MediaUnsupported, match=r"ask one that sees: far, or say so in `modalities`"):
+            here.client.submit("dim", "What is this?", images=FEW[0].path)
+        answers = [job.result(WAIT_S) for job in jobs]
+
+    assert sum(a.text == each.answers["describe"] for a, each in zip(answers, samples(), strict=True)) == 23
+    assert (far.text, far.usage.prompt_tokens) == (near.text, near.usage.prompt_tokens)
+    assert known == {"far": ("text", "vision"), "dim": ("text",)}
+    assert answers[0].receipt is not None
+    assert answers[0].receipt.media == (hashlib.sha256(samples()[0].data).hexdigest(),)

@@ -13,39 +13,19 @@ from pathlib import Path
 import gguf
 import pytest
 
-from packtrain.workers.shards.messages import ShardConfig
 from packtrain.workers.shards.split import ShardPlace, Split
-from packtrain.workers.tunnel.certificate import Identity, new_identity
+from packtrain.workers.tunnel.certificate import new_identity
 from packtrain.workers.tunnel.forward import DEAD_S
-from packtrain.workers.tunnel.handshake import Role
-from packtrain.workers.tunnel.messages import TunnelConfig, TunnelReady
 from tests.support.fleets import eventually
 from tests.support.hosts import Host, hosts, why_not
+from tests.support.listeners import SNIFFER, STRANGER
 from tests.support.split_head import alone, head
+from tests.support.split_hosts import end_on, shard_on
 from tests.support.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
 
 SHARD_PORT, EXIT_PORT = 50_100, 50_101
-#: Notes all that an interface carries.
-SNIFFER = """if True:
-    import socket, sys
-    heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
-    heard.bind((sys.argv[1], 0))
-    with open(sys.argv[2], "wb", buffering=0) as notes:
-        while True:
-            notes.write(heard.recv(65536))
-"""
-#: Tells whether anything but an end comes back: from a port, when llama.cpp's hello is sent to it.
-STRANGER = """if True:
-    import socket, sys
-    try:
-        with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3) as there:
-            there.sendall(bytes([14, 24]) + bytes(31))
-            print("got", there.recv(100).hex())
-    except OSError as error:
-        print("error", type(error).__name__)
-"""
 
 
 @dataclass
@@ -65,24 +45,10 @@ def scene(folder: Path) -> Iterator[Scene]:
     """Ready for a head."""
     with hosts("near", "far", "stranger") as (near, far, stranger):
         ours, theirs = new_identity(folder / "near", "near"), new_identity(folder / "far", "far")
-
-        def end(host: Host, role: Role, own: Identity, peer: Identity, to: tuple[str, int], at: tuple[str, int]) -> int:
-            config = TunnelConfig(
-                role=role, host=at[0], port=at[1], target_host=to[0], target_port=to[1], peer=peer.certificate,
-                certificate_file=str(own.certificate_file), key_file=str(own.key_file),
-            )  # fmt: skip
-            log = folder / f"{role}.log"
-            host.start([sys.executable, "-m", "packtrain.workers.tunnel_main", config.model_dump_json()], {}, log)
-            told = eventually(lambda: next((x for x in log.read_text().splitlines() if x.startswith("{")), None), role)
-            return TunnelReady.model_validate_json(told).port
-
-        config = ShardConfig(port=SHARD_PORT, numerics="deterministic")
-        command = [sys.executable, "-m", "packtrain.workers.shard_main", config.model_dump_json()]
-        shard = far.start(command, {"OPENBLAS_NUM_THREADS": "1"}, folder / "shard.log")
-        listens = f":{SHARD_PORT:04X} 00000000:0000 0A"
-        eventually(lambda: listens in Path(f"/proc/{shard.pid}/net/tcp").read_text(), "the shard")
-        end(far, "exit", theirs, ours, ("127.0.0.1", SHARD_PORT), (far.address, EXIT_PORT))
-        port = end(near, "entry", ours, theirs, (far.address, EXIT_PORT), ("127.0.0.1", 0))
+        shard_on(far, SHARD_PORT, folder / "shard.log", numerics="deterministic")
+        inner, outer = ("127.0.0.1", SHARD_PORT), (far.address, EXIT_PORT)
+        end_on(far, "exit", theirs, ours, at=outer, to=inner, log=folder / "exit.log")
+        port = end_on(near, "entry", ours, theirs, at=("127.0.0.1", 0), to=outer, log=folder / "entry.log")
         heard, inside = folder / "cable", folder / "loopback"
         for interface, notes in (("eth0", heard), ("lo", inside)):
             far.start([sys.executable, "-c", SNIFFER, interface, str(notes)], {}, folder / "sniffer.log")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from packtrain.broker.states import InstanceState
-from packtrain.client import ImagesUnsupported, JobDead
+from packtrain.client import JobDead, MediaUnsupported
 from packtrain.workers.backends.scripted import CRASHING_WIDTH
 from tests.support.fleets import Fleet, scripted_fleet
 from tests.support.pictures import png
@@ -29,7 +29,7 @@ def test_a_picture_is_part_of_the_prompt_and_counts_as_its_rows(seeing: Fleet) -
     assert result.text == "?tahW\n####"
     assert result.usage.prompt_tokens == 4 + len("\nWhat?")
     assert seeing.client.count_tokens("eyes", "What?", images=png(8, 8)) == 10
-    with pytest.raises(ImagesUnsupported, match="eyes"):
+    with pytest.raises(MediaUnsupported, match="eyes"):
         seeing.client.generate("blind", "What?", images=png(8, 8))
 
 

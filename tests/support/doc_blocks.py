@@ -69,6 +69,8 @@ EXCUSED = {
     'fleet.generate("qwen2.5-coder"': Reason.MODEL,
     'fleet.generate("smollm2-shapes"': Reason.MODEL,
     "packtrain run smollm2-shapes": Reason.MODEL,
+    'fleet.generate("ultravox"': Reason.MODEL,
+    "packtrain run ultravox": Reason.MODEL,
 }
 _FENCE = re.compile(r"^```(?P<language>sh|console|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`(?P<code>[^`\n]+)`(?!`)")

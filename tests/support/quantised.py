@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 #: llama.cpp's numbers of file types. The demo model is Q8_0.
-TYPES = {"q4-0": 2, "q4-1": 3, "q5-0": 8, "q5-1": 9, "q8-0": 7}
+TYPES = {"f16": 1, "q4-0": 2, "q4-1": 3, "q5-0": 8, "q5-1": 9, "q8-0": 7}
 
 
 def quantised(folder: Path, source: Path, name: str) -> Path:

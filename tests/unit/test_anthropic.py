@@ -174,7 +174,7 @@ def test_an_image_stands_where_its_block_stood() -> None:
 
     (turn,) = spec_of(messages=[{"role": "user", "content": [image, {"type": "text", "text": "Hi"}]}]).messages
 
-    assert (turn.content, [each.at for each in turn.images]) == ("\nHi", [0])
+    assert (turn.content, [each.at for each in turn.media]) == ("\nHi", [0])
 
 
 def test_an_unknown_model_is_not_taken_for_a_key() -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from packtrain.broker.beats import DeviceMemory
-from packtrain.workers.device_probe import AGAIN_S, DeviceWatch, Found
+from packtrain.workers.device_probe import AGAIN_S, NUM_RATES, DeviceWatch, Found
 from packtrain.workers.devices import FoundDevice, memories
 from tests.support.factories import node_beat
 
@@ -84,6 +84,20 @@ def test_without_one_nobody_looks_again() -> None:
 
     assert watched(watch)
     assert not ask(watch, 10 * AGAIN_S)
+
+
+def test_the_best_of_three_measurements_of_rates_counts() -> None:
+    rates = "2 * int(sys.argv[2]) + time.monotonic_ns() % 2"
+    code = f"import json, sys, time; print(json.dumps({{'rates': {{'F16': {rates} if '--rates' in sys.argv else 0}}}}))"
+    watch = DeviceWatch((sys.executable, "-c", code), rates_with=5)
+
+    seen = []
+    for number in range(NUM_RATES):
+        assert watched(watch, number * (AGAIN_S + 1))
+        seen.append(watch.rates["F16"])
+    assert seen == sorted(seen)
+    assert seen[0] in (10, 11)
+    assert not ask(watch, 100 * AGAIN_S)
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(1)", "print('nonsense')", "print('{}')"])

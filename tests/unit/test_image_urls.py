@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 from pydantic import ValidationError
+from starlette.requests import Request
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.images import MAX_IMAGE_BYTES, MAX_IMAGES
-from packtrain.client.gateway.image_urls import ImageUrls, place_of
+from packtrain.broker.images import MAX_IMAGE_BYTES
+from packtrain.broker.media import MAX_MEDIA
+from packtrain.client.gateway.body import read_json
+from packtrain.client.gateway.image_urls import ImageUrls, place_of, put_in, urls_in
 from packtrain.client.gateway.settings import GatewaySettings
 from packtrain.client.openai import parse_call
 from tests.support.pictures import png
@@ -50,8 +55,11 @@ class Web:
         urls = ImageUrls(
             [place_of(host) for host in hosts], resolve=self.resolve, transport=httpx2.MockTransport(self.handle)
         )
-        text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return json.loads(asyncio.run(urls.inlined(text)))
+        text = json.dumps(body).encode()
+        found = json.loads(text)
+        if urls.may_name(text):
+            put_in(found, asyncio.run(urls.fetch(urls_in(found))))
+        return found
 
 
 def chat(url: str) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def test_an_image_comes_from_the_address_that_was_looked_at_under_the_name_that_
     assert web.asked == [f"https://{PUBLIC}/a.png?x=1"]
     assert web.hosts == ["images.example.org"]
     (spec,) = parse_call("/v1/chat/completions", body).specs
-    assert spec.images[0].data == PICTURE
+    assert spec.media[0].data == PICTURE
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ def test_too_much_and_errors_are_refused() -> None:
         gone.inlined(chat("https://a.example.org/"), ".example.org")
     with pytest.raises(InvalidParameter, match="does not come"):
         Web(breaks).inlined(chat("https://a.example.org/"), ".example.org")
-    many = {"input": [chat(f"https://a.example.org/{number}") for number in range(MAX_IMAGES + 1)]}
+    many = {"input": [chat(f"https://a.example.org/{number}") for number in range(MAX_MEDIA + 1)]}
     with pytest.raises(InvalidParameter, match="17 images"):
         Web().inlined(many, ".example.org")
 
@@ -177,6 +185,50 @@ def test_without_hosts_nothing_is_fetched_and_nothing_is_touched() -> None:
     assert web.inlined(chat("https://a.example.org/")) == chat("https://a.example.org/")
     assert web.inlined({"text": "http image_url"}, ".example.org") == {"text": "http image_url"}
     assert web.asked == []
+
+
+def test_a_body_is_taken_apart_only_where_a_text_in_it_begins_as_a_url() -> None:
+    urls = ImageUrls([place_of("a.example.org")])
+
+    assert urls.may_name(json.dumps(chat("HTTPS://a.example.org/")).encode())
+    assert urls.may_name(json.dumps(chat("http://a.example.org/")).replace("/", r"\/").encode())
+    assert not urls.may_name(json.dumps(chat("data:image/png;base64,http") | {"user": "see http://x"}).encode())
+    assert not ImageUrls([]).may_name(json.dumps(chat("https://a.example.org/")).encode())
+
+
+class OwnProcess:
+    """As `Readers`, in this one: what is to be done and what comes of it are pickled."""
+
+    def __init__(self) -> None:
+        self.num_runs = 0
+
+    async def run(self, work: Any) -> Any:
+        self.num_runs += 1
+        return pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(work))()))
+
+
+def contents(body: dict[str, Any]) -> str:
+    return json.dumps(body["messages"])
+
+
+@pytest.mark.parametrize(("pad", "num_runs"), [(0, 0), (5_000_000, 2)])
+def test_a_request_is_read_with_its_images_in_it_a_large_one_elsewhere(pad: int, num_runs: int) -> None:
+    web, readers = Web(), OwnProcess()
+    images = ImageUrls(
+        [place_of("images.example.org")], resolve=web.resolve, transport=httpx2.MockTransport(web.handle)
+    )
+    door: Any = SimpleNamespace(images=images, readers=readers, settings=GatewaySettings())
+    text = json.dumps(chat("https://images.example.org/a.png") | {"user": "x" * pad}).encode()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": text, "more_body": False}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    found = asyncio.run(read_json(request, door, contents))
+
+    assert "data:image/png;base64," in found
+    assert "https:" not in found
+    assert (len(web.asked), readers.num_runs) == (1, num_runs)
 
 
 @pytest.mark.parametrize("host", ["", "https://", "a.example.org/path", "ftp://a.example.org", "x@y"])

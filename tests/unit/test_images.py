@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from packtrain.broker.errors import ImagesUnsupported, ImageUnreadable, InvalidParameter
+from packtrain.broker.errors import InvalidParameter, MediaUnreadable, MediaUnsupported
 from packtrain.broker.image_header import ImageHeader, NoImage, read_image_header
-from packtrain.broker.images import MAX_IMAGES, check_image
+from packtrain.broker.images import check_image
 from packtrain.broker.job_spec import JobSpec, parse_spec
+from packtrain.broker.media import MAX_MEDIA
 from packtrain.broker.model_info import ModelInfo
 from packtrain.broker.prefixes import prefix_hashes
-from packtrain.broker.sight import check_sight
+from packtrain.broker.senses import check_senses
 from packtrain.client.request import build_spec
 from packtrain.workers.pictures import decode
 from tests.support.pictures import asked, hostile, part, png
@@ -75,7 +76,7 @@ def test_whatever_the_bytes_are_there_is_a_header_or_a_reason(data: bytes, begin
 
 @pytest.mark.parametrize(("what", "data"), list(hostile()), ids=lambda value: value if isinstance(value, str) else "")
 def test_no_hostile_image_is_decoded(what: str, data: bytes) -> None:
-    with pytest.raises(ImageUnreadable, match="cannot be read"):
+    with pytest.raises(MediaUnreadable, match="cannot be read"):
         decode(data)
 
 
@@ -100,7 +101,7 @@ def test_a_jpeg_whose_frame_lies_about_its_size_is_not_believed() -> None:
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", 30_000, 30_000)
 
-    with pytest.raises(ImageUnreadable, match="30000 x 30000"):
+    with pytest.raises(MediaUnreadable, match="30000 x 30000"):
         decode(bytes(data))
 
 
@@ -115,36 +116,36 @@ def test_parts_are_joined_by_lines_and_images_keep_their_places() -> None:
     spec = chat({"type": "text", "text": "One:"}, part(png(8, 8)), part(png(9, 9)), {"type": "text", "text": "Two?"})
 
     assert spec.messages[0].content == "One:\n\n\nTwo?"
-    assert [image.at for image in spec.images] == [5, 6]
+    assert [image.at for image in spec.media] == [5, 6]
 
 
 def test_a_record_has_hashes_and_no_bytes_and_reads_as_the_same_request() -> None:
     spec = chat(part(png(8, 8)))
     record = JobSpec.model_validate_json(spec.to_json())
-    sent = JobSpec.model_validate_json(spec.to_json(with_images=True))
+    sent = JobSpec.model_validate_json(spec.to_json(with_media=True))
 
     assert base64.b64encode(png(8, 8)).decode() not in spec.to_json()
-    assert record.images[0].data is None
+    assert record.media[0].data is None
     assert record.digest() == spec.digest()
-    assert sent.images[0].data == png(8, 8)
+    assert sent.media[0].data == png(8, 8)
 
 
 def test_bytes_that_are_not_what_their_hash_says_are_refused() -> None:
     image = {"sha256": "0" * 64, "at": 0, "data": base64.b64encode(png(8, 8)).decode()}
 
     with pytest.raises(InvalidParameter, match="not the hash"):
-        parse_spec({"model": "m", "messages": [{"role": "user", "content": "?", "images": [image]}]})
+        parse_spec({"model": "m", "messages": [{"role": "user", "content": "?", "media": [image]}]})
 
 
 @pytest.mark.parametrize("role", ["system", "assistant", "developer"])
 def test_only_users_and_tools_show_images(role: str) -> None:
-    with pytest.raises(InvalidParameter, match="shows no images"):
+    with pytest.raises(InvalidParameter, match="has no images"):
         parse_spec({"model": "m", "messages": [{"role": role, "content": [part(png(8, 8))]}]})
 
 
 def test_images_are_counted_and_not_scored() -> None:
     with pytest.raises(InvalidParameter, match="17"):
-        parse_spec({"model": "m", "messages": asked(png(8, 8), "?") * (MAX_IMAGES + 1)})
+        parse_spec({"model": "m", "messages": asked(png(8, 8), "?") * (MAX_MEDIA + 1)})
     with pytest.raises(InvalidParameter, match="prompt_logprobs"):
         chat(part(png(8, 8)), params={"prompt_logprobs": 1})
 
@@ -160,12 +161,12 @@ def test_a_blind_model_is_told_from_one_that_sees() -> None:
     blind, seeing = ModelInfo(id="m"), ModelInfo(id="eyes", modalities=("text", "vision"))
     alias = ModelInfo(id="alias", alias_of="eyes")
 
-    with pytest.raises(ImagesUnsupported, match=r"'m' takes text alone.*eyes"):
-        check_sight(chat(part(png(8, 8))), [blind, seeing])
-    check_sight(chat(part(png(8, 8))), [])
-    check_sight(chat({"type": "text", "text": "?"}), [blind])
-    check_sight(chat(part(png(8, 8)), model="eyes"), [blind, seeing])
-    check_sight(chat(part(png(8, 8)), model="alias"), [alias, seeing])
+    with pytest.raises(MediaUnsupported, match=r"'m' takes text alone.*eyes"):
+        check_senses(chat(part(png(8, 8))), [blind, seeing])
+    check_senses(chat(part(png(8, 8))), [])
+    check_senses(chat({"type": "text", "text": "?"}), [blind])
+    check_senses(chat(part(png(8, 8)), model="eyes"), [blind, seeing])
+    check_senses(chat(part(png(8, 8)), model="alias"), [alias, seeing])
 
 
 # Python
@@ -179,13 +180,13 @@ def test_python_takes_paths_bytes_urls_and_pillow(tmp_path: Path) -> None:
     data, path = png(8, 8), tmp_path / "a.png"
     path.write_bytes(data)
     url = part(data)["image_url"]["url"]
-    hashes = {built(images=image).images[0].sha256 for image in (data, path, str(path), [url], (data,))}
+    hashes = {built(images=image).media[0].sha256 for image in (data, path, str(path), [url], (data,))}
 
     assert len(hashes) == 1
-    drawn = built(images=Image.fromarray(np.full((8, 8, 3), 9, np.uint8))).images[0]
+    drawn = built(images=Image.fromarray(np.full((8, 8, 3), 9, np.uint8))).media[0]
     assert drawn.data is not None
     assert (decode(drawn.data) == 9).all()
-    assert built([{"role": "user", "content": [{"type": "image_url", "image_url": path}]}]).images[0].data == data
+    assert built([{"role": "user", "content": [{"type": "image_url", "image_url": path}]}]).media[0].data == data
 
 
 @pytest.mark.parametrize(
@@ -203,5 +204,5 @@ def test_a_path_in_a_text_is_no_path() -> None:
 
 
 def test_images_are_shown_in_chats() -> None:
-    with pytest.raises(InvalidParameter, match="shown in chats"):
+    with pytest.raises(InvalidParameter, match="belong to chats"):
         build_spec("m", "?", raw=True, stream=False, expires_in=None, options={"images": png(8, 8)})

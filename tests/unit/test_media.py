@@ -11,7 +11,7 @@ from packtrain.broker.ids import JobId
 from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.backends.scripted import ScriptedBackend
 from packtrain.workers.engine.engine import Engine
-from packtrain.workers.engine.media import ImageRows, MediaTurns, Span, num_alike, place, position, whole_before
+from packtrain.workers.engine.media import MediaRows, MediaTurns, Span, num_alike, place, position, whole_before
 from packtrain.workers.engine.reuse import MIN_SHARED
 from packtrain.workers.engine.scheduler import SERIAL_CHUNK, plan_image_step, plan_serial_step, plan_step
 from packtrain.workers.engine.sequence import Ended, Sequence, SequenceRequest, Tokens
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.unit
 SHA = "ab" * 32
 
 
-def rows(count: int, **fields: Any) -> ImageRows:
-    return ImageRows(np.zeros((count, 2), np.float32), fields.pop("num_positions", count), **fields)
+def rows(count: int, **fields: Any) -> MediaRows:
+    return MediaRows(np.zeros((count, 2), np.float32), fields.pop("num_positions", count), **fields)
 
 
 def asking(tokens: list[int], spans: list[Span], name: str, texts: list[str] | None = None) -> SequenceRequest:
@@ -36,10 +36,10 @@ def asking(tokens: list[int], spans: list[Span], name: str, texts: list[str] | N
             texts.append(f"{ended.tail} {ended.end} {ended.num_reused}")
 
     params = SamplingParams(temperature=0)
-    return SequenceRequest(JobId(name), tuple(tokens), params, 0, 30, on_tokens, on_end, images=tuple(spans))
+    return SequenceRequest(JobId(name), tuple(tokens), params, 0, 30, on_tokens, on_end, media=tuple(spans))
 
 
-def sequence(before: int, image: ImageRows | None, after: int, *, number: int = 0, cached: int = 0) -> Sequence:
+def sequence(before: int, image: MediaRows | None, after: int, *, number: int = 0, cached: int = 0) -> Sequence:
     """One with so many tokens of text around an image."""
     tokens, spans = [7] * before, list[Span]()
     if image:
@@ -101,7 +101,7 @@ def test_a_step_has_text_or_images_and_they_alternate_while_both_wait() -> None:
 def test_text_before_an_image_is_computed_up_to_it() -> None:
     (row,) = plan_step([sequence(5, rows(4), 3)], n_batch=64, prefill_budget=8)
 
-    assert (row.count, row.wants_token, row.image) == (5, False, None)
+    assert (row.count, row.wants_token, row.media) == (5, False, None)
 
 
 def test_a_step_of_images_is_as_long_as_a_prompt_may_be_beside_answers() -> None:
@@ -112,8 +112,8 @@ def test_a_step_of_images_is_as_long_as_a_prompt_may_be_beside_answers() -> None
 
     assert [(row.sequence.order, row.count) for row in beside] == [(0, 16)]
     assert [(row.sequence.order, row.count) for row in alone] == [(0, 20), (1, 20)]
-    assert beside[0].image is not None
-    assert beside[0].image.count == 16
+    assert beside[0].media is not None
+    assert beside[0].media.count == 16
 
 
 def test_an_image_whose_rows_look_at_each_other_is_in_one_step() -> None:
@@ -157,7 +157,7 @@ def test_images_and_texts_share_an_engine_and_an_image_is_computed_once(recipe: 
             f"{question[::-1]}{'#' * (30 - 2)} length" for question in ("Q1", "Q2")
         }
     assert [said[str(number)][0] for number in range(4)] == [f"{number} nialp stop" for number in range(4)]
-    num_rows = sum(len(row.tokens) for step in backend.steps for row in step if row.image)
+    num_rows = sum(len(row.tokens) for step in backend.steps for row in step if row.media)
     if recipe == "serial":  # no prefix shorter than one of its chunks is shared
         assert num_rows == 4 * 40
     else:  # but for less than is worth a wait

@@ -88,11 +88,11 @@ def test_every_kind_of_text_part_is_text(part: Any) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
         {"type": "file", "file": {"file_id": "file-1"}},
     ],
 )
-def test_parts_other_than_texts_and_images_are_refused(part: dict[str, Any]) -> None:
+def test_parts_other_than_texts_images_and_sounds_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter, match=f"a content part of type '{part['type']}' is not supported") as error:
         chat({"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]})
 

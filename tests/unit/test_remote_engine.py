@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from packtrain.broker.blobs import MemoryBlobs
 from packtrain.broker.chunks import Chunk
 from packtrain.broker.errors import InvalidRequest, ModelLoadFailed, PacktrainError, RemoteFailed
 from packtrain.broker.hops import HEADER
@@ -333,7 +334,10 @@ def leased(store: MemoryJobs) -> tuple[LeasedJob, Claim]:
 
 
 def starter(store: MemoryJobs, remote: Engine, turns: Turns) -> RemoteJobs:
-    return RemoteJobs(store, remote.engine, OPTIONS, turns, model=MODEL, fleet=lambda: "f" * 16, clock=time.monotonic)
+    return RemoteJobs(
+        store, MemoryBlobs(lambda: 0), remote.engine, OPTIONS, turns, model=MODEL, fleet=lambda: "f" * 16,
+        clock=time.monotonic,
+    )  # fmt: skip
 
 
 def test_a_job_that_is_refused_gives_its_turn_back(remote: Engine) -> None:

@@ -50,7 +50,7 @@ def _queue(name: str) -> tuple[str, ...]:
 
 GROUPS: Final[Mapping[str, KeyGroup]] = {
     "jobs": KeyGroup("prompts, options, answers", ("pt:job:*", "pt:out:*")),
-    "images": KeyGroup("images of jobs, by their hashes", ("pt:blob:*", "pt:blobs", "pt:blobs:bytes")),
+    "media": KeyGroup("images and sounds of jobs, by their hashes", ("pt:blob:*", "pt:blobs", "pt:blobs:bytes")),
     "queue": KeyGroup(
         "which jobs wait, in which order",
         (
@@ -122,7 +122,7 @@ _LOOKING: Final[Mapping[str, Reach]] = {
     "wishes": "r", "plans": "r", "lead": "r", "processes": "r", "schema": "r",
 }  # fmt: skip
 _ASKING: Final[Mapping[str, Reach]] = {
-    **_LOOKING, "jobs": "rw", "images": "rw", "queue": "rw", "bells": "rw", "ends": "w",
+    **_LOOKING, "jobs": "rw", "media": "rw", "queue": "rw", "bells": "rw", "ends": "w",
 }  # fmt: skip
 
 RIGHTS: Final[Mapping[Role, Rights]] = {

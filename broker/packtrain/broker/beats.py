@@ -120,7 +120,7 @@ class InstanceBeat(Report):
     kv_tokens: int = Field(0, description="tokens in the caches of jobs in slots")
     parked: int = Field(0, description="jobs that left their slots to others for a while")
     parkings: int = Field(0, description="times that one did so far")
-    images_seen: int = Field(0, description="looked at so far; one that many jobs ask about counts once")
+    images_seen: int = Field(0, description="and sounds, looked at so far; one that many jobs ask about counts once")
     tokens_per_s: float = 0
     job_s: float = Field(0, description="smoothed, that a job holds a slot; before the first ended, how long so far")
     threads: int = Field(0, description="that a step computes with; of an idle instance: that it would begin with")

@@ -1,10 +1,10 @@
-"""Blobs: the images of jobs in the broker, each once under the hash of its bytes.
+"""Blobs: images and sounds of jobs in the broker, each once under the hash of its bytes.
 
     pt:blob:<sha256>   the bytes, for a day from the last job that names them
 
 A job's record names hashes alone, so it and the queue stay small, and the same image with ten questions is kept once.
-Nobody counts who still needs one: each job that is submitted keeps its images for another day, and one that has to
-wait for longer ends with an error that says so. All together are bounded, so that images cannot fill the broker.
+Nobody counts who still needs one: each job that is submitted keeps its media for another day, and one that has to
+wait for longer ends with an error that says so. All together are bounded, so that they cannot fill the broker.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from redis import Redis
 from redis.client import NEVER_DECODE
 
 from packtrain.broker import keys
-from packtrain.broker.errors import BlobsFull, ImageGone
-from packtrain.broker.images import ImageRef
+from packtrain.broker.errors import BlobsFull, MediaGone
+from packtrain.broker.media import MediaRef
 from packtrain.broker.scripts import Call, Scripts
 
 #: Of all blobs together.
@@ -26,13 +26,13 @@ MAX_BYTES = 512 * 1024 * 1024
 
 
 class BlobStore(Protocol):
-    """Where images lie: `RedisBlobs` and, for tests, `MemoryBlobs`; one contract suite runs on both."""
+    """Where media lie: `RedisBlobs` and, for tests, `MemoryBlobs`; one contract suite runs on both."""
 
-    def keep(self, images: Iterable[ImageRef]) -> None:
+    def keep(self, media: Iterable[MediaRef]) -> None:
         """Put in what comes with its bytes, and keep what is there for another `keys.BLOB_TTL_MS`.
 
         Raises:
-            ImageGone: One comes without its bytes, and they are not there.
+            MediaGone: One comes without its bytes, and they are not there.
             BlobsFull
         """
         ...
@@ -62,8 +62,8 @@ class RedisBlobs:
         self._scripts = Scripts(redis)
         self._most = most
 
-    def keep(self, images: Iterable[ImageRef]) -> None:
-        for sha256, data in _distinct(images).items():
+    def keep(self, media: Iterable[MediaRef]) -> None:
+        for sha256, data in _distinct(media).items():
             kept = self._scripts.run(put_blob(sha256, b"", self._most))  # most are there, and their bytes need not go
             if not kept and data:
                 kept = self._scripts.run(put_blob(sha256, data, self._most))
@@ -83,11 +83,11 @@ class MemoryBlobs:
         self._kept: dict[str, tuple[int, bytes]] = {}  # until when
         self._lock = threading.Lock()
 
-    def keep(self, images: Iterable[ImageRef]) -> None:
+    def keep(self, media: Iterable[MediaRef]) -> None:
         with self._lock:
             now = self._now_ms()
             self._kept = {sha: kept for sha, kept in self._kept.items() if kept[0] > now}
-            for sha256, data in _distinct(images).items():
+            for sha256, data in _distinct(media).items():
                 held = self._kept[sha256][1] if sha256 in self._kept else data
                 total = sum(len(other) for sha, (_, other) in self._kept.items() if sha != sha256)
                 kept = 0 if not held else -1 if total + len(held) > self._most else 1
@@ -100,15 +100,15 @@ class MemoryBlobs:
             return data if until > self._now_ms() else None
 
 
-def _distinct(images: Iterable[ImageRef]) -> dict[str, bytes]:
+def _distinct(media: Iterable[MediaRef]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for image in images:
-        found[image.sha256] = found.get(image.sha256) or image.data or b""
+    for ref in media:
+        found[ref.sha256] = found.get(ref.sha256) or ref.data or b""
     return found
 
 
 def _check(kept: int, sha256: str, data: bytes, most: int) -> None:
     if kept == 0:
-        raise ImageGone(sha256=sha256)
+        raise MediaGone(sha256=sha256)
     if kept < 0:
         raise BlobsFull(size=len(data), limit=most)

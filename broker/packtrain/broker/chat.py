@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from packtrain.broker.fields import Input, Report, Text, check_json
-from packtrain.broker.images import MAX_IMAGES, ImageRef, joined
+from packtrain.broker.media import MAX_MEDIA, MediaRef, joined
 
 #: Bounds of one tool's description as JSON: real ones have some 1,000 characters and 6 levels.
 MAX_TOOL_CHARS, MAX_TOOL_DEPTH = 64 * 1024, 32
@@ -118,8 +118,8 @@ class Message(Input):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text = Field("", description="a text, or a list of parts: text and image_url")
-    images: tuple[ImageRef, ...] = Field((), max_length=MAX_IMAGES, description="of a user or tool, at their places")
+    content: Text = Field("", description="a text, or a list of parts: text, image_url and input_audio")
+    media: tuple[MediaRef, ...] = Field((), max_length=MAX_MEDIA, description="of a user or tool, at their places")
     name: Annotated[Text, StringConstraints(max_length=256)] | None = None
     tool_calls: tuple[ToolCall, ...] = Field((), max_length=128, description="of an assistant: what it asked for")
     tool_call_id: Annotated[Text, StringConstraints(max_length=256)] | None = Field(
@@ -130,7 +130,7 @@ class Message(Input):
     @model_validator(mode="before")
     @classmethod
     def _as_one_text(cls, fields: Any) -> Any:
-        """Parts become one text with images in it. And OpenAI's clients send null for what a turn does not have."""
+        """Parts become one text with media in it. And OpenAI's clients send null for what a turn does not have."""
         if not isinstance(fields, Mapping):
             return fields
         calls = fields.get("tool_calls")
@@ -138,9 +138,9 @@ class Message(Input):
         given = {key: value for key, value in fields.items() if value is not None or key not in optional}
         if "content" not in given and not calls:
             given["content"] = None
-        text, images = _parts(given.get("content"))
-        if images:
-            given["images"] = images
+        text, media = _parts(given.get("content"))
+        if media:
+            given["media"] = media
         if text is not given.get("content"):
             given["content"] = text
         return given
@@ -154,12 +154,14 @@ class Message(Input):
         return self
 
     @model_validator(mode="after")
-    def _images_fit(self) -> Self:
-        if self.images and self.role not in ("user", "tool"):
-            raise ValueError(f"a turn of role {self.role!r} shows no images; put them into a turn of role 'user'")
-        places = [image.at for image in self.images]
+    def _media_fit(self) -> Self:
+        if self.media and self.role not in ("user", "tool"):
+            raise ValueError(
+                f"a turn of role {self.role!r} has no images or sounds; put them into a turn of role 'user'"
+            )
+        places = [ref.at for ref in self.media]
         if places != sorted(places) or any(at > len(self.content) for at in places):
-            raise ValueError("images stand in the order of their places, and within the content")
+            raise ValueError("media stand in the order of their places, and within the content")
         return self
 
     @property

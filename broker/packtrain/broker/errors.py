@@ -7,15 +7,15 @@
     │   ├── PromptTooLong         more tokens than the context of the model holds
     │   ├── UnknownModel          no node offers this model
     │   ├── AdapterUnavailable    the model has no such LoRA adapter, or cannot use it
-    │   ├── ImagesUnsupported     the model cannot see
-    │   ├── ImageUnreadable       an image cannot be decoded, or is too much for the model
-    │   ├── ImageGone             an image that the job names is not kept any more
+    │   ├── MediaUnsupported     the model cannot see, or hear
+    │   ├── MediaUnreadable       an image or sound cannot be decoded, or is too much for the model
+    │   ├── MediaGone             an image or sound that the job names is not kept any more
     │   ├── UnknownJob            no such job, or its record has expired
     │   ├── FleetLoop             fleets that are each other's remote would send it round for ever
     │   └── IdempotencyConflict   the key was used before with another request
     ├── TryLater                  send the same request again later
     │   ├── QueueFull             too many jobs wait for this model, or of this user for it
-    │   ├── BlobsFull             the broker keeps as many bytes of images as it may
+    │   ├── BlobsFull             the broker keeps as many bytes of images and sounds as it may
     │   ├── BrokerUnavailable     Redis cannot be reached, or the gateway before it
     │   ├── ResultTimeout         the job goes on; only this wait has ended
     │   └── AnswerBegunAnew       its answer comes anew; what was read of it is void
@@ -38,7 +38,7 @@ The class is what travels in code; `code` is what travels on the wire and never 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 
@@ -145,39 +145,53 @@ class AdapterUnavailable(InvalidRequest):
         )
 
 
-class ImagesUnsupported(InvalidRequest):
-    """The model cannot see."""
+class MediaUnsupported(InvalidRequest):
+    """The model cannot see, or cannot hear."""
 
-    code = "images_unsupported"
+    code = "media_unsupported"
 
-    def __init__(self, *, model: str, able: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        kind: str = "image",
+        takes: Iterable[str] = ("text",),
+        able: list[str] | None = None,
+        remote: str = "",
+    ) -> None:
+        what, verb = ("sounds", "hears") if kind == "audio" else ("images", "sees")
         others = ", ".join(sorted(able or [])[:12])
-        remedy = f"ask one that can see: {others}" if others else "leave the images out"
+        ask = f"ask one that {verb}: {others}" if others else f"leave the {what} out"
+        remedy = (
+            f"say so in `modalities` of [models.{model}.remote], if {remote} {verb}"
+            if remote
+            else "put its projector (an mmproj GGUF file) beside it"
+        )
         super().__init__(
-            f"{model!r} takes text alone, and the chat has images; {remedy}, or put its projector (an mmproj "
-            "GGUF file) beside it",
+            f"{model!r} takes {' and '.join(takes)} alone, and the chat has {what}; {ask}, or {remedy}",
             model=model,
+            kind=kind,
             able=sorted(able or []),
         )
 
 
-class ImageGone(InvalidRequest):
-    """An image that a job names is not in the broker any more."""
+class MediaGone(InvalidRequest):
+    """An image or sound that a job names is not in the broker any more."""
 
-    code = "image_gone"
+    code = "media_gone"
 
     def __init__(self, *, sha256: str) -> None:
         super().__init__(
-            f"the image {sha256[:12]}... is not kept any more: images stay for a day after they were last sent; send "
-            "the job again, with its images",
+            f"the image or sound {sha256[:12]}... is not kept any more: they stay for a day after they were last sent; "
+            "send the job again, with all of them",
             sha256=sha256,
         )
 
 
-class ImageUnreadable(InvalidRequest):
-    """An image of a job cannot be decoded, or takes more tokens than the model computes at once."""
+class MediaUnreadable(InvalidRequest):
+    """An image or sound of a job cannot be decoded, or takes more tokens than the model computes at once."""
 
-    code = "image_unreadable"
+    code = "media_unreadable"
 
 
 class UnknownJob(InvalidRequest):
@@ -244,13 +258,13 @@ class QueueFull(TryLater):
 
 
 class BlobsFull(TryLater):
-    """The broker keeps as many bytes of images as it may."""
+    """The broker keeps as many bytes of images and sounds as it may."""
 
     code = "blobs_full"
 
     def __init__(self, *, size: int, limit: int) -> None:
         super().__init__(
-            f"the fleet keeps at most {limit // 2**20} MiB of images, and there is no room for {size} bytes more; each "
+            f"the fleet keeps at most {limit // 2**20} MiB of images and sounds, no room for {size} bytes more; each "
             "goes a day after it was last sent: try again later, or send smaller ones",
             size=size,
             limit=limit,

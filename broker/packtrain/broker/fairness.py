@@ -24,15 +24,15 @@ from packtrain.broker.job_spec import JobSpec
 DEFAULT_OUTPUT: Final = 256
 #: Characters of a token, roughly. Whoever submits has no tokenizer.
 CHARS_PER_TOKEN: Final = 4
-#: Tokens that an image is taken to have: from 16 to some thousands, by model and size, which nobody here knows.
-IMAGE_TOKENS: Final = 256
+#: Tokens that an image or sound is taken to have: 16 to some thousands, by model and size, which nobody here knows.
+MEDIA_TOKENS: Final = 256
 #: What the clock moves on by with each start at it, tokens.
 HAIR: Final = 2.0**-10
 
 
 def cost_of(spec: JobSpec) -> int:
     """What a job is taken to cost before it has run, tokens of prompt and output together; 1 at least."""
-    prompt = len(spec.prompt_tokens) + spec.num_chars // CHARS_PER_TOKEN + IMAGE_TOKENS * len(spec.images)
+    prompt = len(spec.prompt_tokens) + spec.num_chars // CHARS_PER_TOKEN + MEDIA_TOKENS * len(spec.media)
     return cost(prompt, 0 if spec.kind in ("embed", "count") else spec.params.max_tokens)
 
 

@@ -24,6 +24,10 @@ _MAX_SEGMENTS = 1000
 class NoImage(ValueError):
     """The bytes are no image that can be read; the message says why, without a remedy."""
 
+    def __init__(self, why: str, *, is_begun: bool = True) -> None:
+        super().__init__(why)
+        self.is_begun = is_begun  # they begin as an image does
+
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
@@ -49,7 +53,7 @@ def read_image_header(data: bytes) -> ImageHeader:
         return _gif(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
-    raise NoImage("it is none of PNG, JPEG, GIF and WebP")
+    raise NoImage("it is none of PNG, JPEG, GIF and WebP", is_begun=False)
 
 
 def _png(data: bytes) -> ImageHeader:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, field
 from packtrain.broker.chat import MAX_TOOL_DEPTH, Message, NamedTool, Tool, ToolChoice
 from packtrain.broker.errors import PromptEmpty
 from packtrain.broker.fields import Input, SafeId, Text, check_json, invalid
-from packtrain.broker.images import MAX_IMAGES, MAX_IMAGES_BYTES, ImageRef
+from packtrain.broker.media import MAX_MEDIA, MAX_MEDIA_BYTES, MediaRef
 from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import FreeText
 
@@ -118,12 +118,12 @@ class JobSpec(Input):
             raise ValueError(f"kind {self.kind!r} has no `dimensions`, they are of kind 'embed'; leave them out")
         if self.echo and (self.kind != "complete" or self.suffix):
             raise ValueError("`echo` is of kind 'complete' without `suffix`; leave it out")
-        if self.images and self.params.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs are of texts; leave them out, or the images")
-        if (count := len(self.images)) > MAX_IMAGES:
-            raise ValueError(f"the chat has {count} images, at most {MAX_IMAGES} are taken in one job")
-        if (total := sum(len(image.data or b"") for image in self.images)) > MAX_IMAGES_BYTES:
-            raise ValueError(f"the images have {total} bytes together, at most {MAX_IMAGES_BYTES} are taken in one job")
+        if self.media and self.params.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs are of texts; leave them out, or images and sounds")
+        if (count := len(self.media)) > MAX_MEDIA:
+            raise ValueError(f"the chat has {count} images and sounds, at most {MAX_MEDIA} are taken in one job")
+        if (total := sum(len(ref.data or b"") for ref in self.media)) > MAX_MEDIA_BYTES:
+            raise ValueError(f"images and sounds have {total} bytes together, a job takes at most {MAX_MEDIA_BYTES}")
         if self.kind in ("embed", "count") and self.params.prompt_logprobs is not None:
             raise ValueError(f"kind {self.kind!r} computes no logprobs; leave prompt_logprobs out")
         return self
@@ -178,9 +178,9 @@ class JobSpec(Input):
         return len(self.prompt) + len(self.suffix) + sum(message.size for message in self.messages)
 
     @property
-    def images(self) -> tuple[ImageRef, ...]:
+    def media(self) -> tuple[MediaRef, ...]:
         """Of all turns, in order."""
-        return tuple(image for message in self.messages for image in message.images)
+        return tuple(ref for message in self.messages for ref in message.media)
 
     @property
     def is_chat(self) -> bool:
@@ -194,13 +194,13 @@ class JobSpec(Input):
             return not (self.prompt or self.suffix or self.prompt_tokens)
         last = self.messages[-1] if self.messages else None
         return last is None or (
-            last.role != "tool" and not last.content.strip() and not last.tool_calls and not last.images
+            last.role != "tool" and not last.content.strip() and not last.tool_calls and not last.media
         )
 
-    def to_json(self, *, with_images: bool = False) -> str:
+    def to_json(self, *, with_media: bool = False) -> str:
         """The request without what says nothing, so that it weighs little while it waits.
 
-        Only `with_images` has it the bytes of its images, as far as they are known here. Not pydantic's
+        Only `with_media` has it the bytes of its media, as far as they are known here. Not pydantic's
         `exclude_defaults`: it drops the `type` that tells one form or tool from another, too.
         """
         fields = self.model_dump(mode="json", exclude=_at_default(self) | {"params"})
@@ -212,8 +212,8 @@ class JobSpec(Input):
                 for turn in fields["messages"]
             ]
             for turn, message in zip(fields["messages"], self.messages, strict=True):
-                if with_images and message.images:
-                    turn["images"] = [image.with_data() for image in message.images]
+                if with_media and message.media:
+                    turn["media"] = [ref.with_data() for ref in message.media]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     def digest(self) -> str:
@@ -221,8 +221,8 @@ class JobSpec(Input):
         # A field that came later counts only when it says something: or no repeated request would survive an update.
         silent = _LATER_FIELDS & _at_default(self)
         exclude: dict[str, Any] = {"stream": True, **dict.fromkeys(silent, True)}
-        if not self.images:
-            exclude["messages"] = {"__all__": {"images"}}
+        if not self.media:
+            exclude["messages"] = {"__all__": {"media"}}
         return hashlib.sha256(self.model_dump_json(exclude=exclude).encode()).hexdigest()[:32]
 
 

@@ -24,9 +24,9 @@
 | pt:deeds:told          | zset   | 7 d from the last of them                  | those of instances that are counted |
 | pt:waits               | hash   | 10 s from the last plan                    | route → why it must wait, '' |
 | pt:order               | string | permanent, in fleets from before the tags  | highest order of a job without a tag |
-| pt:blob:<sha256>       | string | 24 h from the last job that names it       | bytes of an image: blobs.py |
-| pt:blobs               | zset   | 24 h from the last image                   | hash and size of each → when it goes |
-| pt:blobs:bytes         | string | 24 h from the last image                   | bytes of all of them |
+| pt:blob:<sha256>       | string | 24 h from the last job that names it       | bytes of an image or sound: blobs.py |
+| pt:blobs               | zset   | 24 h from the last of them                 | hash and size of each → when it goes |
+| pt:blobs:bytes         | string | 24 h from the last of them                 | bytes of all of them |
 | pt:model:<id>          | hash   | 24 h from the last report                  | `ModelInfo` |
 | pt:models              | zset   | permanent, pruned by the coordinator       | model id → last report, ms |
 | pt:node:<id>           | hash   | 10 s from the last beat                    | `NodeBeat` |
@@ -200,7 +200,7 @@ def model(model_id: ModelId) -> str:
 
 
 def blob(sha256: str) -> str:
-    """The bytes of an image, by their hash."""
+    """The bytes of an image or sound, by their hash."""
     return BLOB_PREFIX + sha256
 
 

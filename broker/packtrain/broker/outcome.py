@@ -55,11 +55,11 @@ class Receipt(Report):
     prompt_sha256: str
     output_sha256: str
     adapters: tuple[UsedAdapter, ...] = ()
-    images: tuple[str, ...] = Field(
+    media: tuple[str, ...] = Field(
         (),
-        description="of the prompt, in order; each of their rows is a token -1 in `prompt_sha256`",
+        description="of the prompt, hashes in order; each row of an image or sound is a token -1 in `prompt_sha256`",
     )
-    projector_sha256: str = Field("", description="of what turned images into rows, where the model has that")
+    projector_sha256: str = Field("", description="of what turned media into rows, where the model has that")
     remote: str = Field(
         "",
         description="host and model of the server that answered: nothing about its answer is proven, and all else but "

@@ -13,8 +13,8 @@ import sys
 from array import array
 
 from packtrain.broker.chat import Message
-from packtrain.broker.images import split_at
 from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.media import split_at
 
 #: Characters, or bytes of ids, of the shortest prefix: some 60 tokens, which take longer to compute than to copy.
 SHORTEST = 256
@@ -46,7 +46,7 @@ def _text(spec: JobSpec) -> str:
 
 def _content(message: Message) -> str:
     return "".join(
-        piece if isinstance(piece, str) else f"\0{piece.sha256}" for piece in split_at(message.content, message.images)
+        piece if isinstance(piece, str) else f"\0{piece.sha256}" for piece in split_at(message.content, message.media)
     )
 
 

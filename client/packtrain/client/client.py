@@ -105,13 +105,13 @@ class Packtrain:
                 chat, `tools` and `tool_choice` in OpenAI's shape,
                 `parallel_tool_calls`, `reasoning` ("auto", "off", "on", "low", "medium", "high", as far as the model
                 can), `template_args` (further variables for its chat template); `adapters`: names of the model's LoRA
-                adapters, or a mapping of names to scales; `images` (paths, bytes, data: URLs or Pillow's), shown before
-                the text of the last turn; `deterministic`; and what form the answer has: `schema` (JSON
-                of a JSON schema or of a pydantic model), `json=True` (some JSON object), `grammar` (GBNF), or OpenAI's
-                `response_format`.
+                adapters, or a mapping of names to scales; `images` (paths, bytes, data: URLs or Pillow's) and `audio`
+                (paths or bytes of WAV or MP3 files), which stand before the text of the last turn; `deterministic`;
+                and what form the answer has: `schema` (JSON of a JSON schema or of a pydantic model), `json=True` (some
+                JSON object), `grammar` (GBNF), or OpenAI's `response_format`.
 
         Raises:
-            InvalidParameter, PromptEmpty, UnknownModel, AdapterUnavailable, ImagesUnsupported, ImageGone, BlobsFull,
+            InvalidParameter, PromptEmpty, UnknownModel, AdapterUnavailable, MediaUnsupported, MediaGone, BlobsFull,
                 QueueFull, IdempotencyConflict,
                 BrokerUnavailable
         """

@@ -61,7 +61,7 @@ class HttpTransport:
         self._ended: OrderedDict[JobId, JobStatus] = OrderedDict()  # an ended record changes no more
 
     def submit(self, job_id: JobId, spec: JobSpec) -> Submitted:
-        body = f'{{"id":"{job_id}","spec":{spec.to_json(with_images=True)}}}'
+        body = f'{{"id":"{job_id}","spec":{spec.to_json(with_media=True)}}}'
         return wire.SUBMITTED.validate_json(self._send("POST", "/jobs", body))
 
     def events(self, after: Mapping[JobId, str], *, block_s: float) -> list[Event]:

@@ -34,8 +34,8 @@ from packtrain.broker.outcome import JobStatus
 from packtrain.broker.pulls import PullRequest, PullStatus
 from packtrain.broker.redis_jobs import EVENTS_BATCH, RedisJobs, parse_streams
 from packtrain.broker.registry import RedisRegistry
+from packtrain.broker.senses import check_senses, may_move
 from packtrain.broker.server import refuse_schema
-from packtrain.broker.sight import check_sight
 from packtrain.broker.states import JobState
 from packtrain.client.shared_reads import SharedReads
 
@@ -70,31 +70,36 @@ class RedisTransport:
             except AdapterUnavailable:
                 if self.status(job_id) is None:  # else the same request again, from when the adapter was there
                     raise
-        if spec.images:
-            self._keep_images(job_id, spec)
+        can_move = not spec.media or self._keep_media(job_id, spec)
         with self._reachable():
             submitted = self._jobs.submit(
                 job_id, spec, max_waiting=self._max_waiting, max_waiting_user=self._max_waiting_user,
-                keep_ms=self._keep_ms, may_move=not (spec.via and self._is_back(spec)),
+                keep_ms=self._keep_ms, may_move=can_move and not (spec.via and self._is_back(spec)),
                 traceparent=trace_context.current(),
             )  # fmt: skip
         if submitted.is_new and submitted.ready <= MAX_BELLS:
             self._bell.ring(submitted.route)
         return submitted
 
-    def _keep_images(self, job_id: JobId, spec: JobSpec) -> None:
-        """See that the model sees, and that its images are in the broker before the job is.
+    def _keep_media(self, job_id: JobId, spec: JobSpec) -> bool:
+        """See that the model takes its media, and that they are in the broker before the job is.
+
+        Returns:
+            Whether all models that the job could be moved to take them, too.
 
         Raises:
-            ImagesUnsupported, ImageGone, BlobsFull
+            MediaUnsupported, MediaGone, BlobsFull
         """
         try:
-            check_sight(spec, self.models())
+            models = self.models()
+            check_senses(spec, models)
             with self._reachable():
-                self._blobs.keep(spec.images)
+                self._blobs.keep(spec.media)
+            return may_move(spec, models)
         except InvalidRequest:
-            if self.status(job_id) is None:  # else the same request again, and the job has had its images
+            if self.status(job_id) is None:  # else the same request again, and the job has had its media
                 raise
+            return False
 
     def _is_back(self, spec: JobSpec) -> bool:
         """Whether this fleet has sent the job out before; then no other server may answer here.

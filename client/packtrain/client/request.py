@@ -15,7 +15,7 @@ from packtrain.broker.ids import JobId, job_id_for_key, new_job_id
 from packtrain.broker.job_spec import JobSpec, parse_spec
 from packtrain.broker.sampling import SamplingParams
 from packtrain.broker.structured import JsonObject, json_format
-from packtrain.client.images import read_parts, with_images
+from packtrain.client.media import read_parts, with_media
 
 
 class Tokens(tuple[int, ...]):
@@ -73,7 +73,7 @@ def build_spec(
         max_run: Seconds that it may run.
         options: Sampling parameters by name, the other fields of `JobSpec` that `submit` names, and one of `schema` (a
             JSON schema or a pydantic model), `json` (True: some JSON object) and `grammar` (GBNF), which are short for
-            `response_format`; `images`, shown before the text of the last turn.
+            `response_format`; `images` and `audio`, which stand before the text of the last turn.
         count: Only count the prompt's tokens, with these fields of `JobSpec` that are for that kind alone.
 
     Raises:
@@ -93,12 +93,14 @@ def build_spec(
         )
     else:
         fields["messages"] = _turns(prompt)
-    if (images := options.get("images")) not in (None, [], ()):
+    given = {name: options[name] for name in ("images", "audio") if options.get(name) not in (None, [], ())}
+    if given:
         if "messages" not in fields:
-            raise InvalidParameter("images are shown in chats; leave them out, or raw and suffix", field="images")
-        fields["messages"] = with_images(fields["messages"], images)
+            name = next(iter(given))
+            raise InvalidParameter(f"{name} belong to chats; leave them out, or raw and suffix", field=name)
+        fields["messages"] = with_media(fields["messages"], given.get("images"), given.get("audio"))
     fields |= _milliseconds("expires_in", expires_in) | _milliseconds("max_run", max_run)
-    _check_known(options, _SPEC_FIELDS | _FORMS | {"images"} | SamplingParams.model_fields.keys())
+    _check_known(options, _SPEC_FIELDS | _FORMS | {"images", "audio"} | SamplingParams.model_fields.keys())
     fields |= {name: options[name] for name in _SPEC_FIELDS & options.keys()}
     if "adapters" in fields:
         fields["adapters"] = _adapters(fields["adapters"])
@@ -213,8 +215,8 @@ def _turns(prompt: object) -> list[dict[str, Any]]:
 
 def _of_message(turn: Message) -> dict[str, Any]:
     fields = turn.model_dump()
-    if turn.images:
-        fields["images"] = [image.model_dump() | {"data": image.data} for image in turn.images]
+    if turn.media:
+        fields["media"] = [ref.model_dump() | {"data": ref.data} for ref in turn.media]
     return fields
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from packtrain.broker.claims import reserved_slots
 from packtrain.broker.errors import ModelFileInvalid
 from packtrain.broker.ids import ModelId, slug
-from packtrain.broker.images import Modality
+from packtrain.broker.media import Modality
 from packtrain.broker.model_info import AdapterInfo, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_adapters import AdapterFinder, FoundAdapter, fingerprint_with

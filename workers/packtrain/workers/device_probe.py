@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: The process ends itself after this long, whatever becomes of the agent, seconds.
 TIMEOUT_S = 60
 AGAIN_S = 60.0
+#: Measurements of how fast weights are read, of which the best counts: at its start a machine is seldom quiet.
+NUM_RATES = 3
 RATES = "--rates"
 _COMMAND = (sys.executable, "-m", "packtrain.workers.device_probe")
 
@@ -41,7 +43,7 @@ class DeviceWatch:
 
     Args:
         command: The probe's argument list.
-        rates_with: Threads to measure with, the first time, how fast weights are read; 0: that is not asked.
+        rates_with: Threads to measure with how fast weights are read, the first three times; 0: that is not asked.
     """
 
     def __init__(self, command: Sequence[str] = _COMMAND, *, rates_with: int = 0) -> None:
@@ -50,6 +52,7 @@ class DeviceWatch:
         self.rates: dict[str, float] = {}
         self._command = command
         self._rates_with = rates_with
+        self._rates_left = NUM_RATES if rates_with else 0
         self._process: subprocess.Popen[bytes] | None = None
         self._next: float | None = 0.0  # None: never again
 
@@ -76,9 +79,12 @@ class DeviceWatch:
             )
             self._next = None  # whatever it is, it is not better in a minute
             return False
-        self._next = now_s + AGAIN_S if any(device.type == GPU for device in said.devices) else None
+        self._rates_left -= bool(said.rates)
+        changes = self._rates_left or any(device.type == GPU for device in said.devices)
+        self._next = now_s + AGAIN_S if changes else None
         is_news = (said.devices, said.features) != (self.found, self.features) or bool(said.rates)
-        self.found, self.features, self.rates = said.devices, said.features, said.rates or self.rates
+        best = {kind: max(rate, self.rates.get(kind, 0.0)) for kind, rate in said.rates.items()}
+        self.found, self.features, self.rates = said.devices, said.features, best or self.rates
         return is_news
 
     def close(self) -> None:
@@ -90,7 +96,7 @@ class DeviceWatch:
 
     def _ask(self) -> None:
         self._next = None
-        more = [RATES, str(self._rates_with)] if self._rates_with and not self.rates else []
+        more = [RATES, str(self._rates_with)] if self._rates_left else []
         try:
             self._process = subprocess.Popen(
                 [*self._command, *more],

@@ -97,7 +97,7 @@ class EngineJobs:
                 deadline=deadline,
                 adapters=job.adapters,
                 is_bulk=job.spec.lane == "bulk",
-                images=prepared.images,
+                media=prepared.media,
             )
         )
 

@@ -288,6 +288,7 @@ def _remote(config: InstanceConfig, settings: Settings, redis: Redis, news: Simp
         config,
         lambda: hops.fleet_id(registry.secret()),
         RedisJobs(redis),
+        RedisBlobs(redis),
         lambda: news.put(""),
         on_fault=lambda reason: made[0].give_up(reason),
     )

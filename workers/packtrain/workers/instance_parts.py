@@ -29,7 +29,7 @@ from packtrain.workers.engine_jobs import EngineJobs
 from packtrain.workers.instance_messages import InstanceConfig
 from packtrain.workers.receipts import Computer, Prover
 from packtrain.workers.runner import Starter
-from packtrain.workers.sight import Sight
+from packtrain.workers.senses import Senses
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Parts:
     numerics_class: str  # that a begun job may go on in
     warm_up: Callable[[], None]  # once the engine runs, before the first job; raises ModelLoadFailed
     extra_jobs: int = 0  # interactive ones beyond the slots, see runner.py
-    num_images: Callable[[], int] = lambda: 0  # looked at so far
+    num_images: Callable[[], int] = lambda: 0  # and sounds, encoded so far
 
 
 def load_backend(config: InstanceConfig) -> Backend:
@@ -98,22 +98,32 @@ def loaded_parts(
         parks=config.options.parking,
         n_threads=config.n_threads,
     )
-    sight = Sight(blobs, backend, model=ModelId(config.model), lend=engine.lend)
+    senses = Senses(blobs, backend, model=ModelId(config.model), lend=engine.lend)
     recipe = backend.shape.recipe
-    decoder = f"pillow {version('pillow')}" if projector_sha256 else ""
+    decoder = _decoders(backend) if projector_sha256 else ""
     computer = Computer(
         backend.build, model_sha256, config.options.numerics, recipe, adapter_sha256, projector_sha256, decoder
     )
     return Parts(
         engine=engine,
-        starter=EngineJobs(store, backend, engine, model=ModelId(config.model), clock=time.monotonic, look=sight.look),
+        starter=EngineJobs(store, backend, engine, model=ModelId(config.model), clock=time.monotonic, look=senses.look),
         prover=computer,
         recipe=recipe,
         numerics_class=computer.class_of_moves({file.name: file.scale for file in config.adapters}),
         warm_up=lambda: _warm_up(engine, config.model, embeds_only=backend.shape.embeds_only),
         extra_jobs=most_parked(config.n_slots) if config.options.parking else 0,
-        num_images=lambda: sight.num_seen,
+        num_images=lambda: senses.num_seen,
     )
+
+
+def _decoders(backend: Backend) -> str:
+    """What turns files into what the projector takes."""
+    found = [f"pillow {version('pillow')}"] if backend.sees or not backend.hears else []
+    if backend.hears:
+        from packtrain.workers.sounds import VERSIONS
+
+        found.append(VERSIONS)
+    return ", ".join(found)
 
 
 def _warm_up(engine: Engine, model: str, *, embeds_only: bool) -> None:

@@ -234,7 +234,7 @@ class LeasedJob:
                 prompt=self.prompt,
                 output=ended.embedding or self._tokens,
                 adapters=self.adapters,
-                images=[image.sha256 for image in self.spec.images],
+                media=[ref.sha256 for ref in self.spec.media],
             ),
             batch_peak=ended.batch_peak,
             node=node,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from packtrain.broker.errors import ImageUnreadable
+from packtrain.broker.errors import MediaUnreadable
 from packtrain.broker.image_header import read_image_header
 from packtrain.broker.images import check_image
 
@@ -26,7 +26,7 @@ def decode(data: bytes) -> Picture:
     """The pixels, (height, width, 3) RGB: upright as its EXIF says, what is transparent on white. Blocks.
 
     Raises:
-        ImageUnreadable: It is out of bounds, or not what its header says.
+        MediaUnreadable: It is out of bounds, or not what its header says.
     """
     try:
         check_image(data)
@@ -40,7 +40,7 @@ def decode(data: bytes) -> Picture:
             image.load()
             return np.asarray(_on_white(_upright(image)), np.uint8)
     except Exception as error:  # decoders raise whatever they like
-        raise ImageUnreadable(
+        raise MediaUnreadable(
             f"an image of the chat cannot be read ({type(error).__name__}: {error}); save it again as PNG or JPEG"
         ) from error
 

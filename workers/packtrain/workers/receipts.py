@@ -50,14 +50,14 @@ class Prover(Protocol):
         prompt: Sequence[int],
         output: Sequence[int] | bytes,
         adapters: AdapterSet = (),
-        images: Sequence[str] = (),
+        media: Sequence[str] = (),
     ) -> Receipt:
         """For one answer.
 
         Args:
             output: Token ids, or the bytes of a vector.
             adapters: That it was computed with.
-            images: Of the prompt, by their hashes, in order.
+            media: Of the prompt, by their hashes, in order.
         """
         ...
 
@@ -72,7 +72,7 @@ class Computer:
     recipe: Recipe
     adapter_sha256: Mapping[str, str] = field(default_factory=dict)  # by name
     projector_sha256: str = ""
-    decoder: str = ""  # of images, name and version: others may give a JPEG other pixels
+    decoder: str = ""  # of images and sounds, names and versions: others may give a JPEG other pixels
 
     @property
     def numerics_class(self) -> str:
@@ -107,7 +107,7 @@ class Computer:
         prompt: Sequence[int],
         output: Sequence[int] | bytes,
         adapters: AdapterSet = (),
-        images: Sequence[str] = (),
+        media: Sequence[str] = (),
     ) -> Receipt:
         return Receipt(
             model_sha256=self.model_sha256,
@@ -125,7 +125,7 @@ class Computer:
                 UsedAdapter(name=name, scale=scale, sha256=self.adapter_sha256.get(name, ""))
                 for name, scale in adapters
             ),
-            images=tuple(images),
+            media=tuple(media),
             projector_sha256=self.projector_sha256,
         )
 

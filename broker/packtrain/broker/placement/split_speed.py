@@ -34,7 +34,7 @@ HEAD_START_S = 0.25
 #: What llama.cpp asks a shard at a load: its memory, the room that tensors need. Counted at a proxy: 34 to 36.
 LOAD_ROUND_TRIPS = 36
 #: Tensors are hashed, copied and encrypted by one thread each, on whatever link.
-HANDLED_BYTES_PER_S = 500e6
+HANDLED_BYTES_PER_S = 400e6
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,9 @@ def run(
         list[Path] | None,
         typer.Option("--image", "-i", help="PNG, JPEG, GIF or WebP to ask about; may be given several times."),
     ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option("--audio", help="WAV or MP3 to ask about; may be given several times.")
+    ] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it stands, without the chat template.")] = False,
     echo: Annotated[bool, typer.Option("--echo", help="With --raw: print the prompt before the answer.")] = False,
     suffix: Annotated[str | None, typer.Option(help="Fill the gap between the prompt and this text.")] = None,
@@ -112,6 +115,7 @@ def run(
             "adapters": _adapters(adapter) if adapter else None,
             "echo": echo or None,
             "images": image or None,
+            "audio": audio or None,
             "prompt_logprobs": prompt_logprobs,
             "reasoning": reasoning,
             "deterministic": deterministic or None,

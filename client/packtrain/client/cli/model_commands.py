@@ -120,7 +120,7 @@ def memory_table(info: ModelInfo) -> Table:
         if memory.adapter_bytes:
             table.add_row("adapters", _mib(memory.adapter_bytes), "")
         if memory.image_bytes:
-            table.add_row("images", _mib(memory.image_bytes), "projector and its scratch space")
+            table.add_row("projector", _mib(memory.image_bytes), "its weights and scratch space")
         table.add_row("cache", _mib(memory.host("cache")), cache)
         picture = ", and the largest picture" if memory.picture_bytes else ""
         table.add_row("scratch space", _mib(memory.scratch_bytes), f"of one step{picture}")

@@ -165,8 +165,9 @@ def _fits(file: HubFile, budget: int | None) -> HubFile:
 
 def _files_table(rows: Sequence[HubFile]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("FILE", "SIZE", "PARTS", "FITS", "PROJECTOR"):
+    for column in ("FILE", "SIZE", "PARTS", "FITS"):
         table.add_column(column, no_wrap=True)
+    table.add_column("PROJECTOR", overflow="fold")  # of a narrow terminal it is the one that gives way
     for row in rows:
         eyes = f"{row.projector}, {views.size(row.projector_size)}" if row.projector else "(is one)" * row.is_projector
         table.add_row(row.file, views.size(row.size), str(row.parts), "yes" if row.fits else "no", eyes)

@@ -15,11 +15,14 @@ from starlette.requests import ClientDisconnect, Request
 from packtrain.broker.errors import InvalidParameter
 from packtrain.client.gateway.door import Door
 from packtrain.client.gateway.failures import Refused
-from packtrain.client.gateway.readers import is_large
+from packtrain.client.gateway.image_urls import put_in, urls_in
+from packtrain.client.gateway.readers import LARGE_BYTES, is_large
 from packtrain.client.openai.bodies import EXTRAS
 from packtrain.client.openai.faults import Fault
 
 T = TypeVar("T")
+#: No images are to be put in.
+NONE: Mapping[str, str] = {}
 _NESTING = frozenset({dict, list})  # what the parser makes
 Object = dict[str, Any]
 
@@ -35,12 +38,37 @@ async def read_json(request: Request, door: Door, make: Callable[[Object], T]) -
         InvalidParameter: No JSON object, or nested too deep.
         PacktrainError: As `make` does.
     """
-    text = await door.images.inlined(await read_bytes(request, door.settings.max_body))
-    work = partial(_made, text, door.settings.max_depth, _from_headers(request), make)
-    return await door.readers.run(work) if is_large(text) else work()
+    text, more = await read_bytes(request, door.settings.max_body), _from_headers(request)
+    read, run = partial(_read, text, door.settings.max_depth), door.readers.run
+    if not door.images.may_name(text):
+        return await run(partial(_made, read, more, make)) if is_large(text) else make({**read(), **more})
+    if is_large(text):  # it is read twice, but not here
+        images = await door.images.fetch(await run(partial(_urls_in, read)))
+        return await run(partial(_made, read, more, make, images))
+    body = read()
+    images = await door.images.fetch(urls_in(body))
+    put_in(body, images)
+    work = partial(make, {**body, **more})
+    return await run(work) if sum(map(len, images.values())) > LARGE_BYTES else work()
 
 
-def _made(text: bytes, max_depth: int, more: Mapping[str, Any], make: Callable[[Object], T]) -> T:
+def _urls_in(read: Callable[[], Object]) -> list[str]:
+    return urls_in(read())
+
+
+def _made(
+    read: Callable[[], Object],
+    more: Mapping[str, Any],
+    make: Callable[[Object], T],
+    images: Mapping[str, str] | None = None,
+) -> T:
+    body = read()
+    if images:
+        put_in(body, images)
+    return make({**body, **more})
+
+
+def _read(text: bytes, max_depth: int) -> Object:
     try:
         body = json.loads(text)
     except RecursionError:  # Python's own bound, far above ours
@@ -53,7 +81,7 @@ def _made(text: bytes, max_depth: int, more: Mapping[str, Any], make: Callable[[
         raise InvalidParameter(f"the body is a JSON {type(body).__name__}; send an object", field="body")
     if _is_deeper(body, max_depth):
         raise _too_deep(max_depth)
-    return make({**body, **more})
+    return body
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:

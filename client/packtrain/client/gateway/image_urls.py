@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
+import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -26,7 +26,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import httpx2
 
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.images import MAX_IMAGE_BYTES, MAX_IMAGES, MAX_IMAGES_BYTES, data_uri
+from packtrain.broker.images import MAX_IMAGE_BYTES, data_uri
+from packtrain.broker.media import MAX_MEDIA, MAX_MEDIA_BYTES
 
 #: For all images of a request together, seconds.
 TIMEOUT_S = 15.0
@@ -35,7 +36,8 @@ MAX_URL_CHARS = 4096
 _PORTS = {"https": 443, "http": 80}
 #: Behind these stand addresses of IPv4, whichever.
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
-#: Of the texts in a request, one is looked for before it is taken apart.
+#: A text that begins so, and some key of these, are looked for before a request is taken apart for the URLs in it.
+_REMOTE = re.compile(rb'"https?:\\?/\\?/', re.IGNORECASE)
 _MARKS = (b'"image_url"', b'"input_image"', b'"image"')
 
 #: The addresses of a host and port.
@@ -98,35 +100,28 @@ class ImageUrls:
         self._is_public = is_public or _is_public
         self._transport = transport
 
-    async def inlined(self, text: bytes) -> bytes:
-        """The body of a request with its images in it.
+    def may_name(self, text: bytes) -> bool:
+        """Whether the body of a request may name images that are to be fetched: a glance, without reading it."""
+        return bool(self._places) and _REMOTE.search(text) is not None and any(mark in text for mark in _MARKS)
+
+    async def fetch(self, urls: Sequence[str]) -> dict[str, str]:
+        """Images as data: URLs, by the URLs that name them.
 
         Raises:
-            InvalidParameter: One cannot be had.
+            InvalidParameter: One cannot be had, or they are too many.
         """
-        if not self._places or b"http" not in text or not any(mark in text for mark in _MARKS):
-            return text
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError):  # whoever reads it next says so
-            return text
-        found = [(holder, key) for holder, key in _urls(body) if _is_remote(holder[key])]
-        if not found:
-            return text
-        wanted = dict.fromkeys(str(holder[key]) for holder, key in found)
-        if len(wanted) > MAX_IMAGES:
-            raise _refusal(f"the request names {len(wanted)} images, at most {MAX_IMAGES} are taken")
+        if not urls:
+            return {}
+        if len(urls) > MAX_MEDIA:
+            raise _refusal(f"the request names {len(urls)} images, at most {MAX_MEDIA} are taken")
         try:
             async with asyncio.timeout(TIMEOUT_S), self._client() as client:
-                images = await asyncio.gather(*(self._fetch(client, url) for url in wanted))
+                images = await asyncio.gather(*(self._fetch(client, url) for url in urls))
         except TimeoutError:
             raise _refusal(f"the images took longer than {TIMEOUT_S:g} s to come") from None
-        if (size := sum(map(len, images))) > MAX_IMAGES_BYTES:
-            raise _refusal(f"the images have {size} bytes together, at most {MAX_IMAGES_BYTES} are taken")
-        came = dict(zip(wanted, map(data_uri, images), strict=True))
-        for holder, key in found:
-            holder[key] = came[str(holder[key])]
-        return json.dumps(body, ensure_ascii=False).encode()
+        if (size := sum(map(len, images))) > MAX_MEDIA_BYTES:
+            raise _refusal(f"the images have {size} bytes together, at most {MAX_MEDIA_BYTES} are taken")
+        return dict(zip(urls, map(data_uri, images), strict=True))
 
     def _client(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
@@ -203,7 +198,19 @@ async def _bounded(answer: httpx2.Response, parts: SplitResult) -> bytes:
     return bytes(data)
 
 
-def _urls(body: object) -> Iterator[tuple[MutableMapping[str, Any], str]]:
+def urls_in(body: object) -> list[str]:
+    """The images that a request names by URL, each once."""
+    named = (holder[key] for holder, key in _named(body))
+    return list(dict.fromkeys(str(url) for url in named if _is_remote(url)))
+
+
+def put_in(body: object, images: Mapping[str, str]) -> None:
+    """Have a request hold the images that it names."""
+    for holder, key in _named(body):
+        holder[key] = images.get(str(holder[key]), holder[key])
+
+
+def _named(body: object) -> Iterator[tuple[MutableMapping[str, Any], str]]:
     """Where images are named: the object and the key that hold the URL, in any of the APIs."""
     todo = [body]
     while todo:

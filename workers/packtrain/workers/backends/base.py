@@ -15,7 +15,7 @@ from packtrain.workers.adapters import Adapter, AdapterSet
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
-from packtrain.workers.engine.media import ImageRows, Seen, Span
+from packtrain.workers.engine.media import MediaRows, Seen, Span
 from packtrain.workers.load_options import max_outputs
 from packtrain.workers.receipts import Build
 
@@ -96,7 +96,7 @@ class StepRows:
     wants_token: bool  # sample the token after the last of these
     scored: Sequence[int] = ()  # the known tokens that follow the first of these
     num_guessed: int = 0  # of `tokens`, the last
-    image: ImageRows | None = None  # what stands for these tokens: then all of the step's rows are of images
+    media: MediaRows | None = None  # what stands for these tokens: then all of the step's rows are of media
 
     @property
     def num_outputs(self) -> int:
@@ -192,7 +192,7 @@ class Backend(Protocol):
         num_output: int,
         *,
         adapters: AdapterSet = (),
-        images: Sequence[Span] = (),
+        media: Sequence[Span] = (),
     ) -> None:
         """Begin a sequence in a free slot. Its cache is what `truncate` or `copy` left there.
 
@@ -202,7 +202,7 @@ class Backend(Protocol):
             num_output: How many of them are output; the response format goes on behind these.
             adapters: That every row of it is computed with; usable ones. All rows of a step must have the same, and
                 what is copied here must have been computed with them.
-            images: In the prompt.
+            media: In the prompt.
         """
         ...
 
@@ -301,7 +301,25 @@ class Backend(Protocol):
         """What a picture, (height, width, 3) RGB, is to the model. Blocks, apart from all slots; thread-safe.
 
         Raises:
-            ImageUnreadable: It is too much for this model.
+            MediaUnreadable: It is too much for this model.
+        """
+        ...
+
+    @property
+    def hears(self) -> bool:
+        """Whether `hear` works."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second that `hear` takes; 0: it takes none."""
+        ...
+
+    def hear(self, samples: np.ndarray[Any, np.dtype[np.float32]]) -> Seen:
+        """What a sound, (count,) within [-1, 1], is to the model. Blocks, apart from all slots; thread-safe.
+
+        Raises:
+            MediaUnreadable: It is too much for this model.
         """
         ...
 

@@ -40,13 +40,14 @@ from packtrain.workers.backends.base import (
 )
 from packtrain.workers.backends.constraint import ConstraintFailed
 from packtrain.workers.backends.llama_cpp_adapters import LoadedAdapters
-from packtrain.workers.backends.llama_cpp_batch import Batch, ImageBatch
+from packtrain.workers.backends.llama_cpp_batch import Batch, MediaBatch
 from packtrain.workers.backends.llama_cpp_checks import check_cells, why_not_batched
 from packtrain.workers.backends.llama_cpp_embedding import Embedder, embedder_bytes, embedding_shape, read_traits
 from packtrain.workers.backends.llama_cpp_fit import with_fitting_layers
 from packtrain.workers.backends.llama_cpp_library import first_error, forget_errors, last_error
 from packtrain.workers.backends.llama_cpp_model import LlamaCppModel
 from packtrain.workers.backends.llama_cpp_params import RemoteLayers, context_params
+from packtrain.workers.backends.llama_cpp_projector import Picture, Projector, Samples
 from packtrain.workers.backends.llama_cpp_rpc import check_is_split, connect
 from packtrain.workers.backends.llama_cpp_sampling import (
     ConstrainedSampler,
@@ -54,11 +55,10 @@ from packtrain.workers.backends.llama_cpp_sampling import (
     is_plain_greedy,
     with_logprobs,
 )
-from packtrain.workers.backends.llama_cpp_selftest import image_self_test, self_test
+from packtrain.workers.backends.llama_cpp_selftest import media_self_test, self_test
 from packtrain.workers.backends.llama_cpp_states import SPARE_BYTES, read_state, write_state
-from packtrain.workers.backends.llama_cpp_vision import Eyes, Picture
 from packtrain.workers.engine.embedding import Vector
-from packtrain.workers.engine.media import ImageRows, Seen, Span, position
+from packtrain.workers.engine.media import MediaRows, Seen, Span, position
 from packtrain.workers.gguf import merge_parts, read_header
 from packtrain.workers.load_options import LoadOptions
 from packtrain.workers.model_files import parts_of
@@ -100,7 +100,7 @@ class _Parked(Parked):
     sampler: SamplerChain | ConstrainedSampler | None
     adapters: AdapterSet
     params: SamplingParams
-    images: tuple[Span, ...]
+    media: tuple[Span, ...]
 
 
 class LlamaCppBackend(LlamaCppModel):
@@ -115,7 +115,7 @@ class LlamaCppBackend(LlamaCppModel):
         options: Numerics, cache type, layers on the GPU and the like. With `deterministic` numerics the instance takes
             the kernels that compute each row alone, and proves it before it is ready.
         adapters: LoRA adapters to load beside it. One that cannot be loaded has a fault and fails no other.
-        projector: What turns images into its input; None: it takes text alone.
+        projector: What turns media into its input; None: it takes text alone.
         split: Where its last layers are, if on shards.
 
     Raises:
@@ -138,9 +138,9 @@ class LlamaCppBackend(LlamaCppModel):
         self._adapter_sets: dict[int, AdapterSet] = {}  # of open slots
         self._samplers: dict[int, SamplerChain | ConstrainedSampler | None] = {}  # None: plain greedy
         self._params: dict[int, SamplingParams] = {}
-        self._images: dict[int, tuple[Span, ...]] = {}  # of what slots hold, where positions are not counted by tokens
-        self._eyes: Eyes | None = None
-        self._blind_because = ""
+        self._media: dict[int, tuple[Span, ...]] = {}  # of what slots hold, where positions are not counted by tokens
+        self._projector: Projector | None = None
+        self._no_media_because = ""
         self._should_stop: Callable[[], bool] = lambda: False
         self._asks = True
         # ctypes drops a callback with its last reference while C still holds the pointer.
@@ -181,12 +181,12 @@ class LlamaCppBackend(LlamaCppModel):
         self._batch = Batch(n_batch)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab, "fast", self._can_share())
         if projector:
-            self._eyes = Eyes(projector, self._model, name=model, max_rows=n_batch, max_tokens=n_ctx)
+            self._projector = Projector(projector, self._model, name=model, max_rows=n_batch, max_tokens=n_ctx)
         if options.numerics == "deterministic":
             try:
                 self._matrix_types = merge_parts([read_header(part) for part in parts_of(path)]).matrix_types
                 self._shape = replace(self._shape, recipe=_in_a_thread_that_ends(self._proven_recipe))
-                _in_a_thread_that_ends(self._test_eyes)
+                _in_a_thread_that_ends(self._test_projector)
             except (DecodeFailed, SequenceFailed) as failed:
                 raise ModelLoadFailed(f"{model!r} is loaded but computes nothing: {failed}") from failed
 
@@ -225,7 +225,7 @@ class LlamaCppBackend(LlamaCppModel):
         num_output: int,
         *,
         adapters: AdapterSet = (),
-        images: Sequence[Span] = (),
+        media: Sequence[Span] = (),
     ) -> None:
         assert not self._embeds_only, f"{self._name} opens no sequence"
         assert 0 <= seq_id < self._shape.n_slots, f"slot {seq_id} of {self._shape.n_slots}"
@@ -239,14 +239,14 @@ class LlamaCppBackend(LlamaCppModel):
                 seed,
                 n_vocab=self._shape.n_vocab,
                 end_tokens=self._end_tokens,
-                history=[token for token in history if token >= 0] if images else history,
+                history=[token for token in history if token >= 0] if media else history,
                 num_output=num_output,
             )
         )
         self._samplers[seq_id] = ConstrainedSampler(chain, constraint, self._shape.n_vocab) if constraint else chain
         self._adapter_sets[seq_id] = adapters
         self._params[seq_id] = params
-        self._images[seq_id] = tuple(images) if self._eyes and self._eyes.has_places else ()
+        self._media[seq_id] = tuple(media) if self._projector and self._projector.has_places else ()
 
     def close(self, seq_id: int) -> None:
         del self._adapter_sets[seq_id]
@@ -269,7 +269,7 @@ class LlamaCppBackend(LlamaCppModel):
             write_state(self._ctx, target, state)
             C.llama_memory_seq_rm(self._memory, target, self._position(source, num_tokens), -1)
             if target not in self._samplers:  # else they are those of the sequence in it
-                self._images[target] = self._images.get(source, ())
+                self._media[target] = self._media.get(source, ())
 
     def move(self, source: int, target: int) -> None:
         assert target not in self._samplers, f"slot {target} is in use"
@@ -277,13 +277,13 @@ class LlamaCppBackend(LlamaCppModel):
         self._samplers[target] = self._samplers.pop(source)
         self._adapter_sets[target] = self._adapter_sets.pop(source)
         self._params[target] = self._params.pop(source)
-        self._images[target] = self._images.get(source, ())
+        self._media[target] = self._media.get(source, ())
 
     def park(self, seq_id: int) -> Parked:
         state = read_state(self._ctx, seq_id, is_kept=True)
         sampler, adapters = self._samplers.pop(seq_id), self._adapter_sets.pop(seq_id)
-        images = self._images.get(seq_id, ())
-        return _Parked(len(state), state, sampler, adapters, self._params.pop(seq_id), images)
+        media = self._media.get(seq_id, ())
+        return _Parked(len(state), state, sampler, adapters, self._params.pop(seq_id), media)
 
     def unpark(self, parked: Parked, seq_id: int) -> None:
         assert isinstance(parked, _Parked)
@@ -291,7 +291,7 @@ class LlamaCppBackend(LlamaCppModel):
         self._samplers[seq_id] = parked.sampler
         self._adapter_sets[seq_id] = parked.adapters
         self._params[seq_id] = parked.params
-        self._images[seq_id] = parked.images
+        self._media[seq_id] = parked.media
         write_state(self._ctx, seq_id, parked.state)
 
     def discard(self, parked: Parked) -> None:
@@ -301,17 +301,31 @@ class LlamaCppBackend(LlamaCppModel):
 
     @property
     def sees(self) -> bool:
-        return self._eyes is not None and self._eyes.sees
+        return self._projector is not None and self._projector.sees
 
     def see(self, picture: Picture) -> Seen:
-        assert self._eyes, f"{self._name} sees nothing"
-        if self._blind_because:
-            raise NotDeterministic(model=self._name, reason=self._blind_because)
-        return self._eyes.see(picture)
+        return self._able().see(picture)
+
+    @property
+    def hears(self) -> bool:
+        return self._projector is not None and self._projector.hears
+
+    @property
+    def sample_rate(self) -> int:
+        return self._projector.sample_rate if self._projector else 0
+
+    def hear(self, samples: Samples) -> Seen:
+        return self._able().hear(samples)
+
+    def _able(self) -> Projector:
+        assert self._projector, f"{self._name} has no projector"
+        if self._no_media_because:
+            raise NotDeterministic(model=self._name, reason=self._no_media_because)
+        return self._projector
 
     def step(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
-        if rows[0].image is not None:
-            return self._step_of_images(rows, should_stop)
+        if rows[0].media is not None:
+            return self._step_of_media(rows, should_stop)
         self._batch.clear()
         wanted: list[_Wanted] = []
         num_outputs = 0
@@ -334,16 +348,16 @@ class LlamaCppBackend(LlamaCppModel):
         self._decode(self._batch.struct, rows, should_stop)
         return self._sample(wanted, num_outputs)
 
-    def _step_of_images(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
-        assert self._eyes
-        parts: list[tuple[int, int, ImageRows]] = []
+    def _step_of_media(self, rows: Sequence[StepRows], should_stop: Callable[[], bool] | None) -> list[Sampled]:
+        assert self._projector
+        parts: list[tuple[int, int, MediaRows]] = []
         for row in rows:
-            assert row.image is not None, "a step has rows of images or of text, not both"
-            assert row.image.count == len(row.tokens)
-            assert 0 <= row.start < row.start + row.image.count <= self._shape.n_ctx
-            parts.append((row.seq_id, self._position(row.seq_id, row.start), row.image))
+            assert row.media is not None, "a step has rows of media or of text, not both"
+            assert row.media.count == len(row.tokens)
+            assert 0 <= row.start < row.start + row.media.count <= self._shape.n_ctx
+            parts.append((row.seq_id, self._position(row.seq_id, row.start), row.media))
         assert sum(image.count for _, _, image in parts) <= self._shape.n_batch  # else SIGABRT
-        batch = ImageBatch(parts, [row.wants_token for row in rows], has_places=self._eyes.has_places)
+        batch = MediaBatch(parts, [row.wants_token for row in rows], has_places=self._projector.has_places)
         wanted = [
             _Wanted(row, number, batch.last_row(number, parts)) for number, row in enumerate(rows) if row.wants_token
         ]
@@ -369,9 +383,9 @@ class LlamaCppBackend(LlamaCppModel):
             raise DecodeFailed(f"llama_decode returned {code}" + (f": {error}" if (error := last_error()) else ""))
 
     def _position(self, seq_id: int, index: int) -> int:
-        """Of a token in what a slot holds. They differ only where images take fewer positions than rows."""
-        images = self._images.get(seq_id)
-        return position(images, index) if images else index
+        """Of a token in what a slot holds. They differ only where media take fewer positions than rows."""
+        media = self._media.get(seq_id)
+        return position(media, index) if media else index
 
     def _sample(self, wanted: Sequence[_Wanted], num_outputs: int) -> list[Sampled]:
         """What became of each of a step's rows that wanted something, in the batch's order."""
@@ -428,8 +442,8 @@ class LlamaCppBackend(LlamaCppModel):
         self._samplers.clear()
         if self._embedder:
             self._embedder.close()
-        if self._eyes:
-            self._eyes.close()
+        if self._projector:
+            self._projector.close()
         if self._ctx:
             C.llama_free(self._ctx)
         self._adapters.close()
@@ -505,13 +519,13 @@ class LlamaCppBackend(LlamaCppModel):
         self._fault_of_adapters("serial")
         return "serial"
 
-    def _test_eyes(self) -> None:
-        """See whether the proven recipe holds for images, too; if not, they are refused."""
+    def _test_projector(self) -> None:
+        """See whether the proven recipe holds for media, too; if not, they are refused."""
         recipe = self._shape.recipe
-        if self._eyes and self.sees and recipe != "fast":
-            self._blind_because = image_self_test(self, recipe, self._eyes.see)
-            if self._blind_because:
-                logger.warning("%s: no images, %s", self._name, self._blind_because, extra={"event": "recipe.blind"})
+        if self._projector and recipe != "fast":
+            self._no_media_because = media_self_test(self, recipe, self._projector)
+            if self._no_media_because:
+                logger.warning("%s: no media, %s", self._name, self._no_media_because, extra={"event": "recipe.blind"})
 
     def _check(self, wanted: Sequence[_Wanted], highest: np.ndarray[Any, Any]) -> None:
         """End a sequence whose highest logit is not finite, which it is if any is NaN: each draw would be garbage."""

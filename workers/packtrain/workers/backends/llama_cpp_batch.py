@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as C
 
-from packtrain.workers.engine.media import ImageRows
+from packtrain.workers.engine.media import MediaRows
 
 
 class Batch:
@@ -79,8 +79,8 @@ class Batch:
         return int(end - 1)
 
 
-class ImageBatch:
-    """A batch of rows of images, in place of tokens. Made for one step: there are few, and each has other rows.
+class MediaBatch:
+    """A batch of rows of media, in place of tokens. Made for one step: there are few, and each has other rows.
 
     Args:
         parts: Of each sequence: its id, the position of the image's first row or of these rows, the rows.
@@ -89,7 +89,7 @@ class ImageBatch:
     """
 
     def __init__(
-        self, parts: Sequence[tuple[int, int, ImageRows]], wants_logits: Sequence[bool], *, has_places: bool
+        self, parts: Sequence[tuple[int, int, MediaRows]], wants_logits: Sequence[bool], *, has_places: bool
     ) -> None:
         count = sum(image.count for _, _, image in parts)
         self._rows = np.ascontiguousarray(np.concatenate([image.rows for _, _, image in parts]), np.float32)
@@ -110,12 +110,12 @@ class ImageBatch:
             logits=_pointer(self._logits, ctypes.c_int8),
         )
 
-    def last_row(self, number: int, parts: Sequence[tuple[int, int, ImageRows]]) -> int:
+    def last_row(self, number: int, parts: Sequence[tuple[int, int, MediaRows]]) -> int:
         """The row in the batch of the last of a part."""
         return sum(image.count for _, _, image in parts[: number + 1]) - 1
 
 
-def _places(start: int, image: ImageRows, *, has_places: bool) -> np.ndarray[Any, Any]:
+def _places(start: int, image: MediaRows, *, has_places: bool) -> np.ndarray[Any, Any]:
     if not has_places:
         return start + np.arange(image.count, dtype=np.int32)[None, :]
     if image.places is None:

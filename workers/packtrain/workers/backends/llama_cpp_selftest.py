@@ -8,8 +8,8 @@
 With an adapter the same again, all of it computed with that; in company of the serial recipe, and once
 more in the batched one (`turns`), it takes turns with sequences that have none.
 
-Where the model sees, the same of a prompt with a picture: its rows whole, cut and in company (`images`), and what the
-projector makes of it looked at again after another one. If that fails, texts are deterministic all the same.
+Where the model sees or hears, the same of a prompt with an image or sound: its rows whole, cut and in company, and what
+the projector makes of it given again after another one. If that fails, texts are deterministic all the same.
 
 70 prompt tokens, because from 64 query rows on llama.cpp's attention changes its kernel. It takes some 300 rows, a
 second for a small model. Why bits differ at all: docs/determinism.md.
@@ -26,7 +26,7 @@ import numpy as np
 from packtrain.broker.sampling import SamplingParams
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.backends.base import Backend, StepRows
-from packtrain.workers.engine.media import ImageRows, Seen, Span, num_alike, place, span_at
+from packtrain.workers.engine.media import MediaRows, Seen, Span, num_alike, place, span_at
 
 NUM_PROMPT, NUM_FORCED = 70, 6
 NUM_SHARED = 31
@@ -52,21 +52,21 @@ class _Slot:
     begins: int = 0  # step
     num_cached: int = 0
     adapters: AdapterSet = ()
-    images: tuple[Span, ...] = ()
+    media: tuple[Span, ...] = ()
 
     def rows(self) -> StepRows | None:
         if self.num_cached == len(self.tokens):
             return None
         num_prompt = len(self.tokens) - NUM_FORCED
         end = min(self.num_cached + self.chunk, num_prompt) if self.num_cached < num_prompt else self.num_cached + 1
-        image: ImageRows | None = None
-        if span := span_at(self.images, self.num_cached):
-            end = min(end, span.end) if span.image.is_causal else span.end
-            image = span.image.cut(self.num_cached - span.start, end - span.start)
+        image: MediaRows | None = None
+        if span := span_at(self.media, self.num_cached):
+            end = min(end, span.end) if span.media.is_causal else span.end
+            image = span.media.cut(self.num_cached - span.start, end - span.start)
         else:
-            end = self.num_cached + num_alike(self.images, self.num_cached, end)
+            end = self.num_cached + num_alike(self.media, self.num_cached, end)
         tokens = self.tokens[self.num_cached : end]
-        return StepRows(self.seq_id, self.num_cached, tokens, end >= num_prompt, image=image)
+        return StepRows(self.seq_id, self.num_cached, tokens, end >= num_prompt, media=image)
 
 
 def self_test(backend: Tested, recipe: Literal["batched", "serial"], adapters: AdapterSet = ()) -> str:
@@ -101,30 +101,53 @@ def self_test(backend: Tested, recipe: Literal["batched", "serial"], adapters: A
     return ""
 
 
-def image_self_test(
-    backend: Tested, recipe: Literal["batched", "serial"], see: Callable[[np.ndarray[Any, np.dtype[np.uint8]]], Seen]
-) -> str:
-    """Why this recipe, which holds for texts, does not hold for images; '' when it does. Else as `self_test`."""
-    picture, other = _picture(1), _picture(2)
-    seen = see(picture)
-    see(other)
-    if any(not np.array_equal(a, b) for a, b in zip(_all_rows(seen), _all_rows(see(picture)), strict=True)):
-        return "the projector makes other rows of a picture that it sees again"
+class Encoder(Protocol):
+    """What a projector can do."""
+
+    @property
+    def sees(self) -> bool: ...
+
+    @property
+    def hears(self) -> bool: ...
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    def see(self, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> Seen: ...
+
+    def hear(self, samples: np.ndarray[Any, np.dtype[np.float32]]) -> Seen: ...
+
+
+def media_self_test(backend: Tested, recipe: Literal["batched", "serial"], encoder: Encoder) -> str:
+    """Why this recipe, which holds for texts, does not hold for media; '' when it does. Else as `self_test`."""
+    reason = ""
+    if encoder.sees:
+        reason = _test_of("a picture", backend, recipe, lambda seed: encoder.see(_picture(seed)))
+    if encoder.hears and not reason:
+        reason = _test_of("a sound", backend, recipe, lambda seed: encoder.hear(_sound(seed, encoder.sample_rate)))
+    return reason
+
+
+def _test_of(what: str, backend: Tested, recipe: Literal["batched", "serial"], encode: Callable[[int], Seen]) -> str:
+    seen = encode(1)
+    encode(2)
+    if any(not np.array_equal(a, b) for a, b in zip(_all_rows(seen), _all_rows(encode(1)), strict=True)):
+        return f"the projector makes other rows of {what} that it is given again"
     shape = backend.shape
     before, after = _noise(1, 9, shape.n_vocab), _noise(2, 12 + NUM_FORCED, shape.n_vocab)
     rows, spans = place("5e1f" * 16, seen, len(before))
-    tokens, images = [*before, *rows, *after], tuple(spans)
+    tokens, media = [*before, *rows, *after], tuple(spans)
     if len(tokens) > shape.n_ctx:
-        return f"a picture is {len(rows)} rows, more than can be tested in a context of {shape.n_ctx} tokens"
-    last, company, whole = shape.n_slots - 1, min(shape.n_slots - 1, 3), len(tokens)
-    mine = _Slot(company, tokens, whole if recipe == "serial" else 7, begins=2, images=images)
+        return f"{what} is {len(rows)} rows, more than can be tested in a context of {shape.n_ctx} tokens"
+    last, company, whole = shape.n_slots - 1, min(shape.n_slots - 1, 3), min(len(tokens), shape.n_batch)
+    mine = _Slot(company, tokens, whole if recipe == "serial" else 7, begins=2, media=media)
     mates = [_Slot(seq_id, _noise(seq_id, 20, shape.n_vocab), 16) for seq_id in range(company)]
     if company:
-        mates[0] = _Slot(0, tokens, 11, images=images)
-    ways = {"an image in company": [*mates, mine]}
+        mates[0] = _Slot(0, tokens, 11, media=media)
+    ways = {f"{what} in company": [*mates, mine]}
     if recipe == "batched":
-        ways["an image that is cut"] = [_Slot(last, tokens, 5, images=images)]
-    alone = _compute(backend, recipe, [_Slot(0, tokens, whole, images=images)])
+        ways[f"{what} that is cut"] = [_Slot(last, tokens, 5, media=media)]
+    alone = _compute(backend, recipe, [_Slot(0, tokens, whole, media=media)])
     for way, slots in ways.items():
         if reason := _difference(alone, _compute(backend, recipe, slots), way):
             return reason
@@ -136,15 +159,19 @@ def _picture(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return line.astype(np.uint8).reshape(96, 96, 3)
 
 
+def _sound(seed: int, rate: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.sin(np.arange(rate, dtype=np.float64) ** 1.2 * (0.01 * seed)).astype(np.float32)
+
+
 def _all_rows(seen: Seen) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-    return [piece.rows for piece in seen if isinstance(piece, ImageRows)]
+    return [piece.rows for piece in seen if isinstance(piece, MediaRows)]
 
 
 def _compute(backend: Tested, recipe: str, slots: Sequence[_Slot]) -> _Logits:
     """Logits of the last slot, from its last prompt token on."""
     for slot in slots:
         backend.truncate(slot.seq_id, slot.num_cached)
-        backend.open(slot.seq_id, _GREEDY, 0, slot.tokens, 0, adapters=slot.adapters, images=slot.images)
+        backend.open(slot.seq_id, _GREEDY, 0, slot.tokens, 0, adapters=slot.adapters, media=slot.media)
     found: _Logits = []
     try:
         for step in _steps(slots, recipe):
@@ -173,8 +200,8 @@ def _steps(slots: Sequence[_Slot], recipe: str) -> Iterator[list[StepRows]]:
                 yield [rows]
             else:
                 step.append(rows)
-        for kind in (True, False):  # a step has text or images
-            if alike := [rows for rows in step if (rows.image is None) is kind]:
+        for kind in (True, False):  # a step has text or media
+            if alike := [rows for rows in step if (rows.media is None) is kind]:
                 yield alike
         number += 1
 

@@ -8,8 +8,8 @@ so every answer belongs visibly to its own prompt. Words in the prompt make trou
     !hang    the step never returns
     !long    the answer is repeated until the slot is full
 
-A picture is four rows to it, each the byte `#`; they are computed apart from text, as by any model that sees. One that
-is 13 pixels wide ends the process as `!crash` does, as a decoder may that meets hostile bytes.
+A picture or sound is four rows to it, each the byte `#`; they are computed apart from text, as by any model. A picture
+that is 13 pixels wide ends the process as `!crash` does, as a decoder may that meets hostile bytes.
 
 An answer with LoRA adapters begins with their names and scales: `pirate*0.5 `. A cache knows the adapters of each of
 its tokens, so that one who mixes them is found out.
@@ -39,7 +39,7 @@ from packtrain.workers.chat.families import ChatFormat, detect
 from packtrain.workers.chat.infill import FimTokens
 from packtrain.workers.chat.masking import SpecialTexts
 from packtrain.workers.engine.embedding import Vector, to_length_one
-from packtrain.workers.engine.media import ImageRows, Seen, Span
+from packtrain.workers.engine.media import MediaRows, Seen, Span
 from packtrain.workers.receipts import Build
 
 END = 256
@@ -71,7 +71,7 @@ class ScriptedBackend:
         step_s: Seconds that one step takes.
         row_s: Seconds more for each row of it.
         adapters: Their scales by name.
-        sees: It takes pictures.
+        sees, hears: It takes pictures, sounds.
     """
 
     def __init__(
@@ -85,8 +85,10 @@ class ScriptedBackend:
         embeds_only: bool = False,
         adapters: Mapping[str, float] | None = None,
         sees: bool = False,
+        hears: bool = False,
     ) -> None:
         self._sees = sees
+        self._hears = hears
         n_batch = max(64, n_slots)
         self._shape = Shape(n_slots, n_ctx, n_batch, n_vocab=END + 1, recipe=recipe, embeds_only=embeds_only)
         self._embedding = EmbeddingShape(N_DIMS, n_ctx, n_batch, n_slots)
@@ -100,6 +102,7 @@ class ScriptedBackend:
         self.embedded: list[list[Sequence[int]]] = []
         self.threads: list[int] = []  # as they were set, one after the other
         self.pictures: list[tuple[int, ...]] = []  # that it has seen: height and width
+        self.sounds: list[int] = []  # that it has heard: samples
 
     @property
     def shape(self) -> Shape:
@@ -161,7 +164,7 @@ class ScriptedBackend:
         num_output: int,
         *,
         adapters: AdapterSet = (),
-        images: Sequence[Span] = (),
+        media: Sequence[Span] = (),
     ) -> None:
         assert seq_id not in self._slots, f"slot {seq_id} is in use"
         self._slots[seq_id] = _Open(len(history) - num_output, params, adapters)
@@ -204,9 +207,9 @@ class ScriptedBackend:
         self.steps.append(list(rows))
         sets = {self._slots[row.seq_id].adapters for row in rows}
         assert len(sets) <= 1, f"one step with the adapters {sets}"
-        assert len({row.image is None for row in rows}) == 1, "one step with text and images"
+        assert len({row.media is None for row in rows}) == 1, "one step with text and media"
         for row in rows:
-            assert all((token < 0) == (row.image is not None) for token in row.tokens)
+            assert all((token < 0) == (row.media is not None) for token in row.tokens)
         num_outputs = sum(row.num_outputs for row in rows)
         assert num_outputs <= self._shape.n_outputs, f"{num_outputs} rows want logits"
         self._pass_time(self._step_s + self._row_s * sum(len(r.tokens) for r in rows), should_stop)
@@ -240,7 +243,19 @@ class ScriptedBackend:
         self.pictures.append(picture.shape[:2])
         if picture.shape[1] == CRASHING_WIDTH:
             os.abort()
-        return (ImageRows(np.zeros((4, N_DIMS), np.float32), 4),)
+        return (MediaRows(np.zeros((4, N_DIMS), np.float32), 4),)
+
+    @property
+    def hears(self) -> bool:
+        return self._hears
+
+    @property
+    def sample_rate(self) -> int:
+        return 8000 if self._hears else 0
+
+    def hear(self, samples: np.ndarray[Any, np.dtype[np.float32]]) -> Seen:
+        self.sounds.append(len(samples))
+        return (MediaRows(np.zeros((4, N_DIMS), np.float32), 4),)
 
     def set_threads(self, count: int) -> None:
         self.threads.append(count)

@@ -20,6 +20,7 @@ from packtrain.broker.fields import Numerics
 from packtrain.broker.ids import ModelId, slug
 from packtrain.broker.model_info import AdapterInfo, ModelInfo
 from packtrain.workers.backends.scripted import ScriptedBackend
+from packtrain.workers.gguf_projector import ProjectorHeader
 
 SUFFIX = ".scripted.json"
 MIB = 1024 * 1024
@@ -47,6 +48,7 @@ class ScriptedModel(BaseModel):
     nodes: dict[str, str] = Field(default_factory=dict)  # labels that a node must have
     adapters: dict[str, float] = Field(default_factory=dict)  # names to scales
     sees: bool = False
+    hears: bool = False
     fails: str = ""  # not empty: the load fails with this reason
     dies: int = 0  # a signal that ends the process while it loads; 9: as the kernel does where memory runs out
     takes_mib: int = 0  # memory that it really takes
@@ -66,7 +68,7 @@ def scripted_models(folders: Sequence[Path]) -> dict[ModelId, tuple[ModelInfo, P
                 architecture="scripted",
                 has_chat_template=True,
                 embeds_only=script.embeds_only,
-                modalities=("text", "vision") if script.sees else ("text",),
+                modalities=ProjectorHeader(script.sees, script.hears, 0, 0).modalities,
                 n_ctx=script.n_ctx,
                 n_slots=script.n_slots,
                 reserved_slots=script.reserved_slots,
@@ -104,4 +106,5 @@ def load_scripted(path: Path, *, n_slots: int, n_ctx: int, numerics: Numerics = 
         embeds_only=script.embeds_only,
         adapters=script.adapters,
         sees=script.sees,
+        hears=script.hears,
     )

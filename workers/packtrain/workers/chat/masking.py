@@ -23,7 +23,7 @@ class Part:
 
     text: str
     is_users: bool = False  # special tokens in it are plain text
-    image: str = ""  # not empty: an image stands here, and this is its hash
+    media: str = ""  # not empty: an image or sound stands here, and this is its hash
 
 
 class SpecialTexts:
@@ -59,4 +59,4 @@ def unmask(text: str, found: list[Part]) -> tuple[Part, ...]:
     """A rendered prompt in its parts, placeholders replaced by what they stand for."""
     pieces = _PLACEHOLDER.split(text) if found else [text]
     parts = [found[int(p)] if i % 2 else Part(p) for i, p in enumerate(pieces)]
-    return tuple(part for part in parts if part.text or part.image)
+    return tuple(part for part in parts if part.text or part.media)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from packtrain.broker.errors import ImagesUnsupported, InvalidParameter, InvalidRequest, PromptTooLong
+from packtrain.broker.errors import InvalidParameter, InvalidRequest, MediaUnsupported, PromptTooLong
 from packtrain.broker.ids import JobId
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.pieces import MAX_LISTED_TOKENS, Piece, piece_fields
@@ -28,16 +28,16 @@ class Prepared:
     tokens: list[int]
     parser: Parser
     params: SamplingParams  # with the form of a call that is forced
-    images: tuple[Span, ...] = ()  # their places among the tokens
+    media: tuple[Span, ...] = ()  # their places among the tokens
 
 
-#: What an image, named by its hash, is to the model: `Sight.look`.
+#: What an image or sound, named by its hash, is to the model: `Senses.look`.
 Look = Callable[[str], Seen]
 
 
 def blind(_: str) -> Seen:
-    """Of a model that sees nothing."""
-    raise ImagesUnsupported(model="this model")
+    """Of a model that takes text alone."""
+    raise MediaUnsupported(model="this model")
 
 
 def prepare(
@@ -47,10 +47,10 @@ def prepare(
 
     Args:
         limit: Most tokens that are of use, see `tokens_of`.
-        look: At the images.
+        look: At images; sounds are heard so.
 
     Raises:
-        ImagesUnsupported, ImageGone, ImageUnreadable
+        MediaUnsupported, MediaGone, MediaUnreadable
         PromptTooLong: Far more than `limit`.
         InvalidRequest: The model cannot take it: no template, no tokens for a gap, or its template refuses; or its
             vocabulary has no such token.
@@ -60,23 +60,25 @@ def prepare(
         return Prepared(plain, PlainParser(_echo(spec, backend)), spec.params)
     rendered = render(spec, backend.chat_format, backend.render_chat, backend.special_texts)
     tokens: list[int] = []
-    images: list[Span] = []
+    media: list[Span] = []
     for part in rendered.parts:
-        if part.image:
-            rows, spans = place(part.image, look(part.image), len(tokens))
+        if part.media:
+            rows, spans = place(part.media, look(part.media), len(tokens))
             tokens += rows
-            images += spans
+            media += spans
         else:
             tokens += tokens_of(
                 part.text, backend, model=spec.model, limit=limit, add_special=False, parse_special=not part.is_users
             )
-    if len(images) < len(spec.images):
-        raise InvalidRequest(f"the chat template of {spec.model!r} leaves images out; put them into the last turns")
+    if len(media) < len(spec.media):
+        raise InvalidRequest(
+            f"the chat template of {spec.model!r} leaves images or sounds out; put them into the last turns"
+        )
     params = spec.params
     if is_forced(spec.tool_choice):
         schema = forced_call_schema(spec.tools, spec.tool_choice, parallel=spec.parallel_tool_calls)
         params = params.model_copy(update={"response_format": json_format(schema)})
-    return Prepared(tokens, _parser(spec, job_id, backend, rendered), params, tuple(images))
+    return Prepared(tokens, _parser(spec, job_id, backend, rendered), params, tuple(media))
 
 
 def prepare_count(spec: JobSpec, job_id: JobId, backend: Backend, *, look: Look = blind) -> Prepared:

@@ -17,8 +17,8 @@ from typing import Any
 
 from packtrain.broker.chat import Message, Tool
 from packtrain.broker.errors import InvalidParameter
-from packtrain.broker.images import ImageRef, split_at
 from packtrain.broker.job_spec import MAX_PROMPT_CHARS, JobSpec
+from packtrain.broker.media import split_at
 from packtrain.broker.structured import FreeText
 from packtrain.workers.chat.families import ChatFormat
 from packtrain.workers.chat.forced import is_forced
@@ -104,10 +104,10 @@ def _turn(
 ) -> dict[str, Any]:
     role = "system" if message.role == "developer" and not form.knows_developer else message.role
     content = message.content if role == "assistant" else mask(message.content)
-    if message.images:
+    if message.media:
         content = "".join(
-            mask(piece) if isinstance(piece, str) else placeholder(Part("", image=piece.sha256), found)
-            for piece in split_at(message.content, message.images)
+            mask(piece) if isinstance(piece, str) else placeholder(Part("", media=piece.sha256), found)
+            for piece in split_at(message.content, message.media)
         )
     turn: dict[str, Any] = {"role": role, "content": content}
     if message.tool_calls:
@@ -186,8 +186,8 @@ def _with_plain_tools(messages: Sequence[Message], tools: Sequence[Tool], form: 
 def _plain(message: Message) -> Message:
     if message.role == "tool":
         begin = "<tool_response>\n"
-        images = tuple(ImageRef(sha256=image.sha256, at=image.at + len(begin)) for image in message.images)
-        return Message(role="user", content=f"{begin}{message.content}\n</tool_response>", images=images)
+        media = tuple(ref.model_copy(update={"at": ref.at + len(begin)}) for ref in message.media)
+        return Message(role="user", content=f"{begin}{message.content}\n</tool_response>", media=media)
     if not message.tool_calls:
         return message
     calls = [

@@ -108,8 +108,8 @@ class Caches:
             sequence.awaited_to = 0
         for sequence in new:
             reuse = self._find_reuse(sequence, live)
-            if images := sequence.request.images:
-                reuse = replace(reuse, count=whole_before(images, reuse.count, all_whole=self._is_serial))
+            if media := sequence.request.media:
+                reuse = replace(reuse, count=whole_before(media, reuse.count, all_whole=self._is_serial))
             if reuse.is_worth_waiting:
                 holder = by_slot[reuse.awaits]
                 holder.awaited_to = max(holder.awaited_to, reuse.awaits_count)

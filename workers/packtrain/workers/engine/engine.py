@@ -225,8 +225,8 @@ class Engine:
         live = self._standing_back.next([s for s in self._places.live.values() if s.has_begun])
         if self._is_serial:
             return plan_serial_step(sorted(live, key=lambda s: (s.computed_at, s.order)))
-        live, is_of_images = self._media.next(live)
-        if is_of_images:
+        live, is_of_media = self._media.next(live)
+        if is_of_media:
             shape = self._backend.shape
             return plan_image_step(
                 live,
@@ -332,7 +332,7 @@ class Engine:
         requests = [
             StepRows(
                 r.sequence.seq_id, r.sequence.num_cached, [*r.sequence.pending(r.count), *r.guess], r.wants_token,
-                r.scored, len(r.guess), r.image,
+                r.scored, len(r.guess), r.media,
             )
             for r in rows
         ]  # fmt: skip

@@ -29,7 +29,7 @@ _ROW_BITS = 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ImageRows:
+class MediaRows:
     """What an image, or a part of one, became: rows of the model's input."""
 
     rows: np.ndarray[Any, np.dtype[np.float32]]  # (count, width)
@@ -45,14 +45,14 @@ class ImageRows:
         """Rows."""
         return len(self.rows)
 
-    def cut(self, begin: int, end: int) -> ImageRows:
+    def cut(self, begin: int, end: int) -> MediaRows:
         """Some of the rows, for a step; positions go on counting from the first of all."""
         places = None if self.places is None else self.places[:, begin:end]
-        return ImageRows(self.rows[begin:end], self.num_positions, self.is_causal, places, self.moves)
+        return MediaRows(self.rows[begin:end], self.num_positions, self.is_causal, places, self.moves)
 
 
 #: An image as a model takes it: its rows, and tokens that this model wants around and between them.
-Seen = tuple[tuple[int, ...] | ImageRows, ...]
+Seen = tuple[tuple[int, ...] | MediaRows, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,12 @@ class Span:
     """An image's place in a prompt."""
 
     start: int  # index of its first row among the tokens
-    image: ImageRows
+    media: MediaRows
 
     @property
     def end(self) -> int:
         """Index of the first token behind it."""
-        return self.start + self.image.count
+        return self.start + self.media.count
 
 
 def tokens_for(sha256: str, first: int, count: int) -> list[int]:
@@ -80,7 +80,7 @@ def place(sha256: str, seen: Seen, start: int) -> tuple[list[int], list[Span]]:
     spans: list[Span] = []
     num_rows = 0
     for piece in seen:
-        if isinstance(piece, ImageRows):
+        if isinstance(piece, MediaRows):
             spans.append(Span(start + len(tokens), piece))
             tokens += tokens_for(sha256, num_rows, piece.count)
             num_rows += piece.count
@@ -108,7 +108,7 @@ def whole_before(spans: Iterable[Span], count: int, *, all_whole: bool = False) 
         all_whole: None may be cut.
     """
     for span in spans:
-        is_whole = all_whole or not span.image.is_causal or span.image.places is not None
+        is_whole = all_whole or not span.media.is_causal or span.media.places is not None
         if is_whole and span.start < count < span.end:
             return span.start
     return count
@@ -119,8 +119,8 @@ def position(spans: Iterable[Span], index: int) -> int:
     behind = index
     for span in spans:
         if span.end <= index:
-            behind -= span.image.count - span.image.num_positions
-        elif span.start <= index and span.image.places is not None:
+            behind -= span.media.count - span.media.num_positions
+        elif span.start <= index and span.media.places is not None:
             behind -= index - span.start
     return behind
 
@@ -154,10 +154,10 @@ def _go_together(one: EngineSequence, other: EngineSequence) -> bool:
     mine, others = one.next_span, other.next_span
     assert mine
     assert others
-    return one.request.adapters == other.request.adapters and mine.image.is_causal == others.image.is_causal
+    return one.request.adapters == other.request.adapters and mine.media.is_causal == others.media.is_causal
 
 
-def rows_of_images(looking: Sequence[EngineSequence], room: int, n_batch: int) -> dict[int, int]:
+def rows_of_media(looking: Sequence[EngineSequence], room: int, n_batch: int) -> dict[int, int]:
     """Rows that each sequence gets in a step of images, by its order of arrival; the oldest first.
 
     Args:
@@ -169,7 +169,7 @@ def rows_of_images(looking: Sequence[EngineSequence], room: int, n_batch: int) -
         span = sequence.next_span
         assert span
         count = span.end - sequence.num_cached
-        if span.image.is_causal:
+        if span.media.is_causal:
             count = min(count, left)
         elif count > left and (found or count > n_batch):
             continue

@@ -94,7 +94,7 @@ class Places:
             tokens,
             len(request.resumed),
             adapters=request.adapters,
-            images=request.images,
+            media=request.media,
         )
         self.live[request.job_id] = sequence
         return sequence

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from packtrain.workers.engine.lookup import GUESSING_ROWS
-from packtrain.workers.engine.media import ImageRows, rows_of_images
+from packtrain.workers.engine.media import MediaRows, rows_of_media
 from packtrain.workers.engine.sequence import Sequence
 from packtrain.workers.load_options import MIN_OUTPUTS
 
@@ -50,11 +50,11 @@ class Rows:
         return self.count == self.sequence.num_pending and not self.sequence.is_complete
 
     @property
-    def image(self) -> ImageRows | None:
+    def media(self) -> MediaRows | None:
         """The rows, where they are those of an image."""
         span = self.sequence.next_span
         begin = self.sequence.num_cached
-        return span.image.cut(begin - span.start, begin - span.start + self.count) if span else None
+        return span.media.cut(begin - span.start, begin - span.start + self.count) if span else None
 
     @property
     def scored(self) -> list[int]:
@@ -119,12 +119,12 @@ def _pieces(prefilling: Seq[Sequence], room: int, outputs: int) -> dict[int, int
 
 
 def plan_image_step(looking: Seq[Sequence], *, n_batch: int, prefill_budget: int, others_decode: bool) -> list[Rows]:
-    """Rows of the next step, which is one of images, by rising sequence id. Arguments as of `plan_step`.
+    """Rows of the next step, which is one of media, by rising sequence id. Arguments as of `plan_step`.
 
     Args:
         looking: Sequences whose next rows are those of an image, and that can be computed together.
     """
-    counts = rows_of_images(looking, prefill_budget if others_decode else n_batch, n_batch)
+    counts = rows_of_media(looking, prefill_budget if others_decode else n_batch, n_batch)
     rows = [Rows(s, counts[s.order]) for s in looking if s.order in counts]
     return sorted(rows, key=lambda r: r.sequence.seq_id)
 

@@ -1,6 +1,6 @@
 """A sequence: one job inside an instance, its tokens and its progress.
 
-tokens of a sequence:  prompt + output; rows of images are numbers below 0, see media.py
+tokens of a sequence:  prompt + output; rows of media are numbers below 0, see media.py
 [0, num_prompt)        the prompt
 [0, num_cached)        computed, in the KV cache of its slot
 [num_cached, num_tokens) pending: one token while decoding, more while prefilling
@@ -84,7 +84,7 @@ class SequenceRequest:
     deadline: float | None = None  # on the engine's clock, seconds
     adapters: AdapterSet = ()
     is_bulk: bool = False  # it may be parked for one that is not
-    images: tuple[Span, ...] = ()  # of the prompt, in order
+    media: tuple[Span, ...] = ()  # of the prompt, in order
 
 
 @dataclass(slots=True)
@@ -127,15 +127,15 @@ class Sequence:
     @property
     def next_span(self) -> Span | None:
         """The image whose rows come next; None: text does."""
-        return span_at(self.request.images, self.num_cached) if self.request.images else None
+        return span_at(self.request.media, self.num_cached) if self.request.media else None
 
     @property
     def num_ahead(self) -> int:
         """Of those pending, the tokens before the next change between text and image: one step holds no more."""
         pending = self.num_pending
-        if not self.request.images:
+        if not self.request.media:
             return pending
-        return num_alike(self.request.images, self.num_cached, self.num_cached + pending)
+        return num_alike(self.request.media, self.num_cached, self.num_cached + pending)
 
     @property
     def num_to_score(self) -> int:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from packtrain.broker.claims import reserved_slots
 from packtrain.broker.ids import ModelId
+from packtrain.broker.media import MAX_MEDIA_BYTES
 from packtrain.broker.model_info import BufferMemory, ModelFault, ModelInfo, ModelMemory
 from packtrain.workers.adapters import AdapterFile
 from packtrain.workers.catalog_config import FILE_NAME, CatalogConfig, ModelOptions
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Python and its libraries, and what a few dozen answers on their way take, as measured.
 PROCESS_BYTES = 96 * 1024 * 1024
+#: Of a job's media while they are sent: bytes, base64, and the request that they are part of.
+MEDIA_COPIES = 4
 #: Why a remote model has no deterministic numerics.
 NO_PROOF = "another server answers, and nothing about its answers can be proven"
 
@@ -147,12 +150,14 @@ class RemoteCatalog:
     def _info(self, name: str, options: ModelOptions, remote: RemoteOptions) -> ModelInfo:
         defaults = self._config.defaults
         wanted = defaults.reserved_slots if options.reserved_slots is None else options.reserved_slots
-        memory = ModelMemory(process_bytes=PROCESS_BYTES, buffers=(BufferMemory(),))
+        media = MEDIA_COPIES * MAX_MEDIA_BYTES if len(remote.modalities) > 1 else 0
+        memory = ModelMemory(process_bytes=PROCESS_BYTES, buffers=(BufferMemory(),), picture_bytes=media)
         return ModelInfo(
             id=name,
             file=remote.shown,
             architecture="remote",
             has_chat_template=True,
+            modalities=remote.modalities,
             n_ctx=options.context or 0,
             n_slots=remote.concurrency,
             reserved_slots=reserved_slots(remote.concurrency, wanted, parks=False),

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 
 from packtrain.broker import hops, jobs
+from packtrain.broker.blobs import BlobStore
 from packtrain.broker.chunks import Event
-from packtrain.broker.errors import RemoteFailed
+from packtrain.broker.errors import MediaGone, MediaUnsupported, RemoteFailed
 from packtrain.broker.fields import Numerics
 from packtrain.broker.jobs import JobStore
+from packtrain.broker.media import MODALITY_OF
 from packtrain.broker.outcome import Receipt
 from packtrain.workers.adapters import AdapterSet
 from packtrain.workers.chat.deltas import Delta
@@ -37,6 +39,7 @@ class RemoteJobs:
     def __init__(
         self,
         store: JobStore,
+        blobs: BlobStore,
         engine: RemoteEngine,
         options: RemoteOptions,
         turns: Turns,
@@ -46,6 +49,7 @@ class RemoteJobs:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._blobs = blobs
         self._engine = engine
         self._options = options
         self._turns = turns
@@ -76,7 +80,11 @@ class RemoteJobs:
         if claim.epoch > 1:
             self._check_unbegun(job)
         trail = hops.trail_from(self._fleet(), spec.via, model=self._model)
-        request = request_of(spec, self._options.model)
+        takes = self._options.modalities
+        for ref in spec.media:
+            if MODALITY_OF[ref.kind] not in takes:  # it came here from another target of its name
+                raise MediaUnsupported(model=self._model, kind=ref.kind, takes=takes, remote=self._options.shown)
+        request = request_of(spec, self._options.model, self._bytes_of if len(takes) > 1 else None)
         left_ms = min((left for left in (claim.remaining_ms, claim.run_left_ms) if left is not None), default=None)
         self._engine.submit(
             RemoteJob(
@@ -89,6 +97,11 @@ class RemoteJobs:
                 deadline=None if left_ms is None else self._clock() + left_ms / 1000,
             )
         )
+
+    def _bytes_of(self, sha256: str) -> bytes:
+        if (data := self._blobs.get(sha256)) is None:
+            raise MediaGone(sha256=sha256)
+        return data
 
     def _check_unbegun(self, job: LeasedJob) -> None:
         """Of a job whose earlier instance was lost or gave it back: readers have nothing of its answer.
@@ -128,10 +141,10 @@ class RemoteServer:
         prompt: object,  # noqa: ARG002
         output: object,  # noqa: ARG002
         adapters: AdapterSet = (),  # noqa: ARG002
-        images: Sequence[str] = (),
+        media: Sequence[str] = (),
     ) -> Receipt:
         return Receipt(
             model_sha256="", numerics=self._numerics, recipe="fast", numerics_class="", library="", features="",
-            flags="", threads=0, seed=seed, prompt_sha256="", output_sha256="", images=tuple(images),
+            flags="", threads=0, seed=seed, prompt_sha256="", output_sha256="", media=tuple(media),
             remote=self._options.shown,
         )  # fmt: skip

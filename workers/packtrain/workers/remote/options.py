@@ -7,12 +7,13 @@ argument list, record, log or report.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from packtrain.broker.fields import Text
+from packtrain.broker.media import Modality
 
 DEFAULT_CONCURRENCY = 8
 MAX_CONCURRENCY = 256
@@ -29,6 +30,9 @@ class RemoteOptions(BaseModel):
     url: str = Field(description="of its API, what stands before /chat/completions: https://api.example.com/v1")
     model: Annotated[Text, StringConstraints(max_length=256)] = Field(
         "", description="its name there; empty: as it is called here"
+    )
+    modalities: tuple[Modality, ...] = Field(
+        ("text",), description='what the server is sent: "text", with "vision" images, too, with "audio" sounds'
     )
     key_env: str = Field("", description="environment variable that holds the key; empty: no key is sent")
     concurrency: Annotated[int, Field(strict=True, ge=1, le=MAX_CONCURRENCY)] = Field(
@@ -68,6 +72,11 @@ class RemoteOptions(BaseModel):
         if value and not _VARIABLE.fullmatch(value):
             raise ValueError("give the name of an environment variable in capitals, such as GROQ_API_KEY, not the key")
         return value
+
+    @field_validator("modalities")
+    @classmethod
+    def _takes_text(cls, value: tuple[Modality, ...]) -> tuple[Modality, ...]:
+        return tuple(kind for kind in get_args(Modality) if kind == "text" or kind in value)
 
     @model_validator(mode="after")
     def _prices_go_together(self) -> Self:

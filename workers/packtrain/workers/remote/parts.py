@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
+from packtrain.broker.blobs import BlobStore
 from packtrain.broker.errors import ModelLoadFailed
 from packtrain.broker.jobs import JobStore
 from packtrain.workers.instance_messages import InstanceConfig
@@ -40,6 +41,7 @@ def remote_parts(
     config: InstanceConfig,
     fleet: Callable[[], str],
     store: JobStore,
+    blobs: BlobStore,
     on_activity: Callable[[], None],
     on_fault: Callable[[str], None],
 ) -> Parts:
@@ -61,7 +63,7 @@ def remote_parts(
     )  # fmt: skip
     return Parts(
         engine=engine,
-        starter=RemoteJobs(store, engine, options, turns, model=config.model, fleet=fleet, clock=time.monotonic),
+        starter=RemoteJobs(store, blobs, engine, options, turns, model=config.model, fleet=fleet, clock=time.monotonic),
         prover=RemoteServer(options),
         recipe="fast",
         numerics_class="",

@@ -7,13 +7,17 @@ if it had asked for less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from packtrain.broker.chat import Message
 from packtrain.broker.errors import InvalidRequest
+from packtrain.broker.images import data_uri
 from packtrain.broker.job_spec import JobSpec
+from packtrain.broker.media import MediaRef, unjoined
 from packtrain.broker.sampling import SamplingParams
+from packtrain.broker.sounds import part_of_sound
 from packtrain.broker.structured import FreeText, JsonObject, JsonSchema, ResponseFormat
 
 #: What llama.cpp's servers, ours among them, call what OpenAI has no name for; others refuse or ignore it.
@@ -32,16 +36,21 @@ class RemoteRequest:
     form: Literal["chat", "text", "vector"]
 
 
-def request_of(spec: JobSpec, model: str) -> RemoteRequest:
+#: The bytes of an image or a sound, by its hash.
+Bytes = Callable[[str], bytes]
+
+
+def request_of(spec: JobSpec, model: str, bytes_of: Bytes | None = None) -> RemoteRequest:
     """The request for a job.
 
     Args:
         model: Its name at the server.
+        bytes_of: Of its media; None: the server is sent none.
 
     Raises:
         InvalidRequest: No server of this kind could do it.
     """
-    if reason := _why_not(spec):
+    if reason := _why_not(spec, sends_media=bytes_of is not None):
         raise InvalidRequest(f"{spec.model!r} is answered by another server, which {reason}", model=spec.model)
     if spec.kind == "embed":
         body: dict[str, Any] = {
@@ -65,7 +74,7 @@ def request_of(spec: JobSpec, model: str) -> RemoteRequest:
         if spec.echo:
             body["echo"] = True
         return RemoteRequest("/completions", body, "text")
-    body = {"model": model, "messages": [_turn(message) for message in spec.messages], **stream}
+    body = {"model": model, "messages": [_turn(message, bytes_of) for message in spec.messages], **stream}
     body |= _sampling(spec.params, is_chat=True)
     if spec.tools:
         body["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in spec.tools]
@@ -81,7 +90,7 @@ def request_of(spec: JobSpec, model: str) -> RemoteRequest:
     return RemoteRequest("/chat/completions", body, "chat")
 
 
-def _why_not(spec: JobSpec) -> str:
+def _why_not(spec: JobSpec, *, sends_media: bool) -> str:
     """What no server of this kind can do, with the remedy; empty: all is well."""
     form = spec.params.response_format
     if spec.deterministic:
@@ -92,8 +101,8 @@ def _why_not(spec: JobSpec) -> str:
         return "scores no prompts; leave prompt_logprobs out, or ask a model that is loaded here"
     if spec.adapters:
         return "knows none of our adapters; leave them out, or ask a model that is loaded here"
-    if spec.images:
-        return "is sent no images; ask a model that is loaded here and can see"
+    if spec.media and not sends_media:
+        return "is sent no images or sounds; ask a model that takes them"
     if not isinstance(form, FreeText | JsonObject | JsonSchema):
         return "takes no grammar; give a JSON schema, or ask a model that is loaded here"
     if isinstance(form, JsonSchema) and (form.prefix or form.suffix):
@@ -128,9 +137,11 @@ def _form(form: ResponseFormat) -> dict[str, Any]:
     return {"type": "json_object"} if isinstance(form, JsonObject) else {}
 
 
-def _turn(message: Message) -> dict[str, Any]:
+def _turn(message: Message, bytes_of: Bytes | None) -> dict[str, Any]:
     """A turn in OpenAI's shape: without what it does not have."""
-    fields = message.model_dump(mode="json", exclude_none=True, exclude={"images"})
+    fields = message.model_dump(mode="json", exclude_none=True, exclude={"media"})
+    if message.media and bytes_of:
+        fields["content"] = [_part(part, bytes_of) for part in unjoined(message.content, message.media)]
     if not message.tool_calls:
         fields.pop("tool_calls", None)
     elif not message.content:
@@ -138,3 +149,10 @@ def _turn(message: Message) -> dict[str, Any]:
     if not message.reasoning_content:
         fields.pop("reasoning_content", None)
     return fields
+
+
+def _part(part: str | MediaRef, bytes_of: Bytes) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    data = bytes_of(part.sha256)
+    return part_of_sound(data) if part.kind == "audio" else {"type": "image_url", "image_url": {"url": data_uri(data)}}

@@ -12,13 +12,13 @@ import pytest
 
 from packtrain.broker import keys
 from packtrain.broker.blobs import MemoryBlobs
-from packtrain.broker.errors import ImageGone, ImagesUnsupported, ImageUnreadable
+from packtrain.broker.errors import MediaGone, MediaUnreadable, MediaUnsupported
 from packtrain.broker.ids import ModelId
-from packtrain.broker.images import ImageRef
-from packtrain.workers import sight as sight_module
+from packtrain.broker.media import MediaRef
+from packtrain.workers import senses as senses_module
 from packtrain.workers.backends.scripted import ScriptedBackend
-from packtrain.workers.engine.media import ImageRows, Seen
-from packtrain.workers.sight import Sight
+from packtrain.workers.engine.media import MediaRows, Seen
+from packtrain.workers.senses import Senses
 from tests.support.clock import FakeClock
 from tests.support.pictures import png
 
@@ -43,11 +43,11 @@ class Bench:
         self.blobs = MemoryBlobs(self.clock)
         self.backend = backend or ScriptedBackend(sees=True)
         self.lent: list[int] = []
-        self.sight = Sight(self.blobs, self.backend, model=ModelId("m"), lend=self.lent.append)
+        self.sight = Senses(self.blobs, self.backend, model=ModelId("m"), lend=self.lent.append)
 
     def keep(self, data: bytes) -> str:
         sha256 = hashlib.sha256(data).hexdigest()
-        self.blobs.keep([ImageRef(sha256=sha256, at=0, data=data)])
+        self.blobs.keep([MediaRef(sha256=sha256, at=0, data=data)])
         return sha256
 
 
@@ -73,7 +73,7 @@ def test_what_was_seen_needs_no_blob_any_more() -> None:
     bench.clock.advance(keys.BLOB_TTL_MS + 1)
 
     assert bench.sight.look(sha256)
-    with pytest.raises(ImageGone):
+    with pytest.raises(MediaGone):
         Bench().sight.look(sha256)
 
 
@@ -82,7 +82,7 @@ def test_one_that_cannot_be_read_is_looked_at_again_when_it_is_asked_about_again
     broken = bench.keep(png(64, 64)[:60])
 
     for _ in range(2):
-        with pytest.raises(ImageUnreadable):
+        with pytest.raises(MediaUnreadable):
             bench.sight.look(broken)
     assert bench.backend.pictures == []
     assert bench.lent == []
@@ -92,8 +92,8 @@ def test_the_one_used_longest_ago_is_forgotten_where_there_are_too_many(monkeypa
     bench = Bench()
     first, second, third = (bench.keep(png(side, 8)) for side in (8, 9, 10))
     (rows,) = bench.sight.look(first)
-    assert isinstance(rows, ImageRows)
-    monkeypatch.setattr(sight_module, "CACHE_BYTES", 2 * rows.rows.nbytes)
+    assert isinstance(rows, MediaRows)
+    monkeypatch.setattr(senses_module, "CACHE_BYTES", 2 * rows.rows.nbytes)
     for sha256 in (second, first, third, first, second):
         bench.sight.look(sha256)
 
@@ -103,5 +103,5 @@ def test_the_one_used_longest_ago_is_forgotten_where_there_are_too_many(monkeypa
 def test_a_blind_model_says_so() -> None:
     bench = Bench(ScriptedBackend())
 
-    with pytest.raises(ImagesUnsupported, match="'m' takes text alone"):
+    with pytest.raises(MediaUnsupported, match="'m' takes text alone"):
         bench.sight.look(bench.keep(png(8, 8)))
