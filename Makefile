@@ -17,15 +17,14 @@ PY = "$(VENV)/bin/python"
 # Puts the folder of the demo model before what PACKTRAIN_MODELS may hold already.
 WITH_MODEL = models="$$($(PY) deploy/demo_model.py)" && \
 	export PACKTRAIN_MODELS="$$models$${PACKTRAIN_MODELS:+:$$PACKTRAIN_MODELS}" &&
-# Quick to slow. `tiers` finds tests that no tier would run.
-STEPS = lint type tiers docs unit contract integration e2e
+# Quick to slow.
+STEPS = lint type docs unit contract integration e2e
 # Two processes, each with files of its own: tests wait more than they compute. Not for the real model, which takes all
 # cores, nor while you debug: make integration BY_FILE= ARGS='-k lease -x --pdb'.
 BY_FILE ?= -n 2 --dist loadfile
-TIERS = unit or contract or integration or e2e or clients or faults or chaos or compose or upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up docs test check lint format type unit contract integration e2e clients faults chaos bench clean tiers install model lock audit sbom
+.PHONY: help setup demo up docs test check lint format type unit contract integration e2e clients faults chaos bench clean install model lock audit sbom
 .PHONY: test-compose test-upgrade
 
 help: ## This list
@@ -108,20 +107,22 @@ type: setup ## mypy, strict
 	@"$(VENV)/bin/mypy"
 
 unit: setup ## Tests of pure code: a minute
-	@$(PY) -m pytest --quiet --no-header -m unit $(BY_FILE) $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m unit $(BY_FILE) tests/unit $(ARGS)
 
 contract: setup ## Tests that an in-memory twin and the real part both pass
-	@$(PY) -m pytest --quiet --no-header -m contract $(BY_FILE) $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m contract $(BY_FILE) tests/contract $(ARGS)
 
+# Fleets of scripted models wait most: the whole tier takes 700 s of CPU, on two cores ten minutes with two processes.
+integration: BY_FILE = -n 3 --dist loadfile
 integration: setup ## Tests with a real broker, real workers, a scripted model
-	@$(PY) -m pytest --quiet --no-header -m integration $(BY_FILE) $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m integration $(BY_FILE) tests/integration tests/faults $(ARGS)
 
 e2e: setup ## Tests of the whole fleet with the demo model
-	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m e2e $(ARGS)
+	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m e2e tests/e2e $(ARGS)
 
 # Not part of `test`: it installs a gigabyte the first time.
 clients: setup ## openai-python, LangChain and others against a gateway; the first time installs them into the cache
-	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m clients $(ARGS)
+	@$(WITH_MODEL) $(PY) -m pytest --quiet --no-header -m clients tests/clients $(ARGS)
 
 # Not part of `test`: it takes ten minutes.
 faults: setup ## All tests of faults, with what each cost, into build/faults.md; many need root and iproute2
@@ -140,16 +141,11 @@ test-compose: setup ## Two hosts of containers: jobs, faults, an upgrade; on Deb
 # Not part of `test`: it needs the history, and a minute.
 test-upgrade: setup ## From the version before (deploy/previous-version) to this one, process by process, and back
 	@$(PY) deploy/previous_version.py >/dev/null
-	@$(PY) -m pytest --quiet --no-header -m upgrade $(ARGS)
+	@$(PY) -m pytest --quiet --no-header -m upgrade tests/upgrade $(ARGS)
 
 docs: setup ## The documentation as a site, into build/site; any broken link fails it
 	@mkdir -p build
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m docs.site.build
-
-# pytest's exit code 5: nothing was collected, which is what we want here.
-tiers: setup
-	@$(PY) -m pytest --collect-only --quiet -m 'not ($(TIERS))'; test $$? = 5 || { \
-		echo 'make: the tests above belong to no tier; mark them with one of: $(TIERS)' >&2; exit 1; }
 
 # --- supply chain -------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,38 @@ settings.register_profile("packtrain", deadline=None, suppress_health_check=[Hea
 settings.load_profile("packtrain")
 
 
+#: The markers of the tests that the Makefile's targets run, by the folder that they run them in.
+RUN_IN = {
+    "unit": {"unit"},
+    "contract": {"contract"},
+    "integration": {"integration", "faults"},
+    "e2e": {"e2e"},
+    "clients": {"clients"},
+    "faults": {"integration", "faults", "chaos"},
+    "compose": {"compose"},
+    "upgrade": {"upgrade"},
+}
+
+
+IS_STRAY = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves any out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that no target would run is run where it lies, and fails."""
+    for item in items:
+        run = RUN_IN.get(item.path.relative_to(ROOT / "tests").parts[0], set())
+        if run and not run & {marker.name for marker in item.iter_markers()}:
+            item.stash[IS_STRAY] = True
+            item.add_marker(min(run))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let strays fail."""
+    if item.stash.get(IS_STRAY, False):
+        pytest.fail("it belongs to no tier, so no target would run it; mark it with that of its folder", pytrace=False)
+
+
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerServer]:
     """A real Redis or Valkey server for one file of tests (0.15 s): what another file left, nobody meets here."""

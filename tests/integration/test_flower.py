@@ -178,12 +178,16 @@ def test_the_tasks_page_leads_to_the_result_of_a_doorbell(seen: Watched, site: s
         page.goto(f"{site}/tasks")
         return page.locator("#tasks-table tbody tr").filter(has_text="packtrain.ring").count() > 0
 
+    def bell() -> str | None:
+        tasks = json.loads(get(fleet, "/api/tasks")).items()
+        return next((uuid for uuid, task in tasks if job.id in str(task["result"])), None)
+
     eventually(row, "a doorbell in the table")
-    found = [uuid for uuid, task in json.loads(get(fleet, "/api/tasks")).items() if job.id in str(task["result"])]
-    page.goto(f"{site}/task/{found[0]}")
+    page.goto(f"{site}/task/{eventually(bell, 'the result of its doorbell')}")
 
     expect(page.locator("#task-page")).to_contain_text(job.id)
-    expect(page.locator("#task-page")).to_contain_text("'tokens': 17")
+    # On a busy machine one bell serves the job of the test before, too.
+    expect(page.locator("#task-page")).to_contain_text(re.compile(r"'tokens': (17|34)\b"))
     expect(page.locator("#task-page")).to_contain_text(re.compile(r"'seconds': \d"))
     nothing_private(fleet, seen)
 

@@ -18,6 +18,8 @@ from tests.support.promtool import Scrape, needs_promtool, promtool
 pytestmark = pytest.mark.integration
 
 DOCS = Path(__file__).parents[2] / "docs"
+#: A script takes no memory that could be estimated, and lies on one node.
+SILENT = {"packtrain_instance_memory_estimated_bytes", "packtrain_shards"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def test_the_page_lists_what_there_is_with_types_and_labels(scene: Scene) -> Non
 
     assert {name: kind for name, (kind, _) in listed.items()} == said.families
     silent = {name for name in listed if not said.labels(name) and listed[name][1]}
-    assert silent <= {"packtrain_instance_memory_estimated_bytes"}  # a script takes no memory that could be estimated
+    assert silent <= SILENT
     assert {name: labels for name, (_, labels) in listed.items() if name not in silent} == {
         name: said.labels(name) for name in said.families if name not in silent
     }
@@ -151,7 +153,6 @@ def test_dashboard_and_alerts_ask_for_metrics_and_labels_that_there_are(scene: S
 
     assert len(asked) > 40
     assert {name for name, _ in asked} <= said.families.keys()
-    silent = {"packtrain_instance_memory_estimated_bytes"}  # a script takes no memory that could be estimated
     for name, labels in asked:
-        assert labels <= said.labels(name) or name in silent, f"{name} has no {labels - said.labels(name)}"
+        assert labels <= said.labels(name) or name in SILENT, f"{name} has no {labels - said.labels(name)}"
     assert {label for each in expressions() for label in labels_by(each)} <= known

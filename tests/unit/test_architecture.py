@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 
 import packtrain.broker
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RUN_IN
 
 pytestmark = pytest.mark.unit
 
 LUA = sorted((ROOT / "broker/packtrain/broker/lua").glob("*.lua"))
 HEAVY = ("llama_cpp", "llguidance", "psutil", "numpy")
+
+
+def test_every_folder_of_tests_is_run_by_some_target() -> None:
+    folders = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+
+    assert folders == RUN_IN.keys()
+    makefile = (ROOT / "Makefile").read_text()
+    assert [folder for folder in folders if f" tests/{folder}" not in makefile] == []
 
 
 def test_the_namespace_package_has_no_init_file() -> None:
