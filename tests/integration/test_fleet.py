@@ -434,6 +434,9 @@ def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_cause_until_it_is
 def test_a_model_that_fits_nowhere_fails_its_jobs_with_the_shortfall(fleet: Fleet) -> None:
     with pytest.raises(ModelTooLarge, match="MiB"):
         fleet.client.generate("huge", "x", timeout=30)
+    loaded = CliRunner().invoke(app, ["load", "huge"], env={"PACKTRAIN_URL": fleet.url})
+    assert isinstance(loaded.exception, ModelTooLarge)
+    fleet.client.unload("huge")
 
 
 def test_an_idle_model_is_unloaded_after_its_keep_alive_and_comes_back(fleet: Fleet) -> None:

@@ -20,6 +20,7 @@ from packtrain.broker import coordinator_main
 from packtrain.broker.errors import ModelLoadFailed, ModelTooLarge, SetupError, TryLater
 from packtrain.broker.ids import ModelId, route_of
 from packtrain.broker.placement import MAX_LOAD_FAILURES
+from packtrain.broker.placement.split import USABLE
 from packtrain.broker.settings import Settings, load_settings, secret_in
 from packtrain.broker.states import InstanceState
 from packtrain.client import InstanceBeat, ModelInfo, Packtrain
@@ -233,11 +234,13 @@ def load(
             has_failed &= not is_split or len(failed) >= MAX_LOAD_FAILURES
             if not nodes:
                 raise TryLater(f"no live node has {model!r}; it is loaded as soon as one comes back")
-            may_split = is_split or sum(node.split for node in known) > 1  # then the coordinator says whether it can
-            if not may_split and info.required_bytes > max(node.memory_budget for node in nodes):
+            largest = max(node.memory_budget for node in nodes)
+            together = int(USABLE * sum(node.memory_budget for node in known if node.split))
+            if info.required_bytes > max(largest, together) and not any(i.is_head for i in mine):
                 raise ModelTooLarge(
-                    f"{model!r} needs {views.size(info.required_bytes)}, more than any node may use; "
-                    "set fewer slots or a smaller context in packtrain.toml, or let nodes take part in splits"
+                    f"{model!r} needs {views.size(info.required_bytes)}; no node may use more than "
+                    f"{views.size(largest)}, and those that take part in splits give {views.size(together)} together; "
+                    "set fewer slots or a smaller context in packtrain.toml, or start more nodes with --split"
                 )
             if has_failed and all(i.state.is_terminal for i in mine):
                 raise ModelLoadFailed(
