@@ -102,9 +102,7 @@ class ModelInfo(Report):
     has_chat_template: bool = False
     embeds_only: bool = Field(False, description="it makes vectors of texts, and answers nothing")
     modalities: tuple[Modality, ...] = Field(("text",), description="what may stand in a prompt")
-    projector: str = Field(
-        "", description="file name of what turns images or sounds into input; empty: none"
-    )
+    projector: str = Field("", description="file name of what turns images or sounds into input; empty: none")
     n_ctx: int = Field(4096, description="context of one slot, tokens")
     n_slots: int = 8
     reserved_slots: int = Field(0, description="that bulk jobs leave to interactive ones")
