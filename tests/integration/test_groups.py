@@ -6,6 +6,7 @@ A real llama.cpp on each, a tiny model, tunnels at loopback.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def test_whatever_leaves_or_dies_all_let_go_and_the_jobs_go_on_in_the_next_group
 
 
 def test_a_group_without_one_of_its_nodes_fails_as_a_whole_and_names_it(fleet: Agents) -> None:
-    fleet.processes["off"].send_signal(19)  # SIGSTOP: it hears nothing
+    fleet.processes["off"].send_signal(signal.SIGSTOP)  # it hears nothing
     try:
         names = fleet.load_split("m", LAYERS, n_layer=N_LAYER)
         fleet.until(names[0], STARTING, reason="waits for its shard on off")
@@ -154,5 +155,5 @@ def test_a_group_without_one_of_its_nodes_fails_as_a_whole_and_names_it(fleet: A
         assert fleet.until(names[0], STOPPED, timeout_s=BOUND_S).reason == "a test"
         fleet.until(names[1], STOPPED, timeout_s=BOUND_S)
     finally:
-        fleet.processes["off"].send_signal(18)
+        fleet.processes["off"].send_signal(signal.SIGCONT)
     fleet.until(names[2], STOPPED, timeout_s=BOUND_S)  # it hears its order late, and that its head is gone

@@ -156,7 +156,7 @@ def test_caches_of_the_models_used_last_stay(tmp_path: Path) -> None:
         folder.mkdir()
         os.utime(folder, (number, number))
 
-    cache.sweep(tmp_path, keep=folders[0])
+    cache.sweep(tmp_path, keep={folders[0]})
 
     assert {*tmp_path.iterdir()} == {folders[0], *folders[-cache.MAX_MODELS + 1 :]}
-    cache.sweep(tmp_path / "none", keep=folders[0])
+    cache.sweep(tmp_path / "none", keep={folders[0]})

@@ -228,7 +228,7 @@ def test_a_node_that_has_computed_nothing_makes_the_speed_unknown() -> None:
     said = forecast(plan, {NodeId("a"): 1, NodeId("b"): 1}, {plan.head.node: 1e9}, n_embd=1000)
 
     assert (said.tokens_per_s, said.unmeasured) == (None, (plan.shards[0].node,))
-    assert said.at_most == pytest.approx(1 / said.network_s)
+    assert said.network_s >= HAND_OFF_S  # which is known all the same
 
 
 def test_a_speed_is_that_of_the_fastest_time_in_which_one_job_decoded_alone() -> None:

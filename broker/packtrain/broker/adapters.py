@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from packtrain.broker.errors import AdapterUnavailable
 from packtrain.broker.job_spec import JobSpec
-from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.model_info import ModelInfo, model_named
 
 
 def check_adapters(spec: JobSpec, models: Iterable[ModelInfo]) -> None:
@@ -19,10 +19,7 @@ def check_adapters(spec: JobSpec, models: Iterable[ModelInfo]) -> None:
     """
     if not spec.adapters:
         return
-    known = {info.id: info for info in models}
-    info = known.get(spec.model)
-    if info and info.alias_of:
-        info = known.get(info.alias_of)
+    info = model_named(spec.model, models)
     if info is None:
         return
     faults = {adapter.name: adapter.fault for adapter in info.adapters}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -136,6 +137,13 @@ class ModelInfo(Report):
             self.id, self.file, self.file_bytes, self.architecture, self.quantization, self.parameters, self.layer_bytes
         )  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def model_named(name: str, models: Iterable[ModelInfo]) -> ModelInfo | None:
+    """The model that jobs of this name are for, of several targets the preferred one; None: nobody offers it."""
+    known = {info.id: info for info in models}
+    info = known.get(name)
+    return known.get(info.alias_of) if info and info.alias_of else info
 
 
 class ModelFault(Report):

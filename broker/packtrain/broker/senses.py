@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from packtrain.broker.errors import MediaUnsupported
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.media import MODALITY_OF
-from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.model_info import ModelInfo, model_named
 
 
 def may_move(spec: JobSpec, models: Iterable[ModelInfo]) -> bool:
@@ -34,9 +34,7 @@ def check_senses(spec: JobSpec, models: Iterable[ModelInfo]) -> None:
     if not kinds:
         return
     known = {info.id: info for info in models}
-    info = known.get(spec.model)
-    if info and info.alias_of:
-        info = known.get(info.alias_of)
+    info = model_named(spec.model, known.values())
     if info is None:
         return
     wanted = {MODALITY_OF[kind] for kind in kinds}

@@ -27,7 +27,7 @@ from packtrain.broker.explain import Explanation, look
 from packtrain.broker.ids import JobId, ModelId, NodeId, Route
 from packtrain.broker.job_spec import JobSpec
 from packtrain.broker.jobs import Submitted
-from packtrain.broker.model_info import ModelInfo
+from packtrain.broker.model_info import ModelInfo, model_named
 from packtrain.broker.node_wishes import NodeChange, NodeWish
 from packtrain.broker.orders import Desired
 from packtrain.broker.outcome import JobStatus
@@ -110,9 +110,7 @@ class RedisTransport:
         fleet = hops.fleet_id(self._registry.secret())
         if fleet not in spec.via:
             return False
-        known = {info.id: info for info in self._registry.models()}
-        info = known.get(spec.model)
-        real = known.get(info.alias_of) if info and info.alias_of else info
+        real = model_named(spec.model, self._registry.models())
         if real and real.remote:
             hops.trail_from(fleet, spec.via, model=spec.model)
         return True

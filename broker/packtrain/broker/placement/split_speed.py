@@ -47,11 +47,6 @@ class Forecast:
     load_s: float  # until a head has sent all weights, the first time
     unmeasured: tuple[NodeId, ...]  # nodes whose rate is not known
 
-    @property
-    def at_most(self) -> float:
-        """Tokens a second that the network lets through."""
-        return 1 / self.network_s if self.network_s else float("inf")
-
 
 def forecast(plan: SplitPlan, weights: Mapping[NodeId, int], rates: Mapping[NodeId, float], *, n_embd: int) -> Forecast:
     """The speed of a plan.

@@ -81,8 +81,8 @@ def _speed(found: SplitFit) -> str:
     if found.tokens_per_s is None or found.compute_s is None:
         nodes = ", ".join(found.unmeasured)
         return (
-            f"{network}; {load}. The speed of {nodes} is not known before a model has answered a long job there: run "
-            "one and ask again"
+            f"{network}; {load}. The speed of {nodes} is not known yet: agents measure it in their first minute, and "
+            "a long job shows it; ask again then"
         )
     return (
         f"forecast for one job alone: {found.tokens_per_s:.1f} tokens/s, by {found.compute_s * 1000:.1f} ms of "

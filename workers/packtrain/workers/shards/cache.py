@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 #: Models whose tensors a node keeps. They may be gigabytes each.
@@ -52,9 +53,9 @@ def folder_of(parent: Path, key: str) -> Path:
     return parent / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def sweep(parent: Path, *, keep: Path) -> None:
-    """Remove the caches of all models but those used last, and one."""
-    others = [folder for folder in parent.glob("*") if folder.is_dir() and folder != keep]
+def sweep(parent: Path, *, keep: Collection[Path]) -> None:
+    """Remove the caches of all models but those used last, and those to keep."""
+    others = [folder for folder in parent.glob("*") if folder.is_dir() and folder not in keep]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in others[MAX_MODELS - 1 :]:
+    for folder in others[max(0, MAX_MODELS - len(keep)) :]:
         shutil.rmtree(folder, ignore_errors=True)

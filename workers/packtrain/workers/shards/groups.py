@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,8 +114,11 @@ class Groups:
         )
         keeps = command.cache_key and disk_free > cache.SPARE * command.reserved_bytes
         folder = cache.folder_of(self._caches, command.cache_key) if keeps else None
+        in_use = {shard.cache for shard in self._shards.values() if shard.cache}
+        if folder in in_use:  # two that write into one would take each other's half tensors for whole ones
+            folder = None
         if folder:
-            cache.sweep(self._caches, keep=folder)
+            cache.sweep(self._caches, keep={folder, *in_use})
         port = self._free_port() if self._first_port else 0
         place = Place(self._identity, self._listen, port, self._reached(), folder, n_threads)
         self._shards[InstanceId(beat.instance)] = HeldShard(beat, command, place)
@@ -145,8 +147,11 @@ class Groups:
             return news
         if now >= self._next_look:
             self._next_look = now + LOOK_S
-            with suppress(RedisError):
+            try:
                 self._ask(now)
+            except RedisError:
+                # Nobody could tell us of who was missing: count anew once it is back.
+                self._missing_since = dict.fromkeys(self._missing_since, now)
         for name, shard in list(self._shards.items()):
             fate = fate_of_shard(self._known.get(shard.head), missing_s=self._missing_s(shard.head, now))
             is_late = shard.leaves_since is not None and now - shard.leaves_since > self._drain_s

@@ -55,7 +55,7 @@ class HeldShard:
         self.head = InstanceId(command.group)
         told = {"group": command.group, "layers": command.layers, "state": InstanceState.STARTING}
         self.beat = beat.model_copy(update=told)
-        self.port = place.port
+        self.port, self.cache = place.port, place.cache
         self.leaves_since: float | None = None  # monotonic seconds; None: it stays
         self._command = command
         self._place = place
