@@ -7,7 +7,7 @@
     │   ├── PromptTooLong         more tokens than the context of the model holds
     │   ├── UnknownModel          no node offers this model
     │   ├── AdapterUnavailable    the model has no such LoRA adapter, or cannot use it
-    │   ├── MediaUnsupported     the model cannot see, or hear
+    │   ├── MediaUnsupported      the model cannot see, or hear
     │   ├── MediaUnreadable       an image or sound cannot be decoded, or is too much for the model
     │   ├── MediaGone             an image or sound that the job names is not kept any more
     │   ├── UnknownJob            no such job, or its record has expired
