@@ -101,8 +101,12 @@ def test_who_needs_the_room_of_a_shard_has_the_whole_group_unloaded(client: Pack
 
     assert client.generate("small", "my turn", max_tokens=1, timeout=60).usage.completion_tokens == 1
     assert not members(client)
-    (served,) = [i for i in client.instances() if i.model == "small" and i.state is READY]
-    assert served.node == "far"
+
+    def served() -> list[InstanceBeat]:
+        """Where it runs; its agent tells a moment after the first job is done."""
+        return [i for i in client.instances() if i.model == "small" and i.state is READY]
+
+    assert [i.node for i in eventually(served, "the small model to be READY", 10)] == ["far"]
 
 
 def test_what_is_too_large_for_all_together_is_refused_with_what_they_can_give(client: Packtrain) -> None:

@@ -222,7 +222,7 @@ class Agent:
         return InstanceBeat(
             instance=instance, model=command.model, node=self._node, state=InstanceState.STARTING,
             n_slots=command.n_slots, n_ctx=command.n_ctx, numerics=command.numerics,
-            reserved_bytes=command.reserved_bytes, requested_ms=self._registry_ms(),
+            reserved_bytes=command.reserved_bytes, requested_ms=self._registry_ms(), served_ms=0,
             group=command.group, layers=command.layers, forecast_tokens_per_s=command.forecast_tokens_per_s,
         )  # fmt: skip
 
